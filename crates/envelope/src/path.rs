@@ -1,0 +1,284 @@
+//! Reverse-paths and forward-paths (RFC 5321 section 4.1.2), kept as the peer wrote them.
+//!
+//! What is stored is the text between `<` and `>` without a source route. It is printable ASCII, so it can go into a
+//! command line or a header again without quoting anew. Addresses outside ASCII (RFC 6531) are refused: we do not
+//! announce SMTPUTF8.
+
+use std::fmt;
+
+/// RFC 5321 section 4.5.3.1.3: a path is at most 256 octets, `<` and `>` included.
+const PATH_BYTES_MAX: usize = 254;
+/// RFC 5321 section 4.5.3.1.1.
+const LOCAL_PART_BYTES_MAX: usize = 64;
+/// RFC 5321 section 4.5.3.1.2.
+const DOMAIN_BYTES_MAX: usize = 255;
+/// RFC 1035 section 2.3.4.
+const LABEL_BYTES_MAX: usize = 63;
+
+/// Why a text is not a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// There is no `@`, and it is not `postmaster`.
+    #[error("address has no domain")]
+    NoDomain,
+    /// Nothing before the `@`, or a character that needs quotes, or quotes that do not close.
+    #[error("malformed local part")]
+    LocalPart,
+    /// The part after the `@` is neither a domain name nor an address literal.
+    #[error("malformed domain")]
+    Domain,
+    /// Longer than RFC 5321 section 4.5.3.1 allows.
+    #[error("address is too long")]
+    TooLong,
+    /// A character outside ASCII: we do not announce SMTPUTF8.
+    #[error("address is not ASCII")]
+    NotAscii,
+    /// `<>` where a recipient is needed.
+    #[error("the null reverse-path is no recipient")]
+    Null,
+}
+
+/// A domain name in lower case, without a final dot, e.g. `example.com`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DomainName(Box<str>);
+
+impl DomainName {
+    /// Checks `text` by RFC 5321's `Domain`: labels of letters, digits, hyphens (and underscores, which exist in
+    /// practice), none empty, none over 63 octets.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if !is_domain_name(text) {
+            return Err(PathError::Domain);
+        }
+        Ok(Self(text.to_ascii_lowercase().into()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for DomainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Where failures are reported to: a mailbox, or nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ReversePath(Box<str>);
+
+impl ReversePath {
+    /// The null reverse-path `<>` of bounces.
+    pub fn null() -> Self {
+        Self("".into())
+    }
+
+    /// Checks the text between `<` and `>`; empty is the null reverse-path.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_empty() { Ok(Self::null()) } else { mailbox(text).map(|m| Self(m.into())) }
+    }
+
+    /// Whether this is `<>`.
+    pub fn is_null(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The text between `<` and `>`.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ReversePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// A recipient: a mailbox, or the bare `postmaster` of RFC 5321 section 4.5.1.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForwardPath(Box<str>);
+
+impl ForwardPath {
+    /// Checks the text between `<` and `>`. A source route (RFC 5321 appendix C) is dropped.
+    pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_empty() {
+            return Err(PathError::Null);
+        }
+        if text.eq_ignore_ascii_case("postmaster") {
+            Ok(Self(text.into()))
+        } else {
+            mailbox(text).map(|m| Self(m.into()))
+        }
+    }
+
+    /// The text between `<` and `>`, in the case the peer wrote.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The part before the last `@`, quotes included.
+    pub fn local_part(&self) -> &str {
+        self.0.rsplit_once('@').map_or(&*self.0, |(local, _)| local)
+    }
+
+    /// The part after the last `@`: a domain name or an address literal; none for the bare `postmaster`.
+    pub fn domain(&self) -> Option<&str> {
+        self.0.rsplit_once('@').map(|(_, domain)| domain)
+    }
+
+    /// Whether this is the mailbox that RFC 5321 section 4.5.1 requires every domain to have.
+    pub fn is_postmaster(&self) -> bool {
+        self.local_part().eq_ignore_ascii_case("postmaster")
+    }
+
+    /// Whether the local part asks the next server to route the mail elsewhere: `user%other`, `other!user`,
+    /// `"user@other"`. A relay that trusts us would be abused through us.
+    pub fn has_sender_specified_route(&self) -> bool {
+        self.local_part().bytes().any(|b| matches!(b, b'%' | b'!' | b'@'))
+    }
+}
+
+impl fmt::Display for ForwardPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+/// Checks `[source-route ":"] local-part "@" domain` and returns it without the source route.
+fn mailbox(text: &str) -> Result<&str, PathError> {
+    if !text.is_ascii() {
+        return Err(PathError::NotAscii);
+    }
+    let text = without_source_route(text)?;
+    if text.len() > PATH_BYTES_MAX {
+        return Err(PathError::TooLong);
+    }
+    let (local, domain) = text.rsplit_once('@').ok_or(PathError::NoDomain)?;
+    if local.len() > LOCAL_PART_BYTES_MAX || domain.len() > DOMAIN_BYTES_MAX {
+        return Err(PathError::TooLong);
+    }
+    if !is_dot_string(local) && !is_quoted_string(local) {
+        return Err(PathError::LocalPart);
+    }
+    if is_domain_name(domain) || is_address_literal(domain) { Ok(text) } else { Err(PathError::Domain) }
+}
+
+/// `@a.example,@b.example:user@c.example` -> `user@c.example`
+fn without_source_route(text: &str) -> Result<&str, PathError> {
+    if !text.starts_with('@') {
+        return Ok(text);
+    }
+    let (route, rest) = text.split_once(':').ok_or(PathError::LocalPart)?;
+    let well_formed = route.split(',').all(|hop| hop.strip_prefix('@').is_some_and(is_domain_name));
+    if well_formed { Ok(rest) } else { Err(PathError::Domain) }
+}
+
+fn is_dot_string(local: &str) -> bool {
+    let is_atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&b);
+    // Empty atoms (`a..b`, `.a`, `a.`) break the RFC, but such mailboxes exist, in Japan by the million: they pass.
+    !local.is_empty() && local.bytes().all(|b| is_atext(b) || b == b'.') && local.bytes().any(is_atext)
+}
+
+fn is_quoted_string(local: &str) -> bool {
+    let Some(inner) = local.strip_prefix('"').and_then(|l| l.strip_suffix('"')) else { return false };
+    let mut bytes = inner.bytes();
+    while let Some(b) = bytes.next() {
+        match b {
+            b'\\' => match bytes.next() {
+                Some(b' '..=b'~') => {}
+                _ => return false,
+            },
+            b'"' => return false,
+            b' '..=b'~' => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+fn is_domain_name(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=LABEL_BYTES_MAX).contains(&label.len())
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.len() <= DOMAIN_BYTES_MAX && text.split('.').all(is_label)
+}
+
+fn is_address_literal(text: &str) -> bool {
+    let Some(inner) = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')) else { return false };
+    match inner.get(..5) {
+        Some(tag) if tag.eq_ignore_ascii_case("IPv6:") => {
+            inner.get(5..).is_some_and(|a| a.parse::<std::net::Ipv6Addr>().is_ok())
+        }
+        _ => inner.parse::<std::net::Ipv4Addr>().is_ok(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn addresses_that_exist_in_the_wild_pass_unaltered() {
+        for text in [
+            "a@example.com",
+            "A.B+tag@EXAMPLE.com",
+            "\"a b\"@x.test",
+            "\"a\\\"b\"@x.test",
+            "a..b@docomo.test",
+            "u@[192.0.2.1]",
+            "u@[IPv6:2001:db8::1]",
+            "o'hara@x",
+            "x@_dmarc.test",
+        ] {
+            assert_eq!(ForwardPath::parse(text).unwrap().as_str(), text);
+        }
+        assert_eq!(ForwardPath::parse("@a.test,@b.test:u@c.test").unwrap().as_str(), "u@c.test");
+        assert_eq!(ForwardPath::parse("PostMaster").unwrap().domain(), None);
+    }
+
+    #[test]
+    fn malformed_addresses_are_told_apart() {
+        for (text, error) in [
+            ("", PathError::Null),
+            ("user", PathError::NoDomain),
+            ("@x.test", PathError::LocalPart),
+            ("a b@x.test", PathError::LocalPart),
+            ("\"a@x.test", PathError::LocalPart),
+            ("\"a\"b\"@x.test", PathError::LocalPart),
+            ("a@x.test.", PathError::Domain),
+            ("a@-x.test", PathError::Domain),
+            ("a@x_.test>", PathError::Domain),
+            ("a@[1.2.3]", PathError::Domain),
+            ("a@", PathError::Domain),
+            ("é@x.test", PathError::NotAscii),
+            (&format!("{}@x.test", "a".repeat(65)), PathError::TooLong),
+        ] {
+            assert_eq!(ForwardPath::parse(text), Err(error), "{text}");
+        }
+        assert_eq!(ReversePath::parse("").unwrap(), ReversePath::null());
+    }
+
+    #[test]
+    fn routing_hidden_in_a_local_part_is_seen() {
+        for text in ["a%b.test@x.test", "b.test!a@x.test", "\"a@b.test\"@x.test"] {
+            assert!(ForwardPath::parse(text).unwrap().has_sender_specified_route(), "{text}");
+        }
+        assert!(!ForwardPath::parse("a.b@x.test").unwrap().has_sender_specified_route());
+    }
+
+    proptest! {
+        #[test]
+        fn what_parses_is_safe_to_put_into_a_command(text in "\\PC{0,40}(@\\PC{0,40})?") {
+            if let Ok(path) = ForwardPath::parse(&text) {
+                prop_assert!(path.as_str().bytes().all(|b| (b' '..=b'~').contains(&b)));
+                prop_assert_eq!(ForwardPath::parse(path.as_str()), Ok(path.clone()));
+            }
+        }
+    }
+}

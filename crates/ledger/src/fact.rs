@@ -1,0 +1,188 @@
+//! The durable records, as values. How they look as bytes is `journal/FORMAT.md`'s business.
+
+use restante_envelope::{Envelope, Reply, Timestamp, Trace, TransactionId};
+use std::fmt;
+use std::net::IpAddr;
+
+/// Where a record stands in the journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The segment's number, from 1.
+    pub segment: u64,
+    /// Bytes from the start of the segment's file to the record's frame.
+    pub offset: u64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.segment, self.offset)
+    }
+}
+
+/// A recipient, by its place in the envelope, from 0.
+pub type RecipientIndex = u16;
+
+/// Something that durably happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fact {
+    /// A message was accepted: we are responsible for it.
+    Accepted(Accepted),
+    /// It was offered to a next hop, with a result for each recipient tried.
+    Attempted(Attempted),
+    /// An operator did something to it.
+    Operated(Operated),
+    /// A daemon started on this journal, with these routes.
+    Served(Served),
+}
+
+/// A message was accepted. Its content follows in the same record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The name of the transaction from now on.
+    pub id: TransactionId,
+    /// From whom, to whom.
+    pub envelope: Envelope,
+    /// Who handed it to us.
+    pub trace: Trace,
+    /// Bytes of content.
+    pub content_len: u64,
+    /// A safety rule froze it at the door, and why.
+    pub hold: Option<String>,
+}
+
+/// One try to hand a transaction to a next hop: attempt and settlements in one record, so that neither can be lost
+/// without the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attempted {
+    /// The transaction.
+    pub id: TransactionId,
+    /// When the outcome was known.
+    pub at: Timestamp,
+    /// Whom we talked to; none when the outcome is our own finding.
+    pub next_hop: Option<NextHop>,
+    /// Where the time went.
+    pub timings: Timings,
+    /// What came of it, for each recipient tried.
+    pub results: Vec<(RecipientIndex, Outcome)>,
+}
+
+/// The server on the other side of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NextHop {
+    /// As configured.
+    pub host: String,
+    /// The address that answered.
+    pub ip: IpAddr,
+    /// TCP port.
+    pub port: u16,
+}
+
+impl fmt::Display for NextHop {
+    /// In Postfix's form: `mail.example.com[192.0.2.10]:25`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}[{}]:{}", self.host, self.ip, self.port)
+    }
+}
+
+/// Where an attempt's time went, in milliseconds, as Postfix's `delays=a/b/c/d` tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Timings {
+    /// From MAIL FROM at our door to the message being durable.
+    pub before_queue_ms: u32,
+    /// From then to the start of the attempt.
+    pub in_queue_ms: u64,
+    /// Connecting, greeting, EHLO; 0 on a connection used again.
+    pub connect_ms: u32,
+    /// From MAIL FROM to the last reply.
+    pub transfer_ms: u32,
+}
+
+/// What came of an attempt, for one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// The next hop took responsibility.
+    Sent(Reply),
+    /// Not now; the next try is at `next_at`.
+    Deferred {
+        /// Why.
+        cause: Cause,
+        /// When it is tried again.
+        next_at: Timestamp,
+    },
+    /// Refused for good, or a safety rule: frozen until an operator decides.
+    Held(Cause),
+    /// Its bytes in the journal are damaged: nobody can deliver it.
+    Quarantined(Cause),
+}
+
+/// Why an attempt did not succeed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// The next hop said so.
+    Reply(Reply),
+    /// The connection failed, before the final dot was sent.
+    Connection(String),
+    /// The connection failed after the final dot and before the reply: the next hop may have taken it (RFC 5321
+    /// section 4.2.5, RFC 1047). The retry may be a duplicate.
+    InDoubt(String),
+    /// Our own finding.
+    Local(String),
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Reply(reply) => reply.fmt(f),
+            Self::Connection(text) | Self::Local(text) => f.write_str(text),
+            Self::InDoubt(text) => write!(f, "{text}; it may have arrived, so the retry may be a duplicate"),
+        }
+    }
+}
+
+/// Something an operator did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operated {
+    /// The transaction.
+    pub id: TransactionId,
+    /// When.
+    pub at: Timestamp,
+    /// What.
+    pub action: Action,
+    /// To which recipients.
+    pub recipients: Vec<RecipientIndex>,
+    /// Who: the operating system's name for the user where we know it.
+    pub actor: String,
+    /// Why, in the operator's words.
+    pub reason: String,
+}
+
+/// What an operator can do to a recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Freeze it.
+    Hold,
+    /// Let it go on: due at once.
+    Release,
+}
+
+/// A daemon started. Lets `recover --deliver` find the primary when the configuration is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Served {
+    /// When.
+    pub at: Timestamp,
+    /// The name it greeted with.
+    pub hostname: String,
+    /// Its routes.
+    pub routes: Vec<RouteRecord>,
+}
+
+/// A route as it was configured when a daemon started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteRecord {
+    /// Its name.
+    pub name: String,
+    /// The domains it takes mail for.
+    pub domains: Vec<String>,
+    /// Next hops in order of preference, each `host:port`.
+    pub primary: Vec<String>,
+}

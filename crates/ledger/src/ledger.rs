@@ -1,0 +1,369 @@
+//! The fold: facts in, state of every unsettled transaction and the balance out.
+
+use crate::{Accepted, Action, Attempted, Balance, Fact, Operated, Outcome, Position, RecipientIndex, Served};
+use restante_envelope::{RouteName, Timestamp, TransactionId};
+use std::collections::BTreeMap;
+
+/// A route, by its place in [`Ledger::routes`].
+pub type RouteIndex = u16;
+
+/// Everything the facts so far say. Holds transactions with at least one recipient unsettled or quarantined; the rest
+/// lives on in the balance alone.
+#[derive(Debug, Clone, Default)]
+pub struct Ledger {
+    transactions: BTreeMap<TransactionId, Transaction>,
+    routes: Vec<RouteName>,
+    balance: Balance,
+    largest_id: Option<TransactionId>,
+    served: Option<Served>,
+    without_effect: u64,
+}
+
+/// One accepted message: where its bytes are and how its recipients stand. No addresses, no content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transaction {
+    /// Where its `Accepted` record is.
+    pub position: Position,
+    /// Where the last record that changed it is; tells the last reply or the operator's reason.
+    pub last_change: Option<Position>,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// Bytes of content.
+    pub content_len: u64,
+    /// In the envelope's order.
+    pub recipients: Box<[RecipientEntry]>,
+}
+
+/// How one recipient stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecipientEntry {
+    /// The route its mail takes; `RouteIndex::MAX` when the record that named it is unreadable.
+    pub route: RouteIndex,
+    /// Attempts that reached a reply or an in-doubt end.
+    pub attempts: u16,
+    /// Its state.
+    pub state: RecipientState,
+}
+
+/// The states of a recipient that are durable. Whether a pending one is *waiting* (primary down) or *active* (being
+/// delivered now) is the running daemon's knowledge, not the journal's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecipientState {
+    /// To be tried as soon as the primary takes mail.
+    Due,
+    /// Tried, refused for now; not before this instant.
+    Deferred(Timestamp),
+    /// Frozen.
+    Hold,
+    /// Taken by the primary. Final.
+    Sent,
+    /// Bytes damaged. Final, unless a later record shows it was settled before the damage.
+    Quarantined,
+}
+
+impl RecipientState {
+    /// Whether nothing will be done for this recipient any more.
+    pub fn is_settled(self) -> bool {
+        matches!(self, Self::Sent | Self::Quarantined)
+    }
+}
+
+impl Transaction {
+    /// Whether every recipient is settled.
+    pub fn is_settled(&self) -> bool {
+        self.recipients.iter().all(|r| r.state.is_settled())
+    }
+
+    fn is_history(&self) -> bool {
+        self.recipients.iter().all(|r| r.state == RecipientState::Sent)
+    }
+}
+
+impl Ledger {
+    /// The ledger of an empty journal.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one fact, found at `position`. Facts come in the order of the journal.
+    pub fn apply(&mut self, position: Position, fact: &Fact) {
+        match fact {
+            Fact::Accepted(accepted) => {
+                let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
+                self.accept(position, accepted, state);
+            }
+            Fact::Attempted(attempted) => self.attempted(position, attempted),
+            Fact::Operated(operated) => self.operated(position, operated),
+            Fact::Served(served) => self.served = Some(served.clone()),
+        }
+    }
+
+    /// Takes an `Accepted` fact whose record is intact but whose content is not: all its recipients are quarantined.
+    pub fn apply_damaged(&mut self, position: Position, accepted: &Accepted) {
+        self.accept(position, accepted, RecipientState::Quarantined);
+    }
+
+    /// Takes what a mark says of a message whose record is unreadable. No effect if the message is known.
+    pub fn apply_lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
+        let entry = RecipientEntry { route: RouteIndex::MAX, attempts: 0, state: RecipientState::Quarantined };
+        let transaction = Transaction {
+            position,
+            last_change: None,
+            accepted_at: Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0)),
+            content_len: 0,
+            recipients: vec![entry; usize::from(recipients)].into(),
+        };
+        self.insert(id, transaction);
+    }
+
+    fn accept(&mut self, position: Position, accepted: &Accepted, state: RecipientState) {
+        let mut recipients = Vec::with_capacity(accepted.envelope.recipients.len());
+        for recipient in &accepted.envelope.recipients {
+            recipients.push(RecipientEntry { route: self.route_index(&recipient.route), attempts: 0, state });
+        }
+        let transaction = Transaction {
+            position,
+            last_change: None,
+            accepted_at: accepted.trace.received_at,
+            content_len: accepted.content_len,
+            recipients: recipients.into(),
+        };
+        self.insert(accepted.id, transaction);
+    }
+
+    /// The same identifier twice is one message: the first record counts.
+    fn insert(&mut self, id: TransactionId, transaction: Transaction) {
+        if self.largest_id.is_some_and(|largest| id <= largest) && self.transactions.contains_key(&id) {
+            self.without_effect += 1;
+            return;
+        }
+        self.largest_id = self.largest_id.max(Some(id));
+        self.balance.transactions += 1;
+        for recipient in &transaction.recipients {
+            self.balance.accepted += 1;
+            *self.balance.column(recipient.state) += 1;
+        }
+        self.transactions.insert(id, transaction);
+    }
+
+    fn attempted(&mut self, position: Position, attempted: &Attempted) {
+        for (index, outcome) in &attempted.results {
+            let state = match outcome {
+                Outcome::Sent(_) => RecipientState::Sent,
+                Outcome::Deferred { next_at, .. } => RecipientState::Deferred(*next_at),
+                Outcome::Held(_) => RecipientState::Hold,
+                Outcome::Quarantined(_) => RecipientState::Quarantined,
+            };
+            self.change(position, attempted.id, *index, state, 1);
+        }
+        self.forget_history(attempted.id);
+    }
+
+    fn operated(&mut self, position: Position, operated: &Operated) {
+        let state = match operated.action {
+            Action::Hold => RecipientState::Hold,
+            Action::Release => RecipientState::Due,
+        };
+        for index in &operated.recipients {
+            self.change(position, operated.id, *index, state, 0);
+        }
+    }
+
+    /// A settled recipient stays settled; only a quarantined one may turn out to have been sent.
+    fn change(&mut self, at: Position, id: TransactionId, index: RecipientIndex, state: RecipientState, attempts: u16) {
+        let found = self.transactions.get_mut(&id);
+        let Some((transaction, before)) = found.and_then(|t| {
+            let before = t.recipients.get(usize::from(index))?.state;
+            Some((t, before))
+        }) else {
+            self.without_effect += 1;
+            return;
+        };
+        if before == RecipientState::Sent || (before == RecipientState::Quarantined && state != RecipientState::Sent) {
+            self.without_effect += 1;
+            return;
+        }
+        transaction.last_change = Some(at);
+        if let Some(entry) = transaction.recipients.get_mut(usize::from(index)) {
+            entry.state = state;
+            entry.attempts = entry.attempts.saturating_add(attempts);
+        }
+        *self.balance.column(before) -= 1;
+        *self.balance.column(state) += 1;
+    }
+
+    fn forget_history(&mut self, id: TransactionId) {
+        if self.transactions.get(&id).is_some_and(Transaction::is_history) {
+            self.transactions.remove(&id);
+        }
+    }
+
+    fn route_index(&mut self, name: &RouteName) -> RouteIndex {
+        let known = self.routes.iter().position(|known| known == name);
+        let index = known.unwrap_or_else(|| {
+            self.routes.push(name.clone());
+            self.routes.len() - 1
+        });
+        RouteIndex::try_from(index).unwrap_or(RouteIndex::MAX)
+    }
+
+    /// The transaction, unless it is unknown or all of it was sent.
+    pub fn get(&self, id: TransactionId) -> Option<&Transaction> {
+        self.transactions.get(&id)
+    }
+
+    /// Every transaction that is not wholly sent, in order of acceptance. Quarantined ones are among them.
+    pub fn iter(&self) -> impl Iterator<Item = (TransactionId, &Transaction)> {
+        self.transactions.iter().map(|(id, t)| (*id, t))
+    }
+
+    /// The name of a route, unless the record that named it is unreadable.
+    pub fn route(&self, index: RouteIndex) -> Option<&RouteName> {
+        self.routes.get(usize::from(index))
+    }
+
+    /// The number of `name`, if a recipient ever had that route.
+    pub fn find_route(&self, name: &RouteName) -> Option<RouteIndex> {
+        self.routes.iter().position(|known| known == name).and_then(|i| RouteIndex::try_from(i).ok())
+    }
+
+    /// The account so far.
+    pub fn balance(&self) -> Balance {
+        self.balance
+    }
+
+    /// The largest identifier seen: new ones must be larger.
+    pub fn largest_id(&self) -> Option<TransactionId> {
+        self.largest_id
+    }
+
+    /// What the last daemon on this journal recorded of itself.
+    pub fn served(&self) -> Option<&Served> {
+        self.served.as_ref()
+    }
+
+    /// Facts that changed nothing: about unknown messages or recipients already settled. Each is harmless; many of them
+    /// say that something wrote what it should not.
+    pub fn without_effect(&self) -> u64 {
+        self.without_effect
+    }
+}
+
+impl Balance {
+    fn column(&mut self, state: RecipientState) -> &mut u64 {
+        match state {
+            RecipientState::Due | RecipientState::Deferred(_) | RecipientState::Hold => &mut self.pending,
+            RecipientState::Sent => &mut self.sent,
+            RecipientState::Quarantined => &mut self.quarantined,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Cause, Timings};
+    use proptest::prelude::*;
+    use restante_envelope::{BodyType, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, Trace};
+
+    fn id(n: u128) -> TransactionId {
+        TransactionId::from_bits(n)
+    }
+
+    fn at(n: u64) -> Position {
+        Position { segment: 1, offset: n }
+    }
+
+    fn accepted(n: u128, recipients: usize) -> Accepted {
+        let recipient = |i| Recipient {
+            forward_path: ForwardPath::parse(&format!("r{i}@example.test")).unwrap(),
+            route: RouteName::new(if i % 2 == 0 { "even" } else { "odd" }),
+        };
+        Accepted {
+            id: id(n),
+            envelope: Envelope {
+                reverse_path: ReversePath::null(),
+                recipients: (0..recipients).map(recipient).collect(),
+                body: BodyType::SevenBit,
+            },
+            trace: Trace {
+                client: "192.0.2.1:4000".parse().unwrap(),
+                helo: "c.test".into(),
+                protocol: Protocol::Esmtp,
+                session: 1,
+                received_at: Timestamp::from_unix_ms(1),
+            },
+            content_len: 10,
+            hold: None,
+        }
+    }
+
+    fn attempted(n: u128, results: Vec<(u16, Outcome)>) -> Fact {
+        let at = Timestamp::from_unix_ms(2);
+        Fact::Attempted(Attempted { id: id(n), at, next_hop: None, timings: Timings::default(), results })
+    }
+
+    fn sent() -> Outcome {
+        Outcome::Sent(Reply::new(250, None, "ok"))
+    }
+
+    #[test]
+    fn a_sent_recipient_is_never_pending_again() {
+        let mut ledger = Ledger::new();
+        ledger.apply(at(1), &Fact::Accepted(accepted(1, 2)));
+        ledger.apply(at(2), &attempted(1, vec![(0, sent())]));
+        let later = Outcome::Deferred { cause: Cause::Local("x".into()), next_at: Timestamp::from_unix_ms(9) };
+        ledger.apply(at(3), &attempted(1, vec![(0, later)]));
+        let states: Vec<_> = ledger.get(id(1)).unwrap().recipients.iter().map(|r| r.state).collect();
+        assert_eq!(states, [RecipientState::Sent, RecipientState::Due]);
+        assert_eq!(ledger.without_effect(), 1);
+        ledger.apply(at(4), &attempted(1, vec![(1, sent())]));
+        assert_eq!(ledger.get(id(1)), None);
+        assert!(ledger.balance().is_even());
+        assert_eq!((ledger.balance().sent, ledger.balance().pending), (2, 0));
+    }
+
+    #[test]
+    fn a_message_whose_record_is_unreadable_still_counts() {
+        let mut ledger = Ledger::new();
+        ledger.apply_lost(at(1), id(5), 3);
+        ledger.apply_damaged(at(2), &accepted(6, 1));
+        assert_eq!((ledger.balance().transactions, ledger.balance().quarantined), (2, 4));
+        // It was sent before its bytes rotted: history, not loss.
+        ledger.apply(at(3), &attempted(5, vec![(0, sent()), (1, sent()), (2, sent())]));
+        assert_eq!((ledger.balance().sent, ledger.balance().quarantined), (3, 1));
+        assert!(ledger.balance().is_even());
+    }
+
+    #[test]
+    fn the_same_id_twice_is_one_message() {
+        let mut ledger = Ledger::new();
+        ledger.apply(at(1), &Fact::Accepted(accepted(1, 1)));
+        ledger.apply_lost(at(2), id(1), 1);
+        assert_eq!((ledger.balance().transactions, ledger.get(id(1)).unwrap().position), (1, at(1)));
+    }
+
+    proptest! {
+        #[test]
+        fn the_balance_is_even_whatever_the_order(steps in proptest::collection::vec((0u8..7, 1u128..6, 0u16..4), 0..60)) {
+            let mut ledger = Ledger::new();
+            for (n, (kind, who, index)) in steps.into_iter().enumerate() {
+                let place = at(n as u64);
+                let local = Cause::Local("why".into());
+                let operated = |action| Fact::Operated(Operated {
+                    id: id(who), at: Timestamp::default(), action, recipients: vec![index], actor: "a".into(), reason: "r".into(),
+                });
+                match kind {
+                    0 => ledger.apply(place, &Fact::Accepted(accepted(who, usize::from(index) + 1))),
+                    1 => ledger.apply_lost(place, id(who), index),
+                    2 => ledger.apply(place, &attempted(who, vec![(index, sent())])),
+                    3 => ledger.apply(place, &attempted(who, vec![(index, Outcome::Held(local))])),
+                    4 => ledger.apply(place, &attempted(who, vec![(index, Outcome::Quarantined(local))])),
+                    5 => ledger.apply(place, &operated(Action::Hold)),
+                    _ => ledger.apply(place, &operated(Action::Release)),
+                }
+                prop_assert!(ledger.balance().is_even());
+            }
+        }
+    }
+}

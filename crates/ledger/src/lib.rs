@@ -1,0 +1,26 @@
+//! What the journal means: durable facts, and the one fold over them.
+//!
+//! ```text
+//! Accepted -> waiting -> Attempted -> sent
+//!                |  ^        |------> deferred (until a printed time) -> waiting
+//!                |  |        '------> hold (permanent refusal, safety rule)
+//!                |  '---- Operated: release ----'
+//!                '------- Operated: hold -> hold
+//! record unreadable -> quarantined
+//! ```
+//!
+//! Boot, the recovery command, the simulator and the live server call the same [`Ledger::apply`]. This crate reads no
+//! file and no clock, keeps no address in memory, and never panics on a fact that makes no sense: such a fact changes
+//! nothing and is counted.
+#![warn(missing_docs)]
+
+mod balance;
+mod fact;
+mod ledger;
+
+pub use balance::Balance;
+pub use fact::{
+    Accepted, Action, Attempted, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, RouteRecord,
+    Served, Timings,
+};
+pub use ledger::{Ledger, RecipientEntry, RecipientState, RouteIndex, Transaction};
