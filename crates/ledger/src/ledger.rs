@@ -116,6 +116,13 @@ impl Ledger {
         self.insert(id, transaction);
     }
 
+    /// Takes what the marks count and nothing names: recipients quarantined without an identifier.
+    pub fn apply_unnamed(&mut self, transactions: u64, recipients: u64) {
+        self.balance.transactions += transactions;
+        self.balance.accepted += recipients;
+        self.balance.quarantined += recipients;
+    }
+
     fn accept(&mut self, position: Position, accepted: &Accepted, state: RecipientState) {
         let mut recipients = Vec::with_capacity(accepted.envelope.recipients.len());
         for recipient in &accepted.envelope.recipients {

@@ -1,0 +1,190 @@
+//! The header page of a segment (FORMAT.md section 2), and the segment's file name.
+
+use crate::codec::{Malformed, Put, Take};
+
+/// Frames start behind the page.
+pub(crate) const PAGE_BYTES: usize = 4096;
+const SECOND_COPY_AT: usize = 2048;
+const HEADER_BYTES: usize = 96;
+const MAGIC: &[u8; 8] = b"RSTJRNL\x01";
+const FORMAT: u16 = 1;
+
+/// What a segment says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SegmentHeader {
+    pub(crate) tag: u32,
+    pub(crate) journal: u128,
+    pub(crate) number: u64,
+    pub(crate) first_sequence: u64,
+    pub(crate) created_unix_ms: u64,
+    pub(crate) previous_number: u64,
+    pub(crate) previous_bytes: u64,
+    pub(crate) transactions: u64,
+    pub(crate) recipients: u64,
+}
+
+/// What became of reading a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Page {
+    /// As written.
+    Intact(SegmentHeader),
+    /// One copy is good; some other byte of the page is not as written.
+    Damaged(SegmentHeader),
+    /// Neither copy is good.
+    Lost,
+    /// Good, and of a format that this reader must not touch.
+    TooNew { format: u16 },
+}
+
+impl SegmentHeader {
+    /// The whole page.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut put = Put(Vec::with_capacity(HEADER_BYTES));
+        put.0.extend_from_slice(MAGIC);
+        put.u16(FORMAT);
+        put.u16(FORMAT);
+        put.u32(self.tag);
+        put.u128(self.journal);
+        for field in [
+            self.number,
+            self.first_sequence,
+            self.created_unix_ms,
+            self.previous_number,
+            self.previous_bytes,
+            self.transactions,
+            self.recipients,
+        ] {
+            put.u64(field);
+        }
+        put.u32(0);
+        put.u32(crc32c::crc32c(&put.0));
+        let mut page = put.0;
+        let copy = page.clone();
+        page.resize(SECOND_COPY_AT, 0);
+        page.extend_from_slice(&copy);
+        page.resize(PAGE_BYTES, 0);
+        page
+    }
+
+    /// Reads a page; a short one counts as filled up with zeros.
+    pub(crate) fn decode(page: &[u8]) -> Page {
+        let copies = [page.get(..HEADER_BYTES), page.get(SECOND_COPY_AT..SECOND_COPY_AT + HEADER_BYTES)];
+        let mut found = None;
+        for copy in copies.into_iter().flatten() {
+            match Self::decode_copy(copy) {
+                Some(Ok(header)) => found = found.or(Some(header)),
+                Some(Err(format)) => return Page::TooNew { format },
+                None => {}
+            }
+        }
+        match found {
+            Some(header) if page == header.encode() => Page::Intact(header),
+            Some(header) => Page::Damaged(header),
+            None => Page::Lost,
+        }
+    }
+
+    fn decode_copy(copy: &[u8]) -> Option<Result<Self, u16>> {
+        let (fields, crc) = copy.split_at_checked(HEADER_BYTES - 4)?;
+        if crc != crc32c::crc32c(fields).to_le_bytes() {
+            return None;
+        }
+        let mut take = Take(fields.strip_prefix(MAGIC)?);
+        let read = || -> Result<Result<Self, u16>, Malformed> {
+            let format = take.u16()?;
+            if take.u16()? > FORMAT {
+                return Ok(Err(format));
+            }
+            Ok(Ok(Self {
+                tag: take.u32()?,
+                journal: take.u128()?,
+                number: take.u64()?,
+                first_sequence: take.u64()?,
+                created_unix_ms: take.u64()?,
+                previous_number: take.u64()?,
+                previous_bytes: take.u64()?,
+                transactions: take.u64()?,
+                recipients: take.u64()?,
+            }))
+        };
+        let mut read = read;
+        read().ok()
+    }
+}
+
+/// `seg-00000000000000000001.rj`
+pub(crate) fn file_name(number: u64) -> String {
+    format!("seg-{number:020}.rj")
+}
+
+/// `seg-00000000000000000001.new`: a segment whose directory entry is not final.
+pub(crate) fn unfinished_name(number: u64) -> String {
+    format!("seg-{number:020}.new")
+}
+
+/// The number in a segment's file name.
+pub(crate) fn parse_file_name(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("seg-")?.strip_suffix(".rj")?;
+    (digits.len() == 20 && digits.bytes().all(|b| b.is_ascii_digit())).then(|| digits.parse().ok())?
+}
+
+/// Whether this is the name of a segment that never came into use.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with("seg-") && name.ends_with(".new")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> SegmentHeader {
+        SegmentHeader {
+            tag: 1,
+            journal: 2,
+            number: 3,
+            first_sequence: 4,
+            created_unix_ms: 5,
+            previous_number: 2,
+            previous_bytes: 7,
+            transactions: 8,
+            recipients: 9,
+        }
+    }
+
+    #[test]
+    fn one_flipped_bit_anywhere_in_the_page_is_seen_and_survived() {
+        let page = header().encode();
+        assert_eq!(page.len(), PAGE_BYTES);
+        assert_eq!(SegmentHeader::decode(&page), Page::Intact(header()));
+        for byte in 0..PAGE_BYTES {
+            let mut bad = page.clone();
+            bad[byte] ^= 0x10;
+            assert_eq!(SegmentHeader::decode(&bad), Page::Damaged(header()), "byte {byte}");
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_good_copy_is_lost_and_a_newer_one_refused() {
+        assert_eq!(SegmentHeader::decode(&[]), Page::Lost);
+        assert_eq!(SegmentHeader::decode(&[0; PAGE_BYTES]), Page::Lost);
+        let mut newer = header().encode();
+        newer[8..12].copy_from_slice(&[9, 0, 2, 0]);
+        let crc = crc32c::crc32c(&newer[..92]).to_le_bytes();
+        newer[92..96].copy_from_slice(&crc);
+        assert_eq!(SegmentHeader::decode(&newer), Page::TooNew { format: 9 });
+    }
+
+    #[test]
+    fn only_segments_have_segment_names() {
+        assert_eq!(parse_file_name(&file_name(u64::MAX)), Some(u64::MAX));
+        for name in [
+            "seg-1.rj",
+            "seg-00000000000000000001.new",
+            "seg--0000000000000000001.rj",
+            "lock",
+            "seg-99999999999999999999.rj",
+        ] {
+            assert_eq!(parse_file_name(name), None, "{name}");
+        }
+    }
+}

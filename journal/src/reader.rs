@@ -1,0 +1,119 @@
+//! Reads single records by their position, and checks them again: what rotted since the start must not be delivered.
+
+use crate::frame::{FrameHeader, HEADER_BYTES};
+use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};
+use crate::record::decode;
+use crate::scan::find_tag;
+use crate::storage::{SegmentFile, Storage};
+use restante_envelope::TransactionId;
+use restante_ledger::{Fact, Position};
+use std::io;
+
+/// A record, read and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// What it says.
+    pub fact: Fact,
+    /// The message, for an `Accepted` record that was read with its content; else empty.
+    pub content: Vec<u8>,
+}
+
+/// Why a record was not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The disk or the file system.
+    #[error("cannot read the journal: {0}")]
+    Io(#[from] io::Error),
+    /// The bytes are not as written.
+    #[error("damaged at {position}: {what}")]
+    Damaged {
+        /// Where.
+        position: Position,
+        /// Which part.
+        what: &'static str,
+    },
+}
+
+/// Opens segments as needed and keeps the last one open: neighbours in the journal are read one after the other.
+#[derive(Debug)]
+pub struct Reader<S: Storage> {
+    storage: S,
+    open: Option<(u64, u32, S::File)>,
+}
+
+impl<S: Storage> Reader<S> {
+    /// A reader over the journal in `storage`.
+    pub fn new(storage: S) -> Self {
+        Self { storage, open: None }
+    }
+
+    /// The message accepted at `position`, envelope and content.
+    pub fn message(&mut self, position: Position) -> Result<Stored, ReadError> {
+        self.read(position, true)
+    }
+
+    /// The record at `position`, without content.
+    pub fn record(&mut self, position: Position) -> Result<Stored, ReadError> {
+        self.read(position, false)
+    }
+
+    fn read(&mut self, position: Position, with_content: bool) -> Result<Stored, ReadError> {
+        let damaged = |what| ReadError::Damaged { position, what };
+        let (tag, file) = self.segment(position.segment)?;
+        let header = read_exactly(file, position.offset, HEADER_BYTES)?.ok_or(damaged("record header"))?;
+        let header = FrameHeader::decode(&header)
+            .filter(|h| h.offset == position.offset && h.tag == tag)
+            .ok_or(damaged("record header"))?;
+        let meta = read_exactly(file, header.meta_offset(), header.meta_len as usize)?.ok_or(damaged("envelope"))?;
+        if crc32c::crc32c(&meta) != header.meta_crc {
+            return Err(damaged("envelope"));
+        }
+        let fact =
+            decode(header.kind, header.id, header.content_len, &meta).ok().flatten().ok_or(damaged("envelope"))?;
+        let content = if with_content {
+            let content = read_exactly(file, header.content_offset(), header.content_len as usize)?;
+            content.filter(|c| crc32c::crc32c(c) == header.content_crc).ok_or(damaged("content"))?
+        } else {
+            Vec::new()
+        };
+        Ok(Stored { fact, content })
+    }
+
+    /// The envelope of the message accepted at `position`, if the record is that of `id`.
+    pub fn accepted(&mut self, position: Position, id: TransactionId) -> Result<restante_ledger::Accepted, ReadError> {
+        match self.record(position)?.fact {
+            Fact::Accepted(accepted) if accepted.id == id => Ok(accepted),
+            _ => Err(ReadError::Damaged { position, what: "another record stands there" }),
+        }
+    }
+
+    fn segment(&mut self, number: u64) -> Result<(u32, &S::File), ReadError> {
+        if self.open.as_ref().is_none_or(|(open, ..)| *open != number) {
+            let file = self.storage.open(&file_name(number))?;
+            let mut page = vec![0; PAGE_BYTES];
+            let n = file.read_at(0, &mut page)?;
+            page.truncate(n);
+            let tag = match SegmentHeader::decode(&page) {
+                Page::Intact(header) | Page::Damaged(header) => Some(header.tag),
+                Page::Lost => find_tag(&file)?,
+                Page::TooNew { .. } => None,
+            };
+            let position = Position { segment: number, offset: 0 };
+            let tag = tag.ok_or(ReadError::Damaged { position, what: "segment header" })?;
+            self.open = Some((number, tag, file));
+        }
+        let position = Position { segment: number, offset: 0 };
+        let (_, tag, file) = self.open.as_ref().ok_or(ReadError::Damaged { position, what: "segment header" })?;
+        Ok((*tag, file))
+    }
+}
+
+/// None if the file ends before `len` bytes: such a length is never allocated.
+fn read_exactly<F: SegmentFile>(file: &F, offset: u64, len: usize) -> io::Result<Option<Vec<u8>>> {
+    if file.len()?.saturating_sub(offset) < len as u64 {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; len];
+    let n = file.read_at(offset, &mut bytes)?;
+    Ok((n == len).then_some(bytes))
+}

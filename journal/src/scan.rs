@@ -1,0 +1,549 @@
+//! Reads one segment frame by frame and tells proven damage from a torn tail (FORMAT.md section 6). Writes nothing.
+
+use crate::frame::{ALIGN_BYTES, FrameHeader, HEADER_BYTES, Kind};
+use crate::header::PAGE_BYTES;
+use crate::record::{Mark, Named, Seal, Succession, decode};
+use crate::replay::{Depth, Sink};
+use crate::storage::SegmentFile;
+use restante_envelope::TransactionId;
+use restante_ledger::{Fact, Position};
+use std::collections::{HashSet, VecDeque};
+use std::io;
+
+/// Bytes read at once. Larger gains nothing on any disk; smaller costs calls.
+const WINDOW_BYTES: usize = 1 << 20;
+/// A seal's frame: header and three numbers.
+const SEAL_BYTES: u64 = HEADER_BYTES as u64 + 24;
+/// Damage reported one by one; a disk that rotted more than that needs no longer list.
+const DAMAGE_ENTRIES_MAX: usize = 10_000;
+
+/// The verdict on a journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum State {
+    /// Every byte is as written.
+    Clean,
+    /// The last bytes before a crash, promised to nobody, are incomplete.
+    Torn,
+    /// Bytes that were once safe are not as written.
+    Damaged,
+}
+
+impl State {
+    /// The word that reports use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Clean => "clean",
+            Self::Torn => "torn",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// What is not as written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DamageKind {
+    /// No valid frame stands there (cases B, C).
+    Frame,
+    /// A frame's envelope part is wrong (D, F, G).
+    Meta,
+    /// A frame's content is wrong (D, E).
+    Content,
+    /// Bytes that must be zero are not (J).
+    Padding,
+    /// The segment's header page is wrong (H, I).
+    HeaderPage,
+    /// A whole segment is missing (K).
+    MissingSegment,
+    /// Messages are missing that nothing names (L).
+    Unnamed,
+}
+
+impl DamageKind {
+    /// The word that reports use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Frame => "frame",
+            Self::Meta => "envelope",
+            Self::Content => "content",
+            Self::Padding => "padding",
+            Self::HeaderPage => "header-page",
+            Self::MissingSegment => "missing-segment",
+            Self::Unnamed => "unnamed",
+        }
+    }
+}
+
+/// One place that is not as written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment's number.
+    pub segment: u64,
+    /// Bytes from the start of its file.
+    pub offset: u64,
+    /// How many bytes.
+    pub bytes: u64,
+    /// What is wrong.
+    pub kind: DamageKind,
+    /// The messages concerned, as far as they are known.
+    pub ids: Vec<TransactionId>,
+}
+
+/// Everything that is not as written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Proven to have been safe once.
+    pub damage: Vec<Damage>,
+    /// Possibly in flight at a crash.
+    pub torn: Vec<Damage>,
+    /// Places beyond the 10,000 listed.
+    pub unlisted: u64,
+}
+
+impl Report {
+    /// The verdict.
+    pub fn state(&self) -> State {
+        match (self.damage.is_empty(), self.torn.is_empty()) {
+            (false, _) => State::Damaged,
+            (true, false) => State::Torn,
+            (true, true) => State::Clean,
+        }
+    }
+
+    pub(crate) fn add(&mut self, damage: Damage, proven: bool) {
+        let list = if proven { &mut self.damage } else { &mut self.torn };
+        if list.len() < DAMAGE_ENTRIES_MAX { list.push(damage) } else { self.unlisted += 1 }
+    }
+}
+
+/// Messages and recipients ever accepted, as counted along the way.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) transactions: u64,
+    pub(crate) recipients: u64,
+}
+
+/// What the next segment says of this one.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Successor {
+    /// Bytes that count; nothing behind them ever will.
+    pub(crate) bytes: u64,
+    /// Ranges that were torn and are dealt with.
+    pub(crate) torn: Vec<(u64, u64)>,
+}
+
+/// How a segment ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ending {
+    /// Behind the last valid frame.
+    pub(crate) bytes: u64,
+    pub(crate) sealed: bool,
+    pub(crate) last_sequence: u64,
+}
+
+/// A frame whose kind this reader does not know and must not skip.
+#[derive(Debug)]
+pub(crate) enum ScanError {
+    Io(io::Error),
+    UnknownKind { offset: u64, kind: u8 },
+}
+
+impl From<io::Error> for ScanError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// A place in the segment whose fate (proven or not) is still open.
+enum Item {
+    Frame { header: FrameHeader, meta: Vec<u8>, meta_ok: bool, content: Content, padding_ok: bool },
+    Gap { offset: u64, bytes: u64, named: Vec<Named> },
+    Totals(Totals),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Intact,
+    Wrong,
+    /// Not read: the caller wants records only, and it can be checked later if it turns out to matter.
+    Unread,
+}
+
+/// The scan of one segment.
+pub(crate) struct Scan<'a, F, K: ?Sized> {
+    pub(crate) window: Window<'a, F>,
+    pub(crate) number: u64,
+    pub(crate) tag: u32,
+    pub(crate) successor: Option<Successor>,
+    pub(crate) depth: Depth,
+    pub(crate) totals: &'a mut Totals,
+    pub(crate) report: &'a mut Report,
+    pub(crate) sink: &'a mut K,
+    pub(crate) last_sequence: u64,
+    pub(crate) open: Open,
+}
+
+/// What a scan has seen and not yet told.
+#[derive(Default)]
+pub(crate) struct Open {
+    items: VecDeque<Item>,
+    /// Offsets of the valid frames since the last mark.
+    seen: HashSet<u64>,
+    /// Messages that a mark names inside ranges already dealt with as torn: they count nowhere.
+    forgiven: Totals,
+    /// Behind the first seal.
+    sealed_at: Option<u64>,
+}
+
+impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
+    /// Goes through the segment and tells the sink every fact in it.
+    pub(crate) fn run(mut self) -> Result<Ending, ScanError> {
+        let len = self.window.file.len()?;
+        let limit = self.successor.as_ref().map_or(len, |s| s.bytes.min(len));
+        let mut at = PAGE_BYTES as u64;
+        let mut end = at;
+        while at < limit {
+            if let Some(past) = self.dealt_with(at) {
+                self.open.items.push_back(Item::Gap { offset: at, bytes: past - at, named: Vec::new() });
+                at = past;
+            } else if let Some(header) = self.frame_at(at)? {
+                self.take_frame(header, len)?;
+                at = header.end();
+                end = at;
+            } else {
+                let next = self.resync(at, limit)?;
+                let gap_end = if next == limit { self.trim_zeros(at, limit)? } else { next };
+                if gap_end > at {
+                    self.open.items.push_back(Item::Gap { offset: at, bytes: gap_end - at, named: Vec::new() });
+                }
+                at = next;
+            }
+        }
+        if let Some(missing) =
+            self.successor.as_ref().filter(|s| s.bytes != u64::MAX).and_then(|s| s.bytes.checked_sub(len))
+        {
+            if missing > 0 {
+                self.open.items.push_back(Item::Gap { offset: len, bytes: missing, named: Vec::new() });
+            }
+        }
+        let mut sealed = self.open.sealed_at.is_some();
+        if let Some(seal_end) = self.open.sealed_at.filter(|_| self.successor.is_none()) {
+            // The file is cut behind the second seal, after that is synced. A longer file with something else behind
+            // the first seal was left by a crash in between: torn, not rotten.
+            self.tell(seal_end, true)?;
+            let in_flight = len > seal_end + SEAL_BYTES && !self.open.items.is_empty();
+            sealed = !in_flight || matches!(self.open.items.front(), Some(Item::Frame { .. }));
+        }
+        let proven = sealed || self.successor.is_some();
+        self.tell(u64::MAX, proven)?;
+        Ok(Ending { bytes: end.min(len), sealed, last_sequence: self.last_sequence })
+    }
+
+    /// The end of the torn range that starts at or around `at`.
+    fn dealt_with(&self, at: u64) -> Option<u64> {
+        let ranges = &self.successor.as_ref()?.torn;
+        ranges
+            .iter()
+            .find(|(offset, bytes)| (*offset..offset.saturating_add(*bytes)).contains(&at))
+            .map(|(o, b)| o.saturating_add(*b))
+    }
+
+    fn frame_at(&mut self, at: u64) -> Result<Option<FrameHeader>, ScanError> {
+        let header = FrameHeader::decode(self.window.get(at, HEADER_BYTES)?);
+        Ok(header.filter(|h| h.offset == at && h.tag == self.tag && h.sequence > self.last_sequence))
+    }
+
+    /// The next place at or before `limit` where a valid frame stands.
+    fn resync(&mut self, from: u64, limit: u64) -> Result<u64, ScanError> {
+        let mut at = from.saturating_add(ALIGN_BYTES) / ALIGN_BYTES * ALIGN_BYTES;
+        while at < limit {
+            if self.dealt_with(at).is_some() || self.frame_at(at)?.is_some() {
+                return Ok(at);
+            }
+            at += ALIGN_BYTES;
+        }
+        Ok(limit)
+    }
+
+    /// Where the zeros begin that reach up to `limit`; `from` at the least.
+    fn trim_zeros(&mut self, from: u64, limit: u64) -> Result<u64, ScanError> {
+        let (mut at, mut end) = (from, from);
+        while at < limit {
+            let chunk = self.window.get(at, chunk_len(limit - at))?;
+            if chunk.is_empty() {
+                break;
+            }
+            if let Some(last) = chunk.iter().rposition(|b| *b != 0) {
+                end = at + last as u64 + 1;
+            }
+            at += chunk.len() as u64;
+        }
+        Ok(end)
+    }
+
+    fn take_frame(&mut self, header: FrameHeader, len: u64) -> Result<(), ScanError> {
+        let meta = self.window.get(header.meta_offset(), header.meta_len as usize)?.to_vec();
+        let meta_ok = meta.len() == header.meta_len as usize && crc32c::crc32c(&meta) == header.meta_crc;
+        let content = match self.depth {
+            _ if header.padding_offset() > len => Content::Wrong,
+            Depth::Everything => self.check_content(&header)?,
+            Depth::Records => Content::Unread,
+        };
+        let padding = self.window.get(header.padding_offset(), (header.end() - header.padding_offset()) as usize)?;
+        let padding_ok = padding.iter().all(|b| *b == 0);
+        self.last_sequence = header.sequence;
+        self.open.seen.insert(header.offset);
+        match header.kind {
+            Kind::Unknown(kind) if !header.is_ignorable() => {
+                return Err(ScanError::UnknownKind { offset: header.offset, kind });
+            }
+            Kind::Mark if meta_ok => self.take_mark(&meta)?,
+            Kind::Seal if meta_ok => self.take_seal(&meta, header.end())?,
+            _ => {}
+        }
+        self.open.items.push_back(Item::Frame { header, meta, meta_ok, content, padding_ok });
+        Ok(())
+    }
+
+    fn check_content(&mut self, header: &FrameHeader) -> Result<Content, ScanError> {
+        let (mut at, end, mut crc) = (header.content_offset(), header.padding_offset(), 0);
+        while at < end {
+            let chunk = self.window.get(at, chunk_len(end - at))?;
+            if chunk.is_empty() {
+                return Ok(Content::Wrong);
+            }
+            crc = crc32c::crc32c_append(crc, chunk);
+            at += chunk.len() as u64;
+        }
+        Ok(if crc == header.content_crc { Content::Intact } else { Content::Wrong })
+    }
+
+    /// Everything in front of the batch is proven; what the mark names and we have not seen stands in a gap.
+    fn take_mark(&mut self, meta: &[u8]) -> Result<(), ScanError> {
+        let Ok(mark) = Mark::decode(meta) else { return Ok(()) };
+        self.split_gap(mark.batch_start);
+        for named in mark.named {
+            if self.dealt_with(named.offset).is_some() {
+                if named.kind == Kind::Accepted {
+                    self.open.forgiven.transactions += 1;
+                    self.open.forgiven.recipients += u64::from(named.recipients);
+                }
+            } else if !self.open.seen.contains(&named.offset) {
+                let gap = self.open.items.iter_mut().find_map(|item| match item {
+                    Item::Gap { offset, bytes, named: names } => {
+                        (*offset..*offset + *bytes).contains(&named.offset).then_some(names)
+                    }
+                    _ => None,
+                });
+                if let Some(names) = gap {
+                    names.push(named);
+                }
+            }
+        }
+        self.open.seen.clear();
+        self.tell(mark.batch_start, true)?;
+        self.open
+            .items
+            .push_back(Item::Totals(Totals { transactions: mark.transactions, recipients: mark.recipients }));
+        Ok(())
+    }
+
+    /// A gap over the border of a batch is two: what is in front of it is proven, what is behind it is not yet.
+    fn split_gap(&mut self, border: u64) {
+        let inside = |item: &Item| matches!(item, Item::Gap { offset, bytes, .. } if *offset < border && border < *offset + *bytes);
+        let Some(place) = self.open.items.iter().position(inside) else { return };
+        if let Some(Item::Gap { offset, bytes, .. }) = self.open.items.get_mut(place) {
+            let behind = *offset + *bytes - border;
+            *bytes = border - *offset;
+            self.open.items.insert(place + 1, Item::Gap { offset: border, bytes: behind, named: Vec::new() });
+        }
+    }
+
+    fn take_seal(&mut self, meta: &[u8], end: u64) -> Result<(), ScanError> {
+        let Ok(seal) = Seal::decode(meta) else { return Ok(()) };
+        self.open.sealed_at = self.open.sealed_at.or(Some(end));
+        self.open
+            .items
+            .push_back(Item::Totals(Totals { transactions: seal.transactions, recipients: seal.recipients }));
+        Ok(())
+    }
+
+    /// Tells the sink what stands in front of `until`, now that it is known whether it was `proven`.
+    fn tell(&mut self, until: u64, proven: bool) -> Result<(), ScanError> {
+        while let Some(item) = self.open.items.front() {
+            let offset = match item {
+                Item::Frame { header, .. } => header.offset,
+                Item::Gap { offset, .. } => *offset,
+                Item::Totals(_) => 0,
+            };
+            if offset >= until {
+                break;
+            }
+            match self.open.items.pop_front() {
+                Some(Item::Frame { header, meta, meta_ok, content, padding_ok }) => {
+                    let content = match content {
+                        Content::Unread if !proven => self.check_content(&header)?,
+                        known => known,
+                    };
+                    self.tell_frame(&header, &meta, meta_ok, content, proven);
+                    if !padding_ok {
+                        let bytes = header.end() - header.padding_offset();
+                        self.report_at(header.padding_offset(), bytes, DamageKind::Padding, Vec::new(), proven);
+                    }
+                }
+                Some(Item::Gap { offset, bytes, named }) => self.tell_gap(offset, bytes, &named, proven),
+                Some(Item::Totals(totals)) if proven => self.tell_totals(totals),
+                Some(Item::Totals(_)) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn tell_frame(&mut self, header: &FrameHeader, meta: &[u8], meta_ok: bool, content: Content, proven: bool) {
+        let position = self.position(header.offset);
+        let bytes = header.end() - header.offset;
+        let ids = if header.id.to_bits() == 0 { Vec::new() } else { vec![header.id] };
+        let fact =
+            if meta_ok { decode(header.kind, header.id, header.content_len, meta).map_err(|_| ()) } else { Err(()) };
+        if !proven && (fact.is_err() || content == Content::Wrong) {
+            self.report_at(header.offset, bytes, DamageKind::Content, ids, false);
+            return;
+        }
+        if header.kind == Kind::Accepted {
+            self.totals.transactions += 1;
+            self.totals.recipients += u64::from(header.recipients);
+        }
+        match fact {
+            Err(()) => {
+                self.report_at(header.offset, bytes, DamageKind::Meta, ids, proven);
+                if header.kind == Kind::Accepted {
+                    self.sink.lost(position, header.id, header.recipients);
+                }
+            }
+            Ok(Some(Fact::Accepted(accepted))) if content == Content::Wrong => {
+                self.report_at(
+                    header.content_offset(),
+                    u64::from(header.content_len),
+                    DamageKind::Content,
+                    ids,
+                    proven,
+                );
+                self.sink.damaged(position, &accepted);
+            }
+            Ok(Some(fact)) => self.sink.fact(position, &fact),
+            Ok(None) => {}
+        }
+    }
+
+    fn tell_gap(&mut self, offset: u64, bytes: u64, named: &[Named], proven: bool) {
+        if self.dealt_with(offset).is_some() {
+            return;
+        }
+        let ids = named.iter().filter(|n| n.id.to_bits() != 0).map(|n| n.id).collect();
+        self.report_at(offset, bytes, DamageKind::Frame, ids, proven);
+        if !proven {
+            return;
+        }
+        for named in named.iter().filter(|n| n.kind == Kind::Accepted) {
+            self.totals.transactions += 1;
+            self.totals.recipients += u64::from(named.recipients);
+            self.sink.lost(self.position(named.offset), named.id, named.recipients);
+        }
+    }
+
+    /// Compares what a mark counts with what was seen; the rest is missing without a name.
+    fn tell_totals(&mut self, claimed: Totals) {
+        let known = Totals {
+            transactions: self.totals.transactions + self.open.forgiven.transactions,
+            recipients: self.totals.recipients + self.open.forgiven.recipients,
+        };
+        unnamed(self.totals, known, claimed, self.number, self.report, self.sink);
+    }
+
+    fn report_at(&mut self, offset: u64, bytes: u64, kind: DamageKind, ids: Vec<TransactionId>, proven: bool) {
+        self.report.add(Damage { segment: self.number, offset, bytes, kind, ids }, proven);
+    }
+
+    fn position(&self, offset: u64) -> Position {
+        Position { segment: self.number, offset }
+    }
+}
+
+/// Books messages that a count claims and nothing names.
+pub(crate) fn unnamed<K: Sink + ?Sized>(
+    totals: &mut Totals,
+    known: Totals,
+    claimed: Totals,
+    segment: u64,
+    report: &mut Report,
+    sink: &mut K,
+) {
+    let transactions = claimed.transactions.saturating_sub(known.transactions);
+    let recipients = claimed.recipients.saturating_sub(known.recipients);
+    if transactions == 0 && recipients == 0 {
+        return;
+    }
+    totals.transactions += transactions;
+    totals.recipients += recipients;
+    report.add(Damage { segment, offset: 0, bytes: 0, kind: DamageKind::Unnamed, ids: Vec::new() }, true);
+    sink.unnamed(transactions, recipients);
+}
+
+/// The ranges torn in the segment before this one, if this one's first frame tells them.
+pub(crate) fn succession<F: SegmentFile>(file: &F, tag: u32) -> io::Result<Option<Succession>> {
+    let mut window = Window::new(file);
+    let at = PAGE_BYTES as u64;
+    let header = FrameHeader::decode(window.get(at, HEADER_BYTES)?);
+    let Some(header) = header.filter(|h| h.kind == Kind::Succession && h.tag == tag && h.offset == at) else {
+        return Ok(None);
+    };
+    let meta = window.get(header.meta_offset(), header.meta_len as usize)?;
+    Ok(Some(meta).filter(|m| crc32c::crc32c(m) == header.meta_crc).and_then(|m| Succession::decode(m).ok()))
+}
+
+/// The tag of the first frame that validates in a segment whose header page is lost.
+pub(crate) fn find_tag<F: SegmentFile>(file: &F) -> io::Result<Option<u32>> {
+    let (mut window, len, mut at) = (Window::new(file), file.len()?, PAGE_BYTES as u64);
+    while at < len {
+        if let Some(header) = FrameHeader::decode(window.get(at, HEADER_BYTES)?).filter(|h| h.offset == at) {
+            return Ok(Some(header.tag));
+        }
+        at += ALIGN_BYTES;
+    }
+    Ok(None)
+}
+
+fn chunk_len(left: u64) -> usize {
+    usize::try_from(left).unwrap_or(WINDOW_BYTES).min(WINDOW_BYTES)
+}
+
+/// A file, read a window at a time.
+pub(crate) struct Window<'a, F> {
+    file: &'a F,
+    start: u64,
+    bytes: Vec<u8>,
+}
+
+impl<'a, F: SegmentFile> Window<'a, F> {
+    pub(crate) fn new(file: &'a F) -> Self {
+        Self { file, start: 0, bytes: Vec::new() }
+    }
+
+    /// `len` bytes from `offset` on, fewer at the end of the file.
+    pub(crate) fn get(&mut self, offset: u64, len: usize) -> io::Result<&[u8]> {
+        let have = |start: u64, n: usize| {
+            let from = usize::try_from(offset.checked_sub(start)?).ok()?;
+            (from.checked_add(len)? <= n).then_some(from)
+        };
+        if have(self.start, self.bytes.len()).is_none() {
+            let left = usize::try_from(self.file.len()?.saturating_sub(offset)).unwrap_or(usize::MAX);
+            // Never more than the file holds: a rotten length must not allocate.
+            self.bytes.resize(len.max(WINDOW_BYTES).min(left), 0);
+            let n = self.file.read_at(offset, &mut self.bytes)?;
+            self.bytes.truncate(n);
+            self.start = offset;
+        }
+        let from = usize::try_from(offset.saturating_sub(self.start)).unwrap_or(usize::MAX).min(self.bytes.len());
+        let to = from.saturating_add(len).min(self.bytes.len());
+        Ok(self.bytes.get(from..to).unwrap_or_default())
+    }
+}

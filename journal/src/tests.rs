@@ -1,0 +1,290 @@
+//! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
+
+use crate::record::Prepared;
+use crate::sim::SimStorage;
+use crate::{CommitError, Depth, Options, ReadError, Reader, Replay, Seed, State, Writer, replay, set_aside};
+use restante_envelope::{
+    BodyType, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
+    TransactionId,
+};
+use restante_ledger::{Attempted, Fact, Ledger, Outcome, Timings};
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+
+const SEED: Seed = Seed { journal: 42, entropy: 7 };
+/// Small, so that short histories see several segments.
+const SMALL: Options = Options { segment_bytes: 16 << 10 };
+
+fn now() -> Timestamp {
+    Timestamp::from_unix_ms(1_795_359_200_118)
+}
+
+fn message(content: &[u8], recipients: usize) -> Prepared {
+    let recipient = |n| Recipient {
+        forward_path: ForwardPath::parse(&format!("r{n}@example.test")).unwrap(),
+        route: RouteName::new("example.test"),
+    };
+    let envelope = Envelope {
+        reverse_path: ReversePath::parse("a@b.test").unwrap(),
+        recipients: (0..recipients).map(recipient).collect(),
+        body: BodyType::SevenBit,
+    };
+    let trace = Trace {
+        client: "192.0.2.1:4000".parse().unwrap(),
+        helo: "c.test".into(),
+        protocol: Protocol::Esmtp,
+        session: 1,
+        received_at: now(),
+    };
+    Prepared::accepted(&envelope, &trace, content.to_vec(), None)
+}
+
+fn sent(id: TransactionId) -> Prepared {
+    let results = vec![(0, Outcome::Sent(Reply::new(250, None, "ok")))];
+    Prepared::fact(
+        &Fact::Attempted(Attempted { id, at: now(), next_hop: None, timings: Timings::default(), results }),
+        Vec::new(),
+    )
+}
+
+fn content(n: usize) -> Vec<u8> {
+    format!("Subject: {n}\r\n\r\n{}\r\n", "x".repeat(n * 37 % 900)).into_bytes()
+}
+
+fn fold(storage: &SimStorage, depth: Depth) -> (Replay, Ledger) {
+    let mut ledger = Ledger::new();
+    let replay = replay(storage, depth, &mut ledger).unwrap();
+    assert!(ledger.balance().is_even());
+    (replay, ledger)
+}
+
+fn open(storage: &SimStorage) -> Result<Writer<SimStorage>, CommitError> {
+    let (replay, ledger) = fold(storage, Depth::Records);
+    set_aside(storage, &replay.report).map_err(CommitError::Failed)?;
+    Writer::open(storage.clone(), SMALL, &replay, ledger.largest_id(), SEED, now())
+}
+
+/// A history of batches of 1 to 4 messages, every third message sent. Stops at the first failure. Returns what was promised.
+fn history(storage: &SimStorage, batches: usize) -> (BTreeMap<TransactionId, Vec<u8>>, Vec<TransactionId>) {
+    let (mut promised, mut settled) = (BTreeMap::new(), Vec::new());
+    let Ok(mut writer) = open(storage) else { return (promised, settled) };
+    for batch in 0..batches {
+        let contents: Vec<_> = (0..batch % 4 + 1).map(|n| content(batch * 5 + n)).collect();
+        if contents.iter().any(|c| writer.stage(&message(c, 1), now()).is_err()) {
+            return (promised, settled);
+        }
+        let done: Vec<_> = promised.keys().copied().filter(|id| !settled.contains(id)).step_by(3).take(1).collect();
+        if done.iter().any(|id| writer.stage(&sent(*id), now()).is_err()) {
+            return (promised, settled);
+        }
+        let Ok(durable) = writer.commit(now()) else { return (promised, settled) };
+        for (receipt, content) in durable.receipts().iter().zip(contents) {
+            promised.insert(receipt.id(), content);
+        }
+        settled.extend(done);
+        if batch % 5 == 4 && writer.prove_last_batch().is_err() {
+            return (promised, settled);
+        }
+    }
+    let _ = writer.close();
+    (promised, settled)
+}
+
+/// Every promised message is sent or can be read byte for byte.
+fn assert_kept(
+    storage: &SimStorage,
+    ledger: &Ledger,
+    promised: &BTreeMap<TransactionId, Vec<u8>>,
+    settled: &[TransactionId],
+) {
+    let mut reader = Reader::new(storage.clone());
+    for (id, content) in promised {
+        match ledger.get(*id) {
+            Some(t) => assert_eq!(&reader.message(t.position).unwrap().content, content, "{id}"),
+            None => assert!(ledger.balance().sent > 0, "{id} is gone"),
+        }
+    }
+    for id in settled {
+        assert_eq!(ledger.get(*id), None, "{id} was settled and is pending again");
+    }
+}
+
+#[test]
+fn what_was_committed_is_read_back_and_ids_grow_over_a_restart() {
+    let storage = SimStorage::default();
+    let (promised, settled) = history(&storage, 20);
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!(replay.report.state(), State::Clean);
+    assert!(replay.segments > 2);
+    assert_kept(&storage, &ledger, &promised, &settled);
+    assert_eq!(ledger.balance().pending as usize, promised.len() - settled.len());
+    let (more, _) = history(&storage, 2);
+    assert!(more.keys().next() > promised.keys().last());
+}
+
+#[test]
+fn a_power_cut_at_any_call_loses_nothing_promised() {
+    let whole = SimStorage::default();
+    history(&whole, 12);
+    for call in 1..=whole.calls() {
+        let storage = SimStorage::default();
+        storage.fail_call(call, ErrorKind::Other);
+        let (promised, settled) = history(&storage, 12);
+        for seed in 0..8 {
+            let cut = storage.power_cut(seed);
+            let (first, ledger) = fold(&cut, Depth::Everything);
+            assert_ne!(first.report.state(), State::Damaged, "call {call} seed {seed}: {:?}", first.report);
+            assert_kept(&cut, &ledger, &promised, &settled);
+            // What is torn is dealt with once: from then on the journal is clean, and says the same.
+            open(&cut).unwrap().close().unwrap();
+            let (second, again) = fold(&cut, Depth::Everything);
+            assert_eq!(second.report.state(), State::Clean, "call {call} seed {seed}: {:?}", second.report);
+            assert_eq!(again.balance(), ledger.balance());
+            assert_kept(&cut, &again, &promised, &settled);
+        }
+    }
+}
+
+#[test]
+fn a_start_that_is_cut_short_is_repeated_without_loss() {
+    let crashed = SimStorage::default();
+    crashed.fail_call(60, ErrorKind::Other);
+    let (promised, settled) = history(&crashed, 12);
+    let crashed = crashed.power_cut(3);
+    let before = crashed.calls();
+    let calls = {
+        let s = crashed.fork();
+        open(&s).unwrap().close().unwrap();
+        s.calls() - before
+    };
+    for call in 1..=calls {
+        let storage = crashed.fork();
+        storage.fail_call(call, ErrorKind::Other);
+        let _ = open(&storage).and_then(Writer::close);
+        for seed in 0..4 {
+            let cut = storage.power_cut(seed);
+            open(&cut).unwrap().close().unwrap();
+            let (replay, ledger) = fold(&cut, Depth::Everything);
+            assert_eq!(replay.report.state(), State::Clean, "call {call}: {:?}", replay.report);
+            assert_kept(&cut, &ledger, &promised, &settled);
+        }
+    }
+}
+
+#[test]
+fn a_flip_in_any_byte_is_reported_and_costs_one_message_at_most() {
+    let golden = SimStorage::default();
+    let (promised, _) = history(&golden, 9);
+    let (_, whole) = fold(&golden, Depth::Everything);
+    use crate::storage::Storage;
+    for name in golden.list().unwrap() {
+        for at in 0..golden.bytes(&name).len() {
+            let storage = golden.fork();
+            storage.alter(&name, |bytes| bytes[at] ^= 0x41);
+            let (replay, ledger) = fold(&storage, Depth::Everything);
+            assert_eq!(replay.report.state(), State::Damaged, "{name} byte {at}");
+            let lost = ledger.balance().quarantined;
+            assert!(lost <= 1, "{name} byte {at}: {lost} lost");
+            assert_eq!(ledger.balance().accepted, whole.balance().accepted, "{name} byte {at}");
+            if lost == 1 {
+                let named: Vec<_> = replay.report.damage.iter().flat_map(|d| &d.ids).collect();
+                assert!(named.iter().any(|id| promised.contains_key(id)), "{name} byte {at}: lost without a name");
+            }
+            // Damage stays reported over a restart, and the rest is served.
+            if at % 97 == 0 {
+                open(&storage).unwrap().close().unwrap();
+                let (replay, again) = fold(&storage, Depth::Everything);
+                assert_eq!(replay.report.state(), State::Damaged, "{name} byte {at} after a restart");
+                assert_eq!(again.balance(), ledger.balance(), "{name} byte {at} after a restart");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_missing_segment_is_counted_though_nothing_names_its_messages() {
+    let storage = SimStorage::default();
+    history(&storage, 20);
+    let (_, whole) = fold(&storage, Depth::Everything);
+    use crate::storage::Storage;
+    storage.remove(&crate::header::file_name(2)).unwrap();
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!(replay.report.state(), State::Damaged);
+    assert_eq!(ledger.balance().accepted, whole.balance().accepted);
+    assert!(ledger.balance().quarantined > 0);
+}
+
+#[test]
+fn a_failed_sync_is_never_repeated_and_nothing_follows_it() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    storage.fail_call(2, ErrorKind::Other);
+    assert!(matches!(writer.commit(now()), Err(CommitError::Failed(_))));
+    let calls = storage.calls();
+    assert!(matches!(writer.stage(&message(b"b\r\n", 1), now()), Err(CommitError::Poisoned(_))));
+    assert!(matches!(writer.commit(now()), Err(CommitError::Poisoned(_))));
+    assert_eq!(storage.calls(), calls);
+}
+
+#[test]
+fn a_full_disk_takes_the_batch_back_and_the_next_one_goes_through() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    let big = vec![b'x'; 2 << 20];
+    writer.stage(&message(b"first\r\n", 1), now()).unwrap();
+    let first = writer.commit(now()).unwrap().receipts()[0];
+    storage.set_room(Some((1 << 20) + (64 << 10)));
+    for n in 0..3 {
+        writer.stage(&message(format!("small {n}\r\n").as_bytes(), 1), now()).unwrap();
+        writer.stage(&message(&big, 1), now()).unwrap();
+        assert!(matches!(writer.commit(now()), Err(CommitError::Full(_))));
+    }
+    // Nothing of the refused batches counts, now or after a crash.
+    assert_eq!(fold(&storage, Depth::Everything).1.balance().accepted, 1);
+    writer.stage(&sent(first.id()), now()).unwrap();
+    writer.commit(now()).unwrap();
+    storage.set_room(None);
+    writer.stage(&message(&big, 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!(replay.report.state(), State::Clean);
+    assert_eq!((ledger.balance().accepted, ledger.balance().sent), (2, 1));
+}
+
+#[test]
+fn a_message_that_imitates_a_frame_is_not_taken_for_one() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    let name = crate::header::file_name(1);
+    let forged = storage.bytes(&name)[4096..].to_vec();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(&forged, 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    // Its own header is destroyed: the scan goes through its content, and finds nothing there.
+    storage.alter(&crate::header::file_name(2), |bytes| bytes[4096] ^= 1);
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!(replay.report.damage.len(), 1);
+    assert_eq!((ledger.balance().accepted, ledger.balance().quarantined), (2, 1));
+}
+
+#[test]
+fn content_that_rots_after_the_start_is_not_delivered() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"precious\r\n", 1), now()).unwrap();
+    let position = writer.commit(now()).unwrap().receipts()[0].position();
+    let mut reader = Reader::new(storage.clone());
+    assert_eq!(reader.message(position).unwrap().content, b"precious\r\n");
+    storage.alter(&crate::header::file_name(1), |bytes| {
+        let at = bytes.windows(8).position(|w| w == b"precious").unwrap();
+        bytes[at] = b'P';
+    });
+    assert!(matches!(reader.message(position), Err(ReadError::Damaged { what: "content", .. })));
+    assert!(reader.record(position).is_ok());
+}

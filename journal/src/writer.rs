@@ -1,0 +1,458 @@
+//! The one writer of a journal: stages records into a batch, commits the batch with one write and one sync.
+//!
+//! Two designs were weighed for room ahead of the batches. *Appending* lets the file grow by each batch: nothing to
+//! prepare, but every sync waits for a metadata commit. *Filling ahead with zeros* writes those bytes twice, and each sync
+//! costs about half (figures in FORMAT.md section 1). The second, in steps of 1 MiB, so that small journals stay small.
+
+use crate::frame::{FrameHeader, HEADER_BYTES, Kind};
+use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinished_name};
+use crate::record::{Mark, Named, Prepared, Seal, Succession};
+use crate::replay::Replay;
+use crate::scan::Totals;
+use crate::storage::{SegmentFile, Storage};
+use restante_envelope::{IdGenerator, Timestamp, TransactionId};
+use restante_ledger::Position;
+use std::io;
+
+/// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
+const FILL_BYTES: u64 = 1 << 20;
+/// A mark of this many frames is 32 KiB.
+const BATCH_FRAMES_MAX: usize = 1024;
+/// Bounds the memory of a batch and how long the first in it waits for the sync. One message may go beyond it.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+/// In records that are about no transaction.
+const NO_ID: TransactionId = TransactionId::from_bits(0);
+
+/// What may be chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct Options {
+    /// A segment is sealed when it is longer than this, in bytes.
+    pub segment_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { segment_bytes: 64 << 20 }
+    }
+}
+
+/// Randomness for a writer's lifetime, drawn by the caller.
+#[derive(Debug, Clone, Copy)]
+pub struct Seed {
+    /// Names a new journal.
+    pub journal: u128,
+    /// Where the tags of segments and the low bits of identifiers are derived from.
+    pub entropy: u64,
+}
+
+/// Proof that a batch is on stable storage. Only [`Writer::commit`] makes one.
+#[derive(Debug)]
+pub struct Durable {
+    receipts: Vec<Receipt>,
+}
+
+/// The place and name of one durable record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    id: TransactionId,
+    position: Position,
+}
+
+impl Durable {
+    /// One for each staged record, in order.
+    pub fn receipts(&self) -> &[Receipt] {
+        &self.receipts
+    }
+}
+
+impl Receipt {
+    /// The transaction.
+    pub fn id(&self) -> TransactionId {
+        self.id
+    }
+    /// Where its record is.
+    pub fn position(&self) -> Position {
+        self.position
+    }
+}
+
+/// Why a batch is not durable. Nothing of it was promised to anyone.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    /// The disk is full. The batch has been taken back; another may be tried when there is room.
+    #[error("no room for the journal: {0}")]
+    Full(io::Error),
+    /// A write or a sync failed. This writer will never write again: what the kernel holds and what the disk holds may
+    /// differ. Stop the process; the next start reads what is there.
+    #[error("the journal failed: {0}")]
+    Failed(io::Error),
+    /// It failed before.
+    #[error("the journal failed earlier and takes nothing more until a restart: {0}")]
+    Poisoned(String),
+}
+
+/// Writes a journal. There is at most one in a directory; the caller holds the lock.
+#[derive(Debug)]
+pub struct Writer<S: Storage> {
+    storage: S,
+    options: Options,
+    journal: u128,
+    entropy: u64,
+    ids: IdGenerator,
+    segment: Option<Segment<S::File>>,
+    next_number: u64,
+    previous: (u64, u64),
+    sequence: u64,
+    totals: Totals,
+    batch: Batch,
+    failure: Option<String>,
+}
+
+/// The segment being written.
+#[derive(Debug)]
+struct Segment<F> {
+    file: F,
+    number: u64,
+    tag: u32,
+    /// Behind the last synced frame.
+    end: u64,
+    /// Behind the last zero written ahead.
+    filled: u64,
+    frames: u64,
+    /// Whether an empty mark would prove something that no mark proves yet.
+    unproven: bool,
+}
+
+/// Records staged and not yet committed.
+#[derive(Debug, Default)]
+struct Batch {
+    bytes: Vec<u8>,
+    frames: u64,
+    named: Vec<Named>,
+    receipts: Vec<Receipt>,
+    accepted: Totals,
+}
+
+impl<S: Storage> Writer<S> {
+    /// Goes on where `replay` ended, in a new segment. `largest_id` is the ledger's; new identifiers are larger.
+    /// Torn ranges must have been set aside: this records that they count no more.
+    pub fn open(
+        storage: S,
+        options: Options,
+        replay: &Replay,
+        largest_id: Option<TransactionId>,
+        seed: Seed,
+        now: Timestamp,
+    ) -> Result<Self, CommitError> {
+        let last = replay.last;
+        let mut writer = Self {
+            storage,
+            options,
+            journal: replay.journal.unwrap_or(seed.journal),
+            entropy: seed.entropy,
+            ids: IdGenerator::after(largest_id),
+            segment: None,
+            next_number: last.map_or(1, |l| l.number + 1),
+            previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
+            sequence: replay.last_sequence,
+            totals: replay.totals,
+            batch: Batch::default(),
+            failure: None,
+        };
+        writer.remove_unfinished().map_err(CommitError::Failed)?;
+        writer.begin_segment(now)?;
+        if let Some(last) = last.filter(|l| !l.sealed) {
+            let torn = replay.report.torn.iter().filter(|t| t.segment == last.number);
+            let torn = torn.map(|t| (t.offset, t.bytes)).collect();
+            let succession = Succession { number: last.number, bytes: last.bytes, torn };
+            writer.stage(&Prepared::new(Kind::Succession, None, 0, succession.encode(), Vec::new()), now)?;
+            writer.commit(now)?;
+        }
+        Ok(writer)
+    }
+
+    /// Whether the batch takes another record. Memory and waiting are bounded by this.
+    pub fn has_room(&self) -> bool {
+        self.batch.named.len() < BATCH_FRAMES_MAX && self.batch.bytes.len() < BATCH_BYTES_MAX
+    }
+
+    /// Whether a commit would write anything.
+    pub fn is_batch_empty(&self) -> bool {
+        self.batch.named.is_empty()
+    }
+
+    /// Why this writer will never write again, if so.
+    pub fn failure(&self) -> Option<&str> {
+        self.failure.as_deref()
+    }
+
+    /// Gives the record its place, and a new message its identifier. Nothing of it is written before
+    /// [`Writer::commit`]; only a segment may have to be made, where the disk was too full for one before.
+    pub fn stage(&mut self, record: &Prepared, now: Timestamp) -> Result<(), CommitError> {
+        self.check()?;
+        if self.segment.is_none() {
+            self.begin_segment(now)?;
+        }
+        let id = match (record.id, record.kind) {
+            (Some(id), _) => id,
+            (None, Kind::Accepted) => {
+                let entropy = self.draw();
+                self.ids.next(now, entropy)
+            }
+            (None, _) => NO_ID,
+        };
+        if record.kind == Kind::Accepted {
+            self.batch.accepted.transactions += 1;
+            self.batch.accepted.recipients += u64::from(record.recipients);
+        }
+        let place = self.push(record, id);
+        self.batch.named.push(place);
+        let position = Position { segment: self.segment_number(), offset: place.offset };
+        self.batch.receipts.push(Receipt { id, position });
+        Ok(())
+    }
+
+    /// One write, one sync. On success everything staged is on stable storage; on failure nothing of it counts.
+    pub fn commit(&mut self, now: Timestamp) -> Result<Durable, CommitError> {
+        self.check()?;
+        if self.batch.named.is_empty() {
+            return Ok(Durable { receipts: Vec::new() });
+        }
+        self.push_mark();
+        let batch = self.write_batch()?;
+        self.totals.transactions += batch.accepted.transactions;
+        self.totals.recipients += batch.accepted.recipients;
+        let full = self.segment.as_mut().is_some_and(|segment| {
+            segment.unproven = true;
+            segment.end > self.options.segment_bytes
+        });
+        if full {
+            // This batch is durable whatever happens now, and its waiters must hear so: a failure is kept in
+            // `failure`, a full disk is met again by the next batch.
+            let _met_again = self.seal().and_then(|()| self.begin_segment(now));
+        }
+        Ok(Durable { receipts: batch.receipts })
+    }
+
+    /// After a quiet moment: adds an empty mark, so that the last batch is proven too. Does nothing if it is.
+    pub fn prove_last_batch(&mut self) -> Result<(), CommitError> {
+        self.check()?;
+        if !self.batch.named.is_empty() || self.segment.as_ref().is_none_or(|s| !s.unproven) {
+            return Ok(());
+        }
+        self.push_mark();
+        self.write_batch()?;
+        if let Some(segment) = &mut self.segment {
+            segment.unproven = false;
+        }
+        Ok(())
+    }
+
+    /// A clean end: seals the segment. Whatever is wrong in it later is damage.
+    pub fn close(mut self) -> Result<(), CommitError> {
+        self.check()?;
+        self.seal()
+    }
+
+    /// The segment that is being written.
+    pub fn segment_number(&self) -> u64 {
+        self.segment.as_ref().map_or(self.next_number, |s| s.number)
+    }
+
+    fn check(&mut self) -> Result<(), CommitError> {
+        match &self.failure {
+            None => Ok(()),
+            Some(why) => {
+                self.batch = Batch::default();
+                Err(CommitError::Poisoned(why.clone()))
+            }
+        }
+    }
+
+    fn fail(&mut self, error: io::Error) -> CommitError {
+        self.failure = Some(error.to_string());
+        CommitError::Failed(error)
+    }
+
+    /// Writes and syncs what was pushed. A failed batch gives its sequence numbers back: no reader has seen them.
+    fn write_batch(&mut self) -> Result<Batch, CommitError> {
+        let batch = std::mem::take(&mut self.batch);
+        let written = match &mut self.segment {
+            Some(segment) => segment.write(&batch.bytes).and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
+            None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
+        };
+        match written {
+            Ok(()) => {
+                if let Some(segment) = &mut self.segment {
+                    segment.end += batch.bytes.len() as u64;
+                    segment.frames += batch.frames;
+                }
+                Ok(batch)
+            }
+            Err(trouble) => {
+                self.sequence -= batch.frames;
+                Err(match trouble {
+                    Trouble::Full(error) => CommitError::Full(error),
+                    Trouble::Failed(error) => self.fail(error),
+                })
+            }
+        }
+    }
+
+    /// Appends a frame to the batch's bytes.
+    fn push(&mut self, record: &Prepared, id: TransactionId) -> Named {
+        self.sequence += 1;
+        self.batch.frames += 1;
+        let header = FrameHeader {
+            kind: record.kind,
+            flags: 0,
+            recipients: record.recipients,
+            tag: self.segment.as_ref().map_or(0, |s| s.tag),
+            sequence: self.sequence,
+            offset: self.segment.as_ref().map_or(0, |s| s.end) + self.batch.bytes.len() as u64,
+            id,
+            meta_len: u32::try_from(record.meta.len()).unwrap_or(u32::MAX),
+            meta_crc: record.meta_crc,
+            content_len: u32::try_from(record.content.len()).unwrap_or(u32::MAX),
+            content_crc: record.content_crc,
+        };
+        let (bytes, header_crc) = header.encode();
+        let padding = usize::try_from(header.end() - header.padding_offset()).unwrap_or(0);
+        self.batch.bytes.reserve(HEADER_BYTES + record.meta.len() + record.content.len() + padding);
+        self.batch.bytes.extend_from_slice(&bytes);
+        self.batch.bytes.extend_from_slice(&record.meta);
+        self.batch.bytes.extend_from_slice(&record.content);
+        self.batch.bytes.resize(self.batch.bytes.len() + padding, 0);
+        Named { id, offset: header.offset, header_crc, recipients: record.recipients, kind: record.kind }
+    }
+
+    fn push_mark(&mut self) {
+        let mark = Mark {
+            batch_start: self.segment.as_ref().map_or(0, |s| s.end),
+            transactions: self.totals.transactions + self.batch.accepted.transactions,
+            recipients: self.totals.recipients + self.batch.accepted.recipients,
+            named: self.batch.named.clone(),
+        };
+        self.push(&Prepared::new(Kind::Mark, None, 0, mark.encode(), Vec::new()), NO_ID);
+    }
+
+    /// Two seals, each synced: the second says that the first is safe. A disk too full for the second leaves one.
+    fn seal(&mut self) -> Result<(), CommitError> {
+        let Some(segment) = &self.segment else { return Ok(()) };
+        let totals = self.totals;
+        let seal = Seal { frames: segment.frames, transactions: totals.transactions, recipients: totals.recipients };
+        let record = Prepared::new(Kind::Seal, None, 0, seal.encode(), Vec::new());
+        self.push(&record, NO_ID);
+        self.write_batch()?;
+        self.push(&record, NO_ID);
+        match self.write_batch() {
+            Ok(_) | Err(CommitError::Full(_)) => {}
+            Err(error) => return Err(error),
+        }
+        if let Some(mut segment) = self.segment.take() {
+            self.previous = (segment.number, segment.end);
+            let cut = segment.file.truncate(segment.end).and_then(|()| segment.file.sync());
+            cut.map_err(|error| self.fail(error))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the next segment and its directory entry durable.
+    fn begin_segment(&mut self, now: Timestamp) -> Result<(), CommitError> {
+        let number = self.next_number;
+        let header = SegmentHeader {
+            tag: self.draw() as u32,
+            journal: self.journal,
+            number,
+            first_sequence: self.sequence + 1,
+            created_unix_ms: now.unix_ms(),
+            previous_number: self.previous.0,
+            previous_bytes: self.previous.1,
+            transactions: self.totals.transactions,
+            recipients: self.totals.recipients,
+        };
+        let made = self.make_file(number, &header);
+        let file = made.map_err(|error| {
+            if is_full(&error) {
+                return CommitError::Full(error);
+            }
+            self.fail(error)
+        })?;
+        let filled = PAGE_BYTES as u64 + FILL_BYTES;
+        self.next_number += 1;
+        let end = PAGE_BYTES as u64;
+        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
+        Ok(())
+    }
+
+    fn make_file(&self, number: u64, header: &SegmentHeader) -> io::Result<S::File> {
+        let unfinished = unfinished_name(number);
+        if self.storage.list()?.contains(&unfinished) {
+            self.storage.remove(&unfinished)?;
+        }
+        let mut file = self.storage.create(&unfinished)?;
+        let mut page = header.encode();
+        page.resize(PAGE_BYTES + FILL_BYTES as usize, 0);
+        file.write_at(0, &page)?;
+        file.sync()?;
+        self.storage.rename(&unfinished, &file_name(number))?;
+        self.storage.sync_directory()?;
+        Ok(file)
+    }
+
+    fn remove_unfinished(&self) -> io::Result<()> {
+        for name in self.storage.list()?.iter().filter(|name| is_unfinished(name)) {
+            self.storage.remove(name)?;
+        }
+        Ok(())
+    }
+
+    /// The next number of a splitmix64 sequence: spreads the seed, which is all that tags and identifiers need.
+    fn draw(&mut self) -> u64 {
+        self.entropy = self.entropy.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.entropy;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+impl<F: SegmentFile> Segment<F> {
+    /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes the bytes back: whole
+    /// frames of the batch may stand there, and would validate.
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+        let end = self.end + bytes.len() as u64;
+        match self.file.write_at(self.end, bytes) {
+            Ok(()) => {}
+            Err(error) if is_full(&error) => {
+                return Err(self.cut(self.end).map_or_else(Trouble::Failed, |()| Trouble::Full(error)));
+            }
+            Err(error) => return Err(Trouble::Failed(error)),
+        }
+        if end > self.filled {
+            let fill = end.next_multiple_of(FILL_BYTES).saturating_add(FILL_BYTES) - end;
+            match self.file.write_at(end, &vec![0; usize::try_from(fill).unwrap_or(0)]) {
+                Ok(()) => self.filled = end + fill,
+                // There was room for the batch, and that is what counts.
+                Err(error) if is_full(&error) => self.cut(end).map_err(Trouble::Failed)?,
+                Err(error) => return Err(Trouble::Failed(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn cut(&mut self, end: u64) -> io::Result<()> {
+        self.filled = end;
+        self.file.truncate(end)
+    }
+}
+
+/// What a write ran into.
+enum Trouble {
+    Full(io::Error),
+    Failed(io::Error),
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
