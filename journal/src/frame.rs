@@ -193,7 +193,7 @@ mod tests {
         #[test]
         fn frames_end_on_a_multiple_of_eight(offset in any::<u64>(), meta in 0..META_BYTES_MAX, content in any::<u32>()) {
             let header = header(offset, meta, content);
-            prop_assert!(header.end() % ALIGN_BYTES == 0 || header.end() == u64::MAX);
+            prop_assert!(header.end().is_multiple_of(ALIGN_BYTES) || header.end() == u64::MAX);
             prop_assert!(header.end() >= offset);
         }
     }

@@ -218,12 +218,9 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
                 at = next;
             }
         }
-        if let Some(missing) =
-            self.successor.as_ref().filter(|s| s.bytes != u64::MAX).and_then(|s| s.bytes.checked_sub(len))
-        {
-            if missing > 0 {
-                self.open.items.push_back(Item::Gap { offset: len, bytes: missing, named: Vec::new() });
-            }
+        let told = self.successor.as_ref().map(|s| s.bytes).filter(|bytes| *bytes != u64::MAX);
+        if let Some(missing) = told.and_then(|told| told.checked_sub(len)).filter(|missing| *missing > 0) {
+            self.open.items.push_back(Item::Gap { offset: len, bytes: missing, named: Vec::new() });
         }
         let mut sealed = self.open.sealed_at.is_some();
         if let Some(seal_end) = self.open.sealed_at.filter(|_| self.successor.is_none()) {

@@ -86,14 +86,14 @@ impl SimStorage {
             for n in 0..disk.images.len() {
                 let Image { live, mut durable } = disk.images[n].clone();
                 // The length may or may not have reached the disk.
-                if disk.draw() % 2 == 0 {
+                if disk.draw().is_multiple_of(2) {
                     durable.resize(live.len(), 0);
                 }
                 for (at, sector) in durable.chunks_mut(SECTOR_BYTES).enumerate() {
-                    if let Some(new) = live.get(at * SECTOR_BYTES..(at * SECTOR_BYTES + sector.len()).min(live.len())) {
-                        if disk.draw() % 2 == 0 {
-                            sector[..new.len()].copy_from_slice(new);
-                        }
+                    let start = at * SECTOR_BYTES;
+                    let new = live.get(start..(start + sector.len()).min(live.len())).unwrap_or_default();
+                    if disk.draw().is_multiple_of(2) {
+                        sector[..new.len()].copy_from_slice(new);
                     }
                 }
                 disk.images[n] = Image { live: durable.clone(), durable };

@@ -1,0 +1,149 @@
+//! Accepts connections and counts them: in all, and per client. Turns the surplus away with a 421.
+
+use super::session::{self, Door};
+use crate::config::Limits;
+use restante_smtp::{RefusedConnection, Session};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Connections the kernel completes for us while we are busy: a burst of senders is not told to go away.
+const BACKLOG: i32 = 4_096;
+/// After an accept that failed for want of file descriptors: the next one would fail as well.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A client that is turned away has this long to take its 421.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Clients being turned away at once; beyond that a connection is closed without a word.
+const TURNED_AWAY_MAX: usize = 256;
+
+/// Opens a listening socket.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // On Linux `[::]` takes IPv4 as well, which is what a mail server wants of it.
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// Accepts on all listeners until told to stop, then waits for the sessions to end.
+pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: Limits) {
+    let (sender, mut connections) = mpsc::channel(64);
+    let mut acceptors = JoinSet::new();
+    for listener in listeners {
+        acceptors.spawn(accept(listener, sender.clone(), door.stopping.clone()));
+    }
+    drop(sender);
+    let mut stopping = door.stopping.clone();
+    let mut guests = Guests { limits, per_client: HashMap::new(), sessions: JoinSet::new(), turned_away: JoinSet::new() };
+    let numbers = AtomicU64::new(crate::clock::now().unix_ms());
+    loop {
+        tokio::select! {
+            connection = connections.recv() => match connection {
+                Some((stream, client)) => guests.admit(stream, client, numbers.fetch_add(1, Ordering::Relaxed), &door),
+                None => break,
+            },
+            Some(ended) = guests.sessions.join_next() => guests.gone(ended, &door),
+            Some(_) = guests.turned_away.join_next() => {}
+            _ = stopping.wait_for(|stop| *stop) => break,
+        }
+    }
+    acceptors.shutdown().await;
+    while let Some(ended) = guests.sessions.join_next().await {
+        guests.gone(ended, &door);
+    }
+}
+
+async fn accept(
+    listener: TcpListener,
+    connections: mpsc::Sender<(TcpStream, SocketAddr)>,
+    mut stopping: tokio::sync::watch::Receiver<bool>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stopping.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                // Replies are small and awaited: never held back to be joined with the next.
+                let _best_effort = stream.set_nodelay(true);
+                if connections.send((stream, canonical(client))).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!("cannot accept a connection: {error}");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// An IPv4 client on an IPv6 socket is an IPv4 client.
+fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
+}
+
+struct Guests {
+    limits: Limits,
+    per_client: HashMap<IpAddr, u32>,
+    sessions: JoinSet<IpAddr>,
+    turned_away: JoinSet<()>,
+}
+
+impl Guests {
+    fn admit(&mut self, stream: TcpStream, client: SocketAddr, number: u64, door: &Arc<Door>) {
+        let ip = client.ip();
+        let all = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
+        let of_client = self.per_client.get(&ip).copied().unwrap_or(0);
+        let exempt = self.limits.exempt.iter().any(|network| network.contains(ip));
+        if all >= self.limits.max_connections || (!exempt && of_client >= self.limits.per_client_connections) {
+            door.metrics.connection_refused();
+            if self.turned_away.len() < TURNED_AWAY_MAX {
+                self.turned_away.spawn(turn_away(stream, client, door.clone()));
+            }
+            return;
+        }
+        *self.per_client.entry(ip).or_insert(0) += 1;
+        door.metrics.connection_opened();
+        let door = door.clone();
+        self.sessions.spawn(async move {
+            // A task of its own: a panic ends this session, and the count is put right all the same.
+            if let Err(error) = tokio::spawn(session::serve(stream, client, number, door)).await {
+                tracing::error!("session {number:x} of {ip} ended by a defect of ours, please report it: {error}");
+            }
+            ip
+        });
+    }
+
+    fn gone(&mut self, ended: Result<IpAddr, tokio::task::JoinError>, door: &Arc<Door>) {
+        door.metrics.connection_closed();
+        let Ok(ip) = ended else { return };
+        if let Some(count) = self.per_client.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.per_client.remove(&ip);
+            }
+        }
+    }
+}
+
+async fn turn_away(mut stream: TcpStream, client: SocketAddr, door: Arc<Door>) {
+    let mut session = Session::refuse(door.settings.clone(), client, RefusedConnection::TooManyConnections);
+    let greeting = std::mem::take(session.output());
+    let _gone = tokio::time::timeout(TURN_AWAY_TIMEOUT, async {
+        stream.write_all(&greeting).await?;
+        stream.shutdown().await
+    })
+    .await;
+}

@@ -1,0 +1,174 @@
+//! Counters, and the Prometheus page. No address ever becomes a label; every series exists from the start.
+
+use restante_envelope::RouteName;
+use restante_ledger::{Fact, Outcome};
+use restante_relay::RouteStatus;
+use restante_smtp::{Counts, RefusedCommand};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Everything counted.
+#[derive(Default)]
+pub(crate) struct Metrics {
+    connections_open: AtomicU64,
+    connections_total: AtomicU64,
+    connections_refused: AtomicU64,
+    commands_refused: AtomicU64,
+    received_bytes: AtomicU64,
+    local_trouble: AtomicU64,
+    log_dropped: AtomicU64,
+    /// Written by the relay's task alone, read by the page.
+    by_route: Mutex<BTreeMap<RouteName, ByRoute>>,
+}
+
+#[derive(Default, Clone, Copy)]
+struct ByRoute {
+    accepted: u64,
+    sent: u64,
+    deferred: u64,
+    hold: u64,
+    quarantined: u64,
+}
+
+const STATES: [&str; 4] = ["active", "deferred", "hold", "waiting"];
+
+impl Metrics {
+    /// With the series of these routes.
+    pub(crate) fn new(routes: impl Iterator<Item = RouteName>) -> Self {
+        let by_route = Mutex::new(routes.map(|name| (name, ByRoute::default())).collect());
+        Self { by_route, ..Self::default() }
+    }
+
+    pub(crate) fn connection_opened(&self) {
+        self.connections_open.fetch_add(1, Ordering::Relaxed);
+        self.connections_total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connection_closed(&self) {
+        self.connections_open.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connection_refused(&self) {
+        self.connections_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn connections(&self) -> u64 {
+        self.connections_open.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn session_ended(&self, counts: &Counts) {
+        self.received_bytes.fetch_add(counts.bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rejected(&self, _refusal: &RefusedCommand) {
+        self.commands_refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn refused_for_trouble(&self) {
+        self.local_trouble.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn log_dropped(&self, lines: u64) {
+        self.log_dropped.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Counts a durable fact. `route_of` tells the route of a recipient.
+    pub(crate) fn fact<'a>(&self, fact: &Fact, route_of: impl Fn(u16) -> Option<&'a RouteName>) {
+        let Ok(mut by_route) = self.by_route.lock() else { return };
+        match fact {
+            Fact::Accepted(accepted) => {
+                let mut routes: Vec<_> = accepted.envelope.recipients.iter().map(|r| &r.route).collect();
+                routes.sort();
+                routes.dedup();
+                for route in routes {
+                    by_route.entry(route.clone()).or_default().accepted += 1;
+                }
+            }
+            Fact::Attempted(attempted) => {
+                for (recipient, outcome) in &attempted.results {
+                    let Some(route) = route_of(*recipient) else { continue };
+                    let counts = by_route.entry(route.clone()).or_default();
+                    *match outcome {
+                        Outcome::Sent(_) => &mut counts.sent,
+                        Outcome::Deferred { .. } => &mut counts.deferred,
+                        Outcome::Held(_) => &mut counts.hold,
+                        Outcome::Quarantined(_) => &mut counts.quarantined,
+                    } += 1;
+                }
+            }
+            Fact::Operated(_) | Fact::Served(_) => {}
+        }
+    }
+
+    /// The page, in Prometheus' text format 0.0.4.
+    pub(crate) fn render(&self, routes: &[RouteStatus], accepting: bool, disk_free_bytes: u64) -> String {
+        let mut page = Page(String::new());
+        page.head("restante_build_info", "gauge", "The running version.");
+        page.line(&format!("restante_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1);
+        page.head("restante_queue_messages", "gauge", "Transactions not settled.");
+        for route in routes {
+            let counts = [route.counts.active, route.counts.deferred, route.counts.hold, route.counts.waiting];
+            for (state, count) in STATES.iter().zip(counts) {
+                page.line(&format!("restante_queue_messages{{route=\"{}\",state=\"{state}\"}}", route.name), count);
+            }
+        }
+        page.head("restante_queue_bytes", "gauge", "Bytes of content not settled.");
+        for route in routes {
+            page.line(&format!("restante_queue_bytes{{route=\"{}\"}}", route.name), route.bytes);
+        }
+        page.head("restante_primary_up", "gauge", "1 while the route's primary takes mail.");
+        for route in routes {
+            let up = u64::from(route.state == restante_relay::RouteState::Up);
+            page.line(&format!("restante_primary_up{{route=\"{}\"}}", route.name), up);
+        }
+        self.render_counters(&mut page);
+        page.head("restante_accepting", "gauge", "1 while mail can be accepted.");
+        page.line("restante_accepting", u64::from(accepting));
+        page.head("restante_filesystem_free_bytes", "gauge", "Free on the journal's file system.");
+        page.line("restante_filesystem_free_bytes", disk_free_bytes);
+        page.0
+    }
+
+    fn render_counters(&self, page: &mut Page) {
+        if let Ok(by_route) = self.by_route.lock() {
+            page.head("restante_messages_accepted_total", "counter", "Messages answered with 250.");
+            for (route, counts) in by_route.iter() {
+                page.line(&format!("restante_messages_accepted_total{{route=\"{route}\"}}"), counts.accepted);
+            }
+            page.head("restante_deliveries_total", "counter", "Outcomes of attempts, per recipient.");
+            for (route, c) in by_route.iter() {
+                for (status, n) in
+                    [("sent", c.sent), ("deferred", c.deferred), ("hold", c.hold), ("quarantined", c.quarantined)]
+                {
+                    page.line(&format!("restante_deliveries_total{{route=\"{route}\",status=\"{status}\"}}"), n);
+                }
+            }
+        }
+        for (name, kind, help, value) in [
+            ("restante_smtp_connections", "gauge", "SMTP connections open now.", &self.connections_open),
+            ("restante_smtp_connections_total", "counter", "SMTP connections served.", &self.connections_total),
+            ("restante_smtp_connections_refused_total", "counter", "SMTP connections over a limit.", &self.connections_refused),
+            ("restante_smtp_refused_total", "counter", "Commands and contents refused.", &self.commands_refused),
+            ("restante_smtp_received_bytes_total", "counter", "Bytes of content received.", &self.received_bytes),
+            ("restante_local_trouble_total", "counter", "Messages answered with 4xx for trouble of ours.", &self.local_trouble),
+            ("restante_log_dropped_total", "counter", "Delivery log records that were not written.", &self.log_dropped),
+        ] {
+            page.head(name, kind, help);
+            page.line(name, value.load(Ordering::Relaxed));
+        }
+    }
+}
+
+struct Page(String);
+
+impl Page {
+    fn head(&mut self, name: &str, kind: &str, help: &str) {
+        let _infallible = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    fn line(&mut self, series: &str, value: u64) {
+        let _infallible = writeln!(self.0, "{series} {value}");
+    }
+}
