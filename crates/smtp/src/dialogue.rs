@@ -78,17 +78,21 @@ impl Session {
         let Some(line) = line else { return (consumed, State::Dialogue(dialogue)) };
         self.deadline = now + self.settings.command_timeout;
         let next = match command_of(&line) {
-            Ok(Command::Data) => {
-                let talks_ahead = consumed < input.len();
-                self.data(dialogue, talks_ahead, now, host)
-            }
-            Ok(command) => self.command(dialogue, command, host),
+            Ok(command) => self.command(dialogue, command, consumed < input.len(), now, host),
             Err(say) => self.reject(dialogue, stage_of(&line), say, host),
         };
         (consumed, next)
     }
 
-    fn command(&mut self, dialogue: Dialogue, command: Command<'_>, host: &mut impl Host) -> State {
+    /// `talks_ahead`: more input is there already.
+    fn command(
+        &mut self,
+        dialogue: Dialogue,
+        command: Command<'_>,
+        talks_ahead: bool,
+        now: Timestamp,
+        host: &mut impl Host,
+    ) -> State {
         match (command, dialogue) {
             (Command::Ehlo(name), _) => self.hello(name, Protocol::Esmtp, Say::Ehlo),
             (Command::Helo(name), _) => self.hello(name, Protocol::Smtp, Say::Helo),
@@ -109,7 +113,7 @@ impl Session {
                 let say = if other.hello().is_some() { Say::MailFirst } else { Say::HeloFirst };
                 self.reject(other, Stage::Rcpt, say, host)
             }
-            (Command::Data, other) => State::Dialogue(other),
+            (Command::Data, any) => self.data(any, talks_ahead, now, host),
             (Command::Rset, other) => self.idle(other.reset(), Say::Ok),
             (Command::Noop, other) => self.idle(other, Say::Ok),
             (Command::Vrfy, other) => self.idle(other, Say::CannotVerify),

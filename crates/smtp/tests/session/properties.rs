@@ -150,3 +150,17 @@ fn the_counts_tell_what_happened() {
     let counts = session.counts();
     assert_eq!((counts.mail, counts.rcpt, counts.accepted, counts.refused, counts.bytes), (1, 1, 1, 1, 5));
 }
+
+#[test]
+fn the_host_never_gets_more_than_the_limit() {
+    for piece_bytes in [1, 999, 1_001, 4_000] {
+        let (mut session, mut host) = (session(settings()), Recorder::default());
+        let now = Timestamp::from_unix_ms(START);
+        session.receive(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", now, &mut host);
+        for piece in [b'x'; 1_001].chunks(piece_bytes) {
+            session.receive(piece, now, &mut host);
+        }
+        assert!(!host.open, "aborted before the end of data, which may never come");
+        assert!(host.content.len() <= 1_000);
+    }
+}
