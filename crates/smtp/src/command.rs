@@ -1,0 +1,266 @@
+//! Reads one command line (RFC 5321 section 4.1.1). Judges syntax alone: not whether the command is due, and not what
+//! stands between `<` and `>`.
+
+use restante_envelope::BodyType;
+
+/// RFC 5321 section 4.5.3.1.2: a domain is at most 255 octets.
+const HELO_BYTES_MAX: usize = 255;
+
+/// A well-formed command. Texts are printable ASCII and spaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Command<'l> {
+    Ehlo(&'l str),
+    Helo(&'l str),
+    Mail { reverse_path: &'l str, size_bytes: u64, body: BodyType },
+    Rcpt { forward_path: &'l str },
+    Data,
+    Rset,
+    Noop,
+    Quit,
+    Vrfy,
+    Help,
+}
+
+/// Why a line is no command that we carry out. The text is what the peer is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CommandError {
+    #[error("command not recognized")]
+    Unknown,
+    #[error("command not implemented")]
+    NotImplemented,
+    #[error("command not implemented, and what would follow it is no command")]
+    Bdat,
+    #[error("this is an SMTP server")]
+    Http,
+    #[error("control or 8-bit character in command")]
+    NotText,
+    #[error("syntax: EHLO domain")]
+    HeloSyntax,
+    #[error("this command takes no argument")]
+    NeedlessArgument,
+    #[error("this command needs an argument")]
+    NoArgument,
+    #[error("syntax: MAIL FROM:<address>, with the angle brackets")]
+    MailSyntax,
+    #[error("syntax: RCPT TO:<address>, with the angle brackets")]
+    RcptSyntax,
+    #[error("address is not ASCII, and SMTPUTF8 is not offered here")]
+    AddressNotAscii,
+    #[error("malformed or repeated parameter")]
+    ParameterSyntax,
+    #[error("parameter not recognized or not implemented")]
+    ParameterUnknown,
+}
+
+impl<'l> Command<'l> {
+    /// Reads a line without its CRLF.
+    pub(crate) fn parse(line: &'l [u8]) -> Result<Self, CommandError> {
+        let text = text_of(line)?.trim_end_matches(' ');
+        let (verb, argument) = text.split_once(' ').unwrap_or((text, ""));
+        let argument = argument.trim_start_matches(' ');
+        let bare = |command| if argument.is_empty() { Ok(command) } else { Err(CommandError::NeedlessArgument) };
+        match verb.to_ascii_uppercase().as_str() {
+            "EHLO" => helo_argument(argument).map(Self::Ehlo),
+            "HELO" => helo_argument(argument).map(Self::Helo),
+            "MAIL" => mail(argument),
+            "RCPT" => rcpt(argument),
+            "DATA" => bare(Self::Data),
+            "RSET" => bare(Self::Rset),
+            "QUIT" => bare(Self::Quit),
+            "NOOP" => Ok(Self::Noop),
+            "HELP" => Ok(Self::Help),
+            "VRFY" if argument.is_empty() => Err(CommandError::NoArgument),
+            "VRFY" => Ok(Self::Vrfy),
+            "EXPN" | "STARTTLS" | "AUTH" | "ETRN" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => {
+                Err(CommandError::NotImplemented)
+            }
+            "BDAT" => Err(CommandError::Bdat),
+            "GET" | "POST" | "PUT" | "HEAD" | "CONNECT" | "OPTIONS" | "DELETE" | "PATCH" | "TRACE" | "PRI" => {
+                Err(CommandError::Http)
+            }
+            _ => Err(CommandError::Unknown),
+        }
+    }
+}
+
+/// The line as text, if it is printable ASCII and spaces.
+fn text_of(line: &[u8]) -> Result<&str, CommandError> {
+    if line.iter().any(u8::is_ascii_control) {
+        return Err(CommandError::NotText);
+    }
+    let starts_with = |verb: &[u8]| line.get(..verb.len()).is_some_and(|head| head.eq_ignore_ascii_case(verb));
+    match std::str::from_utf8(line) {
+        Ok(text) if text.is_ascii() => Ok(text),
+        _ if starts_with(b"MAIL ") || starts_with(b"RCPT ") => Err(CommandError::AddressNotAscii),
+        _ => Err(CommandError::NotText),
+    }
+}
+
+/// The name goes into our Received header as it is, so it must not look like any other part of it.
+fn helo_argument(name: &str) -> Result<&str, CommandError> {
+    let fits = (1..=HELO_BYTES_MAX).contains(&name.len());
+    if fits && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'(' | b')')) {
+        Ok(name)
+    } else {
+        Err(CommandError::HeloSyntax)
+    }
+}
+
+fn mail(argument: &str) -> Result<Command<'_>, CommandError> {
+    let (reverse_path, parameters) = path(argument, "FROM:").ok_or(CommandError::MailSyntax)?;
+    let (mut size_bytes, mut body) = (None, None);
+    for parameter in parameters.split(' ').filter(|p| !p.is_empty()) {
+        let (keyword, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        let repeated = match keyword.to_ascii_uppercase().as_str() {
+            "SIZE" => size_bytes.replace(size(value)?).is_some(),
+            "BODY" => body.replace(body_type(value)?).is_some(),
+            _ => return Err(CommandError::ParameterUnknown),
+        };
+        if repeated {
+            return Err(CommandError::ParameterSyntax);
+        }
+    }
+    Ok(Command::Mail { reverse_path, size_bytes: size_bytes.unwrap_or(0), body: body.unwrap_or_default() })
+}
+
+fn rcpt(argument: &str) -> Result<Command<'_>, CommandError> {
+    let (forward_path, parameters) = path(argument, "TO:").ok_or(CommandError::RcptSyntax)?;
+    if parameters.is_empty() { Ok(Command::Rcpt { forward_path }) } else { Err(CommandError::ParameterUnknown) }
+}
+
+/// RFC 1870: up to 20 digits. A number that does not fit is larger than any limit, not malformed.
+fn size(digits: &str) -> Result<u64, CommandError> {
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(CommandError::ParameterSyntax);
+    }
+    Ok(digits.parse().unwrap_or(u64::MAX))
+}
+
+fn body_type(value: &str) -> Result<BodyType, CommandError> {
+    match value.to_ascii_uppercase().as_str() {
+        "7BIT" => Ok(BodyType::SevenBit),
+        "8BITMIME" => Ok(BodyType::EightBitMime),
+        "" => Err(CommandError::ParameterSyntax),
+        _ => Err(CommandError::ParameterUnknown),
+    }
+}
+
+/// Splits `FROM:<path> parameters` into path and parameters. A `>` inside quotes is part of the path. Spaces between
+/// colon and `<` break the RFC, but many clients send one.
+fn path<'l>(argument: &'l str, keyword: &str) -> Option<(&'l str, &'l str)> {
+    let given = argument.get(..keyword.len()).filter(|given| given.eq_ignore_ascii_case(keyword))?;
+    let path = argument.get(given.len()..)?.trim_start_matches(' ').strip_prefix('<')?;
+    let (mut quoted, mut escaped) = (false, false);
+    let end = path.bytes().position(|b| {
+        let ends = b == b'>' && !quoted;
+        quoted ^= b == b'"' && !escaped;
+        escaped = quoted && b == b'\\' && !escaped;
+        ends
+    })?;
+    let after = path.get(end + 1..)?;
+    (after.is_empty() || after.starts_with(' ')).then_some((path.get(..end)?, after.trim_matches(' ')))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn reverse_path(line: &str) -> Result<&str, CommandError> {
+        match Command::parse(line.as_bytes())? {
+            Command::Mail { reverse_path, .. } => Ok(reverse_path),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_bracket_inside_quotes_does_not_end_a_path() {
+        for (line, expected) in [
+            ("MAIL FROM:<a@b>", "a@b"),
+            ("mail from: <a@b>  ", "a@b"),
+            ("MAIL FROM:<>", ""),
+            (r#"MAIL FROM:<"a> b"@c> SIZE=1"#, r#""a> b"@c"#),
+            (r#"MAIL FROM:<"a\">b\\"@c>"#, r#""a\">b\\"@c"#),
+        ] {
+            assert_eq!(reverse_path(line), Ok(expected), "{line}");
+        }
+        for line in [
+            "MAIL",
+            "MAIL FROM",
+            "MAIL FROM:",
+            "MAIL FROM:a@b",
+            "MAIL FROM :<a@b>",
+            "MAIL TO:<a@b>",
+            "MAIL FROM:<a@b",
+            "MAIL FROM:<a@b>>",
+            "MAIL FROM:<a@b>SIZE=1",
+            r#"MAIL FROM:<"a@b>"#,
+            "MAIL FROM:x<a@b>",
+            "MAIL FROM:\"x\" <a@b>",
+        ] {
+            assert_eq!(reverse_path(line), Err(CommandError::MailSyntax), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_read_whole_or_not_at_all() {
+        let size = |parameters: &str| match Command::parse(format!("MAIL FROM:<> {parameters}").as_bytes())? {
+            Command::Mail { size_bytes, .. } => Ok(size_bytes),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(size("SIZE=0"), Ok(0));
+        assert_eq!(size("size=123 body=8bitmime"), Ok(123));
+        assert_eq!(size("SIZE=18446744073709551615"), Ok(u64::MAX));
+        assert_eq!(size("SIZE=99999999999999999999999"), Ok(u64::MAX));
+        for bad in [
+            "SIZE",
+            "SIZE=",
+            "SIZE=-1",
+            "SIZE=+1",
+            "SIZE=1k",
+            "SIZE=1=2",
+            "SIZE=1 SIZE=1",
+            "BODY=",
+            "BODY=7BIT BODY=7BIT",
+        ] {
+            assert_eq!(size(bad), Err(CommandError::ParameterSyntax), "{bad}");
+        }
+        for unknown in ["SMTPUTF8", "RET=HDRS", "AUTH=<>", "BODY=BINARYMIME", "XYZ=1", "=1"] {
+            assert_eq!(size(unknown), Err(CommandError::ParameterUnknown), "{unknown}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_could_forge_a_received_header_is_refused() {
+        for bad in ["", "a b", "a(b", "a)", "x".repeat(256).as_str()] {
+            assert_eq!(Command::parse(format!("EHLO {bad}").as_bytes()), Err(CommandError::HeloSyntax), "{bad}");
+        }
+        for bad in ["é", "a\tb", "a\0b", "a\x7f"] {
+            assert_eq!(Command::parse(format!("HELO {bad}").as_bytes()), Err(CommandError::NotText), "{bad}");
+        }
+        for good in ["x", "[192.0.2.1]", "[IPv6:::1]", "my_host"] {
+            assert_eq!(Command::parse(format!("ehlo  {good} ").as_bytes()), Ok(Command::Ehlo(good)));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_parser_panic(
+            verb in "(MAIL FROM:|RCPT TO:|EHLO |mail |)",
+            rest in proptest::collection::vec(prop_oneof![any::<u8>(), proptest::sample::select(&b"<>\"\\@ =:"[..])], 0..60),
+        ) {
+            let line = [verb.as_bytes(), &rest].concat();
+            if let Ok(Command::Rcpt { forward_path: path } | Command::Mail { reverse_path: path, .. }) = Command::parse(&line) {
+                prop_assert!(path.bytes().all(|b| (b' '..=b'~').contains(&b)));
+            }
+        }
+
+        #[test]
+        fn a_path_is_found_again_whatever_it_quotes(inner in "[ -~]{0,20}") {
+            let local = inner.replace('\\', "\\\\").replace('"', "\\\"");
+            let line = format!("RCPT TO:<\"{local}\"@x.test>");
+            let expected = format!("\"{local}\"@x.test");
+            prop_assert_eq!(Command::parse(line.as_bytes()), Ok(Command::Rcpt { forward_path: &expected }));
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Everything the server can say, in one table, and how much patience each refusal costs. Decides nothing.
+
+use crate::command::CommandError;
+use crate::host::{RefusedConnection, Settings, Trouble};
+use crate::line::LineError;
+use restante_envelope::{EnhancedStatus, PathError, Reply, TransactionId};
+
+/// How much of the peer's own text goes back to it: a whole path (RFC 5321 section 4.5.3.1.3), and well below the
+/// 512 octets of a reply line (section 4.5.3.1.5).
+const ECHO_BYTES_MAX: usize = 256;
+
+/// Something the server says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Say<'p> {
+    Greeting,
+    TurnAway(RefusedConnection),
+    Ehlo,
+    Helo,
+    Ok,
+    SenderOk,
+    RecipientOk,
+    StartContent,
+    Stored(TransactionId),
+    CannotVerify,
+    Help,
+    Bye,
+
+    Line(LineError),
+    Command(CommandError),
+    HeloFirst,
+    MailFirst,
+    NestedMail,
+    BadSender(&'p str, PathError),
+    SizeOverLimit,
+    BadRecipient(&'p str, PathError),
+    NotOurs(&'p str),
+    UnknownRecipient(&'p str),
+    SenderSpecifiedRoute(&'p str),
+    TooManyRecipients,
+    NoRecipients,
+    BareCrOrLf,
+    TooLarge,
+    TooManyHops,
+    Trouble(Trouble),
+
+    TalksAhead,
+    FarTooLarge,
+    TooManyErrors,
+    Timeout,
+    ShuttingDown,
+}
+
+/// What a refusal says about the peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing: it may be our trouble, or its way to learn our limits.
+    None,
+    /// Mail that is not wanted here.
+    Mail,
+    /// It does not speak SMTP well.
+    Protocol,
+    /// It does not speak SMTP at all, or its bytes can be read in more than one way. The connection closes.
+    Fatal,
+}
+
+impl Say<'_> {
+    /// The reply as it goes out.
+    pub(crate) fn reply(&self, settings: &Settings) -> Reply {
+        let host = &settings.hostname;
+        match self {
+            // These three have no enhanced code (RFC 2034 section 3).
+            Self::Greeting => Reply::new(220, None, &format!("{host} ESMTP Restante")),
+            Self::Helo => Reply::new(250, None, host),
+            Self::Ehlo => {
+                let size = settings.max_message_bytes;
+                let keywords = format!("{host}\nPIPELINING\nSIZE {size}\n8BITMIME\nENHANCEDSTATUSCODES\nHELP");
+                Reply::new(250, None, &keywords)
+            }
+            Self::Ok => say(250, 0, 0, "Ok"),
+            Self::SenderOk => say(250, 1, 0, "sender Ok"),
+            Self::RecipientOk => say(250, 1, 5, "recipient Ok"),
+            // RFC 3463 has no class 3.
+            Self::StartContent => Reply::new(354, None, "end data with <CR><LF>.<CR><LF>"),
+            Self::Stored(id) => say(250, 0, 0, &format!("Ok: queued as {id}")),
+            Self::CannotVerify => say(252, 0, 0, "cannot verify here; send the mail, and RCPT will tell"),
+            Self::Help => say(214, 0, 0, "commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP (RFC 5321)"),
+            Self::Bye => say(221, 0, 0, &format!("{host} closing connection")),
+
+            Self::TurnAway(RefusedConnection::ShuttingDown) | Self::ShuttingDown => {
+                say(421, 3, 2, &format!("{host} is shutting down, closing connection"))
+            }
+            Self::TurnAway(RefusedConnection::TooManyConnections) => {
+                say(421, 7, 0, &format!("{host} too many connections, try again later"))
+            }
+            Self::TalksAhead => {
+                say(421, 5, 0, &format!("{host} you sent more before the reply to DATA, closing connection"))
+            }
+            Self::FarTooLarge => {
+                say(421, 7, 0, &format!("{host} message goes on far beyond the limit, closing connection"))
+            }
+            Self::TooManyErrors => say(421, 7, 0, &format!("{host} too many errors, closing connection")),
+            Self::Timeout => say(421, 4, 2, &format!("{host} timeout, closing connection")),
+
+            Self::Line(error) => say(500, 5, 2, &error.to_string()),
+            Self::Command(error) => command_error(*error),
+            Self::HeloFirst => say(503, 5, 1, "send EHLO first"),
+            Self::MailFirst => say(503, 5, 1, "send MAIL first"),
+            Self::NestedMail => say(503, 5, 1, "a sender is given already"),
+            Self::NoRecipients => say(554, 5, 1, "no valid recipients"),
+            other => other.mail_refusal(),
+        }
+    }
+
+    /// The replies that concern this mail, not the dialogue.
+    fn mail_refusal(&self) -> Reply {
+        match self {
+            Self::BadSender(path, PathError::NotAscii) | Self::BadRecipient(path, PathError::NotAscii) => {
+                say(553, 6, 7, &format!("<{}>: {}", shown(path), PathError::NotAscii))
+            }
+            Self::BadSender(path, error) => say(501, 1, 7, &format!("<{}>: {error}", shown(path))),
+            Self::BadRecipient(path, PathError::TooLong) => {
+                say(501, 1, 3, &format!("<{}>: {}", shown(path), PathError::TooLong))
+            }
+            // Not 501: that is about the command, and invites to word it anew. Every way to hide a foreign address in
+            // a malformed one ends here, and the answer to those is that this recipient will never do.
+            Self::BadRecipient(path, error) => say(550, 1, 3, &format!("<{}>: {error}", shown(path))),
+            Self::NotOurs(path) => say(550, 7, 1, &format!("<{}>: relay access denied", shown(path))),
+            Self::UnknownRecipient(path) => {
+                say(550, 1, 1, &format!("<{}>: recipient address rejected: user unknown", shown(path)))
+            }
+            Self::SenderSpecifiedRoute(path) => {
+                say(550, 7, 1, &format!("<{}>: relay access denied: routing in the local part", shown(path)))
+            }
+            Self::TooManyRecipients => say(452, 5, 3, "too many recipients, send the rest in another transaction"),
+            Self::SizeOverLimit | Self::TooLarge => say(552, 3, 4, "message is larger than the limit given in EHLO"),
+            Self::BareCrOrLf => say(554, 6, 0, "message contains bare <CR> or <LF>; lines must end in <CR><LF>"),
+            Self::TooManyHops => say(554, 4, 6, "too many hops, this looks like a mail loop"),
+            Self::Trouble(Trouble::Storage) => say(452, 3, 1, "insufficient storage, try again later"),
+            Self::Trouble(Trouble::Overloaded) => say(452, 3, 1, "too much mail in flight, try again later"),
+            Self::Trouble(Trouble::ShuttingDown) => say(421, 3, 2, "shutting down, closing connection"),
+            _ => say(451, 3, 0, "local error, try again later"),
+        }
+    }
+
+    /// What this refusal, if it is one, says about the peer.
+    pub(crate) fn fault(&self) -> Fault {
+        match self {
+            // Where such a peer's lines end is a guess, and what it sends next may be content that is not its own,
+            // made to look like commands. It is not listened to any further.
+            Self::Line(LineError::BareLf | LineError::BareCr | LineError::Endless)
+            | Self::Command(CommandError::Http | CommandError::Bdat) => Fault::Fatal,
+            Self::Command(CommandError::AddressNotAscii) => Fault::Mail,
+            Self::Line(LineError::TooLong) | Self::Command(_) => Fault::Protocol,
+            Self::HeloFirst | Self::MailFirst | Self::NestedMail => Fault::Protocol,
+            Self::TooManyRecipients => Fault::None,
+            Self::Trouble(Trouble::ShuttingDown) => Fault::Fatal,
+            Self::Trouble(_) => Fault::None,
+            _ => Fault::Mail,
+        }
+    }
+}
+
+fn command_error(error: CommandError) -> Reply {
+    let text = error.to_string();
+    match error {
+        CommandError::Unknown => say(500, 5, 1, &text),
+        CommandError::NotImplemented | CommandError::Bdat => say(502, 5, 1, &text),
+        CommandError::Http => say(554, 5, 1, &text),
+        CommandError::NotText => say(500, 5, 2, &text),
+        CommandError::AddressNotAscii => say(553, 6, 7, &text),
+        CommandError::ParameterUnknown => say(555, 5, 4, &text),
+        CommandError::HeloSyntax
+        | CommandError::NeedlessArgument
+        | CommandError::NoArgument
+        | CommandError::MailSyntax
+        | CommandError::RcptSyntax
+        | CommandError::ParameterSyntax => say(501, 5, 4, &text),
+    }
+}
+
+/// A reply whose enhanced class is the code's first digit, as RFC 2034 section 4 demands.
+fn say(code: u16, subject: u16, detail: u16, text: &str) -> Reply {
+    let class = match code {
+        200..300 => 2,
+        400..500 => 4,
+        _ => 5,
+    };
+    Reply::new(code, Some(EnhancedStatus::new(class, subject, detail)), text)
+}
+
+/// The beginning of a peer's text. It comes from a checked command line, so it is ASCII and can be cut anywhere.
+fn shown(text: &str) -> &str {
+    text.get(..text.len().min(ECHO_BYTES_MAX)).unwrap_or_default()
+}

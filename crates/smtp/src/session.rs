@@ -1,0 +1,202 @@
+//! One connection's state, and what happens to it from outside: input, the commit, time, shutdown, the peer's leaving.
+//! Does no I/O, reads no clock, and says 250 to a message only when it is told that the message is stored.
+
+use crate::dialogue::{Dialogue, Hello};
+use crate::host::{Counts, Host, RefusedConnection, Resolution, Settings, Trouble};
+use crate::line::LineReader;
+use crate::receiving::Receiving;
+use crate::reply::Say;
+use restante_envelope::Timestamp;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// Which of its phases a session is in. Each is consumed by what ends it.
+#[derive(Debug)]
+pub(crate) enum State {
+    /// Command lines.
+    Dialogue(Dialogue),
+    /// After the 354.
+    Data(Box<Receiving>),
+    /// After the end of data; the reply depends on `resolve`.
+    AwaitingCommit(Hello),
+    /// Said its last words.
+    Closed,
+}
+
+/// One SMTP connection, seen from the server.
+#[derive(Debug)]
+pub struct Session {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) client: SocketAddr,
+    pub(crate) session: u64,
+    state: State,
+    pub(crate) lines: LineReader,
+    pub(crate) output: Vec<u8>,
+    pub(crate) deadline: Timestamp,
+    pub(crate) protocol_errors: u32,
+    pub(crate) mail_errors: u32,
+    /// Since the last message that was stored, as the two above.
+    pub(crate) idle_commands: u32,
+    stops_after_commit: bool,
+    pub(crate) counts: Counts,
+}
+
+impl Session {
+    /// A connection that was just accepted. The greeting stands in the output.
+    pub fn new(settings: Arc<Settings>, client: SocketAddr, session: u64, now: Timestamp) -> Self {
+        let deadline = now + settings.command_timeout;
+        let state = State::Dialogue(Dialogue::Greeted);
+        Self::start(settings, client, session, state, deadline, Say::Greeting)
+    }
+
+    /// A connection that is not wanted: the 421 stands in the output, and it wants to close.
+    pub fn refuse(settings: Arc<Settings>, client: SocketAddr, why: RefusedConnection) -> Self {
+        Self::start(settings, client, 0, State::Closed, Timestamp::default(), Say::TurnAway(why))
+    }
+
+    fn start(
+        settings: Arc<Settings>,
+        client: SocketAddr,
+        session: u64,
+        state: State,
+        deadline: Timestamp,
+        greeting: Say<'_>,
+    ) -> Self {
+        let mut started = Self {
+            settings,
+            client,
+            session,
+            state,
+            lines: LineReader::default(),
+            output: Vec::new(),
+            deadline,
+            protocol_errors: 0,
+            mail_errors: 0,
+            idle_commands: 0,
+            stops_after_commit: false,
+            counts: Counts::default(),
+        };
+        started.say(greeting);
+        started
+    }
+
+    /// Takes bytes from the peer and returns how many it consumed, from the start of `input`. It stops short only
+    /// where it awaits a commit: feed the rest after `resolve`. Once the session wants to close, input is dropped.
+    ///
+    /// Give it everything that has been read before writing the output: that is how it tells a client that waits for
+    /// the reply to DATA from one that does not.
+    pub fn receive(&mut self, input: &[u8], now: Timestamp, host: &mut impl Host) -> usize {
+        let mut consumed = 0;
+        while let Some(rest @ [_, ..]) = input.get(consumed..) {
+            let (bytes, next) = match std::mem::replace(&mut self.state, State::Closed) {
+                State::Dialogue(dialogue) => self.receive_line(dialogue, rest, now, host),
+                State::Data(receiving) => self.receive_content(receiving, rest, now, host),
+                waiting @ State::AwaitingCommit(_) => {
+                    self.state = waiting;
+                    return consumed;
+                }
+                State::Closed => return input.len(),
+            };
+            self.state = next;
+            consumed += bytes;
+        }
+        consumed
+    }
+
+    /// Answers the host's `end`. Without one, does nothing.
+    pub fn resolve(&mut self, resolution: Resolution, now: Timestamp) {
+        let hello = match std::mem::replace(&mut self.state, State::Closed) {
+            State::AwaitingCommit(hello) => hello,
+            other => return self.state = other,
+        };
+        match resolution {
+            Resolution::Stored(id) => {
+                self.counts.accepted = self.counts.accepted.saturating_add(1);
+                (self.protocol_errors, self.mail_errors, self.idle_commands) = (0, 0, 0);
+                self.say(Say::Stored(id));
+            }
+            // The 421 for the message is the one that closes the connection, too.
+            Resolution::Failed(Trouble::ShuttingDown) => {
+                self.count_refusal();
+                return self.say(Say::ShuttingDown);
+            }
+            Resolution::Failed(trouble) => {
+                self.count_refusal();
+                self.say(Say::Trouble(trouble));
+            }
+        }
+        if self.stops_after_commit {
+            self.say(Say::ShuttingDown);
+        } else {
+            self.deadline = now + self.settings.command_timeout;
+            self.state = State::Dialogue(Dialogue::Ready(hello));
+        }
+    }
+
+    /// What is to be written to the peer; the caller takes it out. No larger than some ten times the input of the
+    /// last `receive`.
+    pub fn output(&mut self) -> &mut Vec<u8> {
+        &mut self.output
+    }
+
+    /// A content is complete and `resolve` is due; until then nothing is consumed.
+    pub fn awaits_commit(&self) -> bool {
+        matches!(self.state, State::AwaitingCommit(_))
+    }
+
+    /// Close the connection as soon as the output is written.
+    pub fn wants_close(&self) -> bool {
+        matches!(self.state, State::Closed)
+    }
+
+    /// When to call `handle_timeout`, if nothing happens before. Ask again after every other call.
+    /// None while a commit is awaited (that is the journal's time, not the peer's) and once it wants to close.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        match self.state {
+            State::Dialogue(_) | State::Data(_) => Some(self.deadline),
+            State::AwaitingCommit(_) | State::Closed => None,
+        }
+    }
+
+    /// Closes with 421 4.4.2 if the deadline has passed.
+    pub fn handle_timeout(&mut self, now: Timestamp, host: &mut impl Host) {
+        if self.poll_timeout().is_some_and(|deadline| now >= deadline) {
+            self.close(Say::Timeout, host);
+        }
+    }
+
+    /// Closes with 421 4.3.2; where a commit is awaited, after its 250.
+    pub fn shut_down(&mut self, host: &mut impl Host) {
+        match self.state {
+            State::AwaitingCommit(_) => self.stops_after_commit = true,
+            State::Closed => {}
+            State::Dialogue(_) | State::Data(_) => self.close(Say::ShuttingDown, host),
+        }
+    }
+
+    /// The peer is gone. A content that is complete stays the host's: its commit may be under way, and the message
+    /// may come to us a second time.
+    pub fn disconnected(&mut self, host: &mut impl Host) {
+        if let State::Data(mut receiving) = std::mem::replace(&mut self.state, State::Closed) {
+            receiving.give_up(host);
+        }
+    }
+
+    /// What happened so far.
+    pub fn counts(&self) -> Counts {
+        self.counts
+    }
+
+    fn close(&mut self, last_words: Say<'_>, host: &mut impl Host) {
+        self.disconnected(host);
+        self.say(last_words);
+    }
+
+    pub(crate) fn say(&mut self, say: Say<'_>) {
+        say.reply(&self.settings).write_to(&mut self.output);
+    }
+
+    pub(crate) fn count_refusal(&mut self) {
+        self.counts.refused = self.counts.refused.saturating_add(1);
+    }
+}

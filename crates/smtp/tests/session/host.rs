@@ -1,0 +1,90 @@
+//! A host that owns two domains, records what it is told, and fails on request. Stores nothing.
+
+use restante_envelope::{BodyType, Envelope, ForwardPath, RouteName, Timestamp, Trace};
+use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Session, Settings, Trouble};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+pub(crate) const START: u64 = 1_795_359_200_000;
+
+#[derive(Default)]
+pub(crate) struct Recorder {
+    /// `begin ..`, `content ..`, `end ..`, `abort`
+    pub(crate) events: VecDeque<String>,
+    /// `refused ..`
+    pub(crate) log: VecDeque<String>,
+    pub(crate) content: Vec<u8>,
+    pub(crate) open: bool,
+    pub(crate) begin_fails: Option<Trouble>,
+    pub(crate) chunk_fails: Option<Trouble>,
+}
+
+impl Host for Recorder {
+    /// As a relay decides: `ours.test` and `second.test`, where nobody has no mailbox.
+    fn admit(&mut self, path: &ForwardPath) -> Admission {
+        let route = match path.domain().map(str::to_ascii_lowercase).as_deref() {
+            Some("ours.test") | None => "ours",
+            Some("second.test") => "second",
+            Some(_) => return Admission::NotOurs,
+        };
+        if path.has_sender_specified_route() {
+            Admission::SenderSpecifiedRoute
+        } else if path.local_part() == "nobody" {
+            Admission::UnknownRecipient
+        } else {
+            Admission::Accept(RouteName::new(route))
+        }
+    }
+
+    fn begin(&mut self, envelope: &Envelope, trace: &Trace) -> Result<(), Trouble> {
+        assert!(!self.open, "begin within a content");
+        assert!(!envelope.recipients.is_empty(), "begin without recipients");
+        if let Some(trouble) = self.begin_fails.take() {
+            return Err(trouble);
+        }
+        self.open = true;
+        self.content.clear();
+        let to: Vec<String> = envelope.recipients.iter().map(|r| format!("<{}>={}", r.forward_path, r.route)).collect();
+        let body = if envelope.body == BodyType::EightBitMime { "8BITMIME" } else { "7BIT" };
+        let (helo, protocol) = (&trace.helo, trace.protocol.as_str());
+        let from = &envelope.reverse_path;
+        self.events.push_back(format!("begin from=<{from}> to={} {body} {protocol} {helo}", to.join(",")));
+        Ok(())
+    }
+
+    fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble> {
+        assert!(self.open, "chunk outside of a content");
+        assert!(!content.is_empty(), "empty chunk");
+        self.content.extend_from_slice(content);
+        self.chunk_fails.take().map_or(Ok(()), Err)
+    }
+
+    fn end(&mut self, end: EndOfData) {
+        assert!(std::mem::take(&mut self.open), "end outside of a content");
+        assert!(self.content.is_empty() || self.content.ends_with(b"\r\n"));
+        self.events.push_back(format!("content {}", self.content.escape_ascii()));
+        self.events.push_back(format!("end hops={} own={}", end.hops, end.own_hops));
+    }
+
+    fn abort(&mut self) {
+        assert!(std::mem::take(&mut self.open), "abort outside of a content");
+        self.events.push_back("abort".to_owned());
+    }
+
+    fn refused(&mut self, refusal: &RefusedCommand) {
+        assert!(refusal.reply.code() >= 400);
+        let shown =
+            |name: &str, path: &Option<String>| path.as_ref().map_or(String::new(), |p| format!(" {name}=<{p}>"));
+        let (from, to) = (shown("from", &refusal.reverse_path), shown("to", &refusal.forward_path));
+        let helo = refusal.helo.as_deref().unwrap_or("-");
+        self.log.push_back(format!("refused {} {} {helo}{from}{to}", refusal.stage.as_str(), refusal.reply.code()));
+    }
+}
+
+pub(crate) fn settings() -> Settings {
+    Settings::new("mx2.test".to_owned(), 1_000)
+}
+
+pub(crate) fn session(settings: Settings) -> Session {
+    Session::new(Arc::new(settings), "192.0.2.7:4321".parse().unwrap(), 7, Timestamp::from_unix_ms(START))
+}

@@ -1,0 +1,166 @@
+//! What holds whatever the peer sends.
+
+use crate::host::{Recorder, START, session, settings};
+use proptest::prelude::*;
+use restante_envelope::{Timestamp, TransactionId};
+use restante_smtp::{RefusedConnection, Resolution, Session};
+use std::sync::Arc;
+
+/// Feeds everything, commits what there is to commit, and returns the output and the contents.
+fn talk(input: &[u8], pieces: usize) -> (String, Vec<String>, bool) {
+    let (mut session, mut host) = (session(settings()), Recorder::default());
+    let now = Timestamp::from_unix_ms(START);
+    for piece in input.chunks(pieces) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let consumed = session.receive(rest, now, &mut host);
+            rest = &rest[consumed..];
+            if session.awaits_commit() {
+                assert_eq!(session.receive(b"QUIT\r\n", now, &mut host), 0);
+                session.resolve(Resolution::Stored(TransactionId::from_bits(1)), now);
+            }
+        }
+    }
+    let output = String::from_utf8(session.output().clone()).unwrap();
+    let closed = session.wants_close();
+    session.disconnected(&mut host);
+    assert!(!host.open);
+    (output, host.events.into(), closed)
+}
+
+fn is_well_formed(output: &str) -> bool {
+    let line = |line: &str| {
+        let (code, rest) = line.split_at(3);
+        code.bytes().all(|b| b.is_ascii_digit())
+            && matches!(code.as_bytes()[0], b'2'..=b'5')
+            && rest.starts_with([' ', '-'])
+            && line.len() <= 510
+            && line.bytes().all(|b| (b' '..=b'~').contains(&b))
+    };
+    output.ends_with("\r\n") && output.split_terminator("\r\n").all(line)
+}
+
+fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
+    let words = proptest::sample::select(vec![
+        &b"EHLO c.test\r\n"[..],
+        b"HELO c.test\r\n",
+        b"MAIL FROM:<a@b.test>\r\n",
+        b"MAIL FROM:<> SIZE=2000\r\n",
+        b"RCPT TO:<u@ours.test>\r\n",
+        b"RCPT TO:<u@foreign.test>\r\n",
+        b"RCPT TO:<",
+        b"DATA\r\n",
+        b"RSET\r\n",
+        b"NOOP x\r\n",
+        b"text\r\n",
+        b"..\r\n",
+        b".\r\n",
+        b"\r\n.\r\n",
+        b"\r",
+        b" ",
+        b"Received: by mx2.test\r\n",
+    ]);
+    let noise = proptest::collection::vec(any::<u8>(), 0..8);
+    let part = prop_oneof![20 => words.prop_map(<[u8]>::to_vec), 1 => noise];
+    // Sessions that get as far as DATA in most cases.
+    let start = proptest::sample::select(vec![
+        &b""[..],
+        b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<u@ours.test>\r\n",
+        b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n",
+    ]);
+    (start, proptest::collection::vec(part, 0..30)).prop_map(|(start, parts)| [start, &parts.concat()].concat())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1_500))]
+
+    #[test]
+    fn replies_are_well_formed_whatever_comes(input in session_bytes(), pieces in 1_usize..50) {
+        let (output, _, _) = talk(&input, pieces);
+        prop_assert!(is_well_formed(&output), "{:?}", output);
+    }
+
+    #[test]
+    fn where_the_input_is_cut_does_not_matter(input in session_bytes(), pieces in 1_usize..50) {
+        let (bytewise, bytewise_events, _) = talk(&input, 1);
+        let (output, events, closed) = talk(&input, pieces);
+        if output.contains("421 4.5.0") {
+            // A client that does not wait for the reply to DATA can only be told from one that does by its timing.
+            prop_assert!(closed);
+        } else {
+            prop_assert_eq!(output, bytewise);
+            prop_assert_eq!(events, bytewise_events);
+        }
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(input in proptest::collection::vec(any::<u8>(), 0..3_000), pieces in 1_usize..3_000) {
+        let (output, _, _) = talk(&input, pieces);
+        prop_assert!(is_well_formed(&output), "{:?}", output);
+    }
+}
+
+#[test]
+fn a_connection_turned_away_says_why_and_closes() {
+    for (why, code) in
+        [(RefusedConnection::ShuttingDown, "421 4.3.2 "), (RefusedConnection::TooManyConnections, "421 4.7.0 ")]
+    {
+        let mut session = Session::refuse(Arc::new(settings()), "192.0.2.7:1".parse().unwrap(), why);
+        assert!(session.wants_close() && session.poll_timeout().is_none());
+        assert_eq!(session.receive(b"QUIT\r\n", Timestamp::from_unix_ms(START), &mut Recorder::default()), 6);
+        let output = String::from_utf8(session.output().clone()).unwrap();
+        assert!(output.starts_with(code) && is_well_formed(&output), "{output}");
+    }
+}
+
+#[test]
+fn a_drip_of_bytes_does_not_hold_a_connection() {
+    let (mut session, mut host) = (session(settings()), Recorder::default());
+    let started = session.poll_timeout().unwrap();
+    for second in 1..300 {
+        session.receive(b"N", Timestamp::from_unix_ms(START + second * 1_000), &mut host);
+    }
+    assert_eq!(session.poll_timeout(), Some(started));
+    session.handle_timeout(started, &mut host);
+    assert!(session.wants_close());
+    assert!(session.output().ends_with(b"421 4.4.2 mx2.test timeout, closing connection\r\n"));
+}
+
+#[test]
+fn content_renews_the_deadline_by_volume_not_by_bytes() {
+    let mut large = settings();
+    large.max_message_bytes = 1_000_000;
+    let (mut session, mut host) = (session(large), Recorder::default());
+    let at = |seconds: u64| Timestamp::from_unix_ms(START + seconds * 1_000);
+    session.receive(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", at(0), &mut host);
+    assert_eq!(session.poll_timeout(), Some(at(600)));
+    session.receive(&[b'x'; 65_535], at(100), &mut host);
+    assert_eq!(session.poll_timeout(), Some(at(600)));
+    session.receive(b"x", at(200), &mut host);
+    assert_eq!(session.poll_timeout(), Some(at(800)));
+}
+
+#[test]
+fn the_counts_tell_what_happened() {
+    let (mut session, mut host) = (session(settings()), Recorder::default());
+    let now = Timestamp::from_unix_ms(START);
+    let input = b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nRCPT TO:<u@foreign.test>\r\nDATA\r\nabc\r\n.\r\n";
+    assert_eq!(session.receive(input, now, &mut host), input.len());
+    session.resolve(Resolution::Stored(TransactionId::from_bits(1)), now);
+    let counts = session.counts();
+    assert_eq!((counts.mail, counts.rcpt, counts.accepted, counts.refused, counts.bytes), (1, 1, 1, 1, 5));
+}
+
+#[test]
+fn the_host_never_gets_more_than_the_limit() {
+    for piece_bytes in [1, 999, 1_001, 4_000] {
+        let (mut session, mut host) = (session(settings()), Recorder::default());
+        let now = Timestamp::from_unix_ms(START);
+        session.receive(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", now, &mut host);
+        for piece in [b'x'; 1_001].chunks(piece_bytes) {
+            session.receive(piece, now, &mut host);
+        }
+        assert!(!host.open, "aborted before the end of data, which may never come");
+        assert!(host.content.len() <= 1_000);
+    }
+}
