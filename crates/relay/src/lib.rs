@@ -21,6 +21,8 @@ mod relay;
 mod routes;
 mod schedule;
 mod status;
+#[cfg(test)]
+mod tests;
 mod trace;
 mod verdict;
 

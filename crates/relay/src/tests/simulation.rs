@@ -1,12 +1,12 @@
 //! A seeded simulation: two primaries that go away and come back, refuse, hang up and lose replies; an operator who
 //! holds, releases and flushes; a daemon that is killed and starts again from its journal. Checked after every step.
 
-use crate::facts::{accepted, attempted, id, ms, name, operated, place, routes};
-use restante_envelope::{Reply, RouteName, TransactionId};
-use restante_ledger::{Action as Operation, Fact, Ledger, Outcome, RecipientIndex, RecipientState};
-use restante_relay::{
+use crate::tests::facts::{accepted, attempted, id, ms, name, operated, place, routes};
+use crate::{
     Action, ConnectionTrouble, Event, Flush, Heard, Relay, RouteState, Routes, TransactionState, Verdict, judge,
 };
+use restante_envelope::{Reply, RouteName, TransactionId};
+use restante_ledger::{Action as Operation, Fact, Ledger, Outcome, RecipientIndex, RecipientState};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ impl Simulation {
         let limits = [1, 1 + (seed % 3) as usize];
         let routes = routes(&[(ROUTES[0], limits[0]), (ROUTES[1], limits[1])]);
         let primary = |max_connections| Primary {
-            there: seed % 2 == 0,
+            there: seed.is_multiple_of(2),
             era: 0,
             max_connections,
             last_attempt_at: None,

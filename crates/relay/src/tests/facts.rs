@@ -1,11 +1,11 @@
 //! Short ways to write facts and routes.
 
+use crate::{RouteSettings, Routes};
 use restante_envelope::{
     BodyType, DomainName, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
     TransactionId,
 };
 use restante_ledger::{Accepted, Action, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, Timings};
-use restante_relay::{RouteSettings, Routes};
 use std::sync::Arc;
 
 pub(crate) fn id(n: u128) -> TransactionId {

@@ -1,9 +1,9 @@
 //! Each rule of the schedule, named by what would go wrong without it.
 
-use crate::facts::{accepted, attempted, deferred, held, id, ms, name, operated, place, routes, sent};
+use crate::tests::facts::{accepted, attempted, deferred, held, id, ms, name, operated, place, routes, sent};
+use crate::{Action, ConnectionTrouble, Event, Flush, Relay, RouteState, TransactionState};
 use restante_envelope::Timestamp;
 use restante_ledger::{Action as Operation, Cause, Fact, Ledger, Outcome};
-use restante_relay::{Action, ConnectionTrouble, Event, Flush, Relay, RouteState, TransactionState};
 use std::time::Duration;
 
 /// A relay under test, and a count of facts for their positions.
