@@ -1,0 +1,450 @@
+//! The live relay: owns the ledger, decides what is attempted and what is probed, one action at a time.
+//!
+//! Sans-IO: after every call, call [`Relay::poll`] until it gives nothing, then wait for [`Relay::poll_timeout`] or the
+//! next report. It never decides what a reply means (see [`judge`](crate::judge)), and never changes the ledger but by
+//! a fact that is already durable.
+
+use crate::health::{CLOCK_STEP_BACK, Change, ConnectionTrouble, Health};
+use crate::schedule::{Place, Schedule};
+use crate::status::{Event, RouteState, RouteStatus, StateView, TransactionState};
+use crate::{Routes, backoff};
+use restante_envelope::{RouteName, Timestamp, TransactionId};
+use restante_ledger::{
+    Attempted, Cause, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, RouteIndex, Transaction,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Broken connections in a row under one transaction after which it still keeps its turn. More cannot be told from a
+/// message that breaks the connection by itself (too large for the path, deadly to a filter); without a wait that one
+/// would be first in line for ever and let nobody pass.
+const BROKEN_IN_TURN_MAX: u16 = 2;
+
+/// What is to be done now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Offer a transaction to a route's primary. Ends with an `Attempted` fact for at least one of `recipients`, or
+    /// with [`Relay::attempt_failed`].
+    Attempt {
+        /// The transaction.
+        id: TransactionId,
+        /// The route.
+        route: RouteName,
+        /// Where its `Accepted` record is.
+        position: Position,
+        /// Those of the route that are due; never empty.
+        recipients: Vec<RecipientIndex>,
+        /// Counted from 1, for the log.
+        attempt: u16,
+    },
+    /// See whether a route's primary takes mail. Ends with [`Relay::probe_ended`].
+    Probe {
+        /// The route.
+        route: RouteName,
+    },
+}
+
+/// What an operator wants tried now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Flush {
+    /// Everything.
+    All,
+    /// A route's transactions.
+    Route(RouteName),
+    /// One transaction, on all its routes.
+    Transaction(TransactionId),
+}
+
+/// The schedule of all routes. See the module's head for how it is driven.
+#[derive(Debug)]
+pub struct Relay {
+    ledger: Ledger,
+    lanes: Vec<Lane>,
+    by_name: BTreeMap<RouteName, usize>,
+    /// The lane of each of the ledger's routes.
+    by_ledger: Vec<usize>,
+    /// When each lane wants to be looked at; one entry at most for each, the same as its `wake`.
+    wakes: BTreeSet<(Timestamp, usize)>,
+    events: Vec<Event>,
+    seed: u64,
+    polled_at: Timestamp,
+}
+
+/// All that belongs to one route.
+#[derive(Debug)]
+struct Lane {
+    name: RouteName,
+    /// None: the route is not configured (any more), and its mail waits.
+    max_connections: Option<usize>,
+    health: Health,
+    schedule: Schedule,
+    wake: Option<Timestamp>,
+}
+
+impl Lane {
+    fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
+        let place = match place {
+            Place::Deferred(_) if self.max_connections.is_none() => Place::Due,
+            place => place,
+        };
+        self.schedule.place(id, content_len, place);
+    }
+
+    fn may_attempt(&self) -> bool {
+        self.health.is_up()
+            && self.schedule.has_due()
+            && self.max_connections.is_some_and(|max| self.schedule.active() < max)
+    }
+
+    /// When [`Relay::look`] has something to do here. It must leave this later than `now`, or `poll` would not end.
+    fn next_wake(&self) -> Option<Timestamp> {
+        self.max_connections?;
+        let now = self.may_attempt().then(Timestamp::default);
+        [now, self.health.next_probe(), self.schedule.next_wake()].into_iter().flatten().min()
+    }
+}
+
+impl Relay {
+    /// Schedules everything that `ledger` has pending. No primary is taken to be up: each is probed at once.
+    pub fn new(routes: Arc<Routes>, ledger: Ledger, seed: u64, now: Timestamp) -> Self {
+        let mut relay = Self {
+            ledger,
+            lanes: Vec::new(),
+            by_name: BTreeMap::new(),
+            by_ledger: Vec::new(),
+            wakes: BTreeSet::new(),
+            events: Vec::new(),
+            seed,
+            polled_at: now,
+        };
+        for route in routes.iter() {
+            relay.add_lane(&route.name, Some(route.max_connections), now);
+        }
+        relay.learn_routes(now);
+        for (id, transaction) in relay.ledger.iter() {
+            for (lane, place) in places(&relay.by_ledger, transaction) {
+                if let Some(lane) = relay.lanes.get_mut(lane) {
+                    lane.place(id, transaction.content_len, place);
+                }
+            }
+        }
+        (0..relay.lanes.len()).for_each(|lane| relay.rewake(lane));
+        relay
+    }
+
+    fn add_lane(&mut self, name: &RouteName, max_connections: Option<usize>, now: Timestamp) -> usize {
+        let mut health = Health::unknown(now);
+        if max_connections.is_none() {
+            health.state = RouteState::Down;
+            health.reason = format!("route {name} is not configured");
+        }
+        let schedule = Schedule::default();
+        self.lanes.push(Lane { name: name.clone(), max_connections, health, schedule, wake: None });
+        self.by_name.insert(name.clone(), self.lanes.len() - 1);
+        self.lanes.len() - 1
+    }
+
+    /// Gives every route of the ledger its lane. The ledger numbers them as they come and never anew.
+    fn learn_routes(&mut self, now: Timestamp) {
+        while let Ok(index) = RouteIndex::try_from(self.by_ledger.len()) {
+            let Some(name) = self.ledger.route(index).cloned() else { break };
+            let lane = self.by_name.get(&name).copied().unwrap_or_else(|| self.add_lane(&name, None, now));
+            self.by_ledger.push(lane);
+        }
+    }
+
+    /// Takes a durable fact. An `Attempted` one ends the active attempt of its transaction on the route of each
+    /// recipient it names.
+    pub fn apply(&mut self, position: Position, fact: &Fact, now: Timestamp) {
+        let id = match fact {
+            Fact::Accepted(accepted) => accepted.id,
+            Fact::Attempted(attempted) => attempted.id,
+            Fact::Operated(operated) => operated.id,
+            Fact::Served(_) => return self.ledger.apply(position, fact),
+        };
+        // Looked at before: a transaction that is wholly sent is gone from the ledger afterwards.
+        let before = self.ledger.get(id).map(|t| (t.content_len, places(&self.by_ledger, t)));
+        match fact {
+            Fact::Attempted(attempted) => self.end_attempts(attempted, now),
+            Fact::Operated(_) => self.lanes_of(id).into_iter().for_each(|(lane, _)| self.forgive(lane, id)),
+            _ => {}
+        }
+        self.ledger.apply(position, fact);
+        self.learn_routes(now);
+        let after = self.ledger.get(id).map(|t| (t.content_len, places(&self.by_ledger, t)));
+        let (content_len, places) = match (before, after) {
+            (_, Some(after)) => after,
+            (Some((len, lanes)), None) => (len, lanes.into_iter().map(|(lane, _)| (lane, Place::Settled)).collect()),
+            (None, None) => return,
+        };
+        for (lane, place) in places {
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.place(id, content_len, place);
+            }
+            self.rewake(lane);
+        }
+    }
+
+    fn end_attempts(&mut self, attempted: &Attempted, now: Timestamp) {
+        let Some(transaction) = self.ledger.get(attempted.id) else { return };
+        let tried = |(index, outcome): &(RecipientIndex, Outcome)| {
+            let route = transaction.recipients.get(usize::from(*index))?.route;
+            let lane = *self.by_ledger.get(usize::from(route))?;
+            let broke = match outcome {
+                Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } => Some(why.clone()),
+                _ => None,
+            };
+            Some((lane, broke))
+        };
+        let ended: BTreeSet<_> = attempted.results.iter().filter_map(tried).collect();
+        for (lane, broke) in ended {
+            if let Some(lane) = self.lanes.get_mut(lane) {
+                lane.schedule.recorded(attempted.id);
+            }
+            if let Some(why) = broke {
+                self.trouble(lane, &why, now);
+            }
+        }
+    }
+
+    fn forgive(&mut self, lane: usize, id: TransactionId) {
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.schedule.forgive(id);
+        }
+    }
+
+    fn trouble(&mut self, lane: usize, why: &str, now: Timestamp) {
+        let Some(lane) = self.lanes.get_mut(lane) else { return };
+        if lane.health.trouble(why, now).is_some() {
+            self.events.push(Event::PrimarySuspect { route: lane.name.clone(), why: why.into() });
+        }
+    }
+
+    /// The next thing to do, if there is one.
+    pub fn poll(&mut self, now: Timestamp) -> Option<Action> {
+        // Deadlines are wall-clock time: a clock set back by a day must not delay a probe by a day.
+        if self.polled_at.since(now) > CLOCK_STEP_BACK {
+            for lane in 0..self.lanes.len() {
+                self.probe_now(lane, now);
+            }
+        }
+        self.polled_at = now;
+        loop {
+            let (_, lane) = self.wakes.first().copied().filter(|(at, _)| *at <= now)?;
+            let action = self.look(lane, now);
+            self.rewake(lane);
+            if action.is_some() {
+                return action;
+            }
+        }
+    }
+
+    fn look(&mut self, number: usize, now: Timestamp) -> Option<Action> {
+        let lane = self.lanes.get_mut(number)?;
+        lane.schedule.wake(now);
+        if lane.health.next_probe().is_some_and(|at| at <= now) {
+            lane.health.probe_begins(self.seed ^ number as u64, now);
+            return Some(Action::Probe { route: lane.name.clone() });
+        }
+        if !lane.may_attempt() {
+            return None;
+        }
+        let id = lane.schedule.begin()?;
+        let Some(transaction) = self.ledger.get(id) else {
+            // Not reached: every lane is told when a transaction leaves the ledger. If it were, forgetting is right.
+            lane.schedule.recorded(id);
+            lane.schedule.place(id, 0, Place::Settled);
+            return None;
+        };
+        let recipients = due_recipients(&self.by_ledger, transaction, number, lane.schedule.is_flushed(id), now);
+        let attempts = |index: &RecipientIndex| transaction.recipients.get(usize::from(*index)).map(|r| r.attempts);
+        let attempt = recipients.iter().filter_map(attempts).max().unwrap_or(0).saturating_add(1);
+        Some(Action::Attempt { id, route: lane.name.clone(), position: transaction.position, recipients, attempt })
+    }
+
+    /// When to call [`Self::poll`] again, unless something is reported before. May be in the past.
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        self.wakes.first().map(|(at, _)| *at)
+    }
+
+    fn rewake(&mut self, number: usize) {
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        let wake = lane.next_wake();
+        if wake == lane.wake {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut lane.wake, wake) {
+            self.wakes.remove(&(at, number));
+        }
+        self.wakes.extend(wake.map(|at| (at, number)));
+    }
+
+    /// An attempt ended and nothing was recorded. The transaction is due again in its turn, and the primary is suspect.
+    /// One under which the connection broke three times in a row waits, so that others pass. Without effect if there
+    /// is no such attempt.
+    pub fn attempt_failed(&mut self, id: TransactionId, route: &RouteName, why: ConnectionTrouble, now: Timestamp) {
+        let Some(number) = self.by_name.get(route).copied() else { return };
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        if !lane.schedule.unrecorded(id) {
+            return;
+        }
+        if matches!(why, ConnectionTrouble::Broke(_)) {
+            let times = lane.schedule.broke(id);
+            if times > BROKEN_IN_TURN_MAX {
+                lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
+            }
+        }
+        if let Some(transaction) = self.ledger.get(id) {
+            for (_, place) in places(&self.by_ledger, transaction).into_iter().filter(|(lane, _)| *lane == number) {
+                lane.place(id, transaction.content_len, place);
+            }
+        }
+        self.trouble(number, &why.to_string(), now);
+        self.rewake(number);
+    }
+
+    /// The probe of a route's primary ended. Without effect if none was under way.
+    pub fn probe_ended(&mut self, route: &RouteName, result: Result<(), String>, now: Timestamp) {
+        let Some(number) = self.by_name.get(route).copied() else { return };
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        let route = lane.name.clone();
+        match lane.health.probe_ended(result, now) {
+            Some(Change::Up { down_for }) => self.events.push(Event::PrimaryUp { route, down_for }),
+            Some(Change::Down) => self.events.push(Event::PrimaryDown { route, why: lane.health.reason.clone() }),
+            Some(Change::Suspect) | None => {}
+        }
+        self.rewake(number);
+    }
+
+    /// Makes deferred transactions due now, and probes at once where the primary is not known to be up. Returns how
+    /// many transactions that concerns, those already due or active included; one on two routes counts twice. Those on
+    /// hold, and those whose route is not configured, are not concerned.
+    pub fn flush(&mut self, which: Flush, now: Timestamp) -> usize {
+        let (numbers, only): (Vec<usize>, _) = match which {
+            Flush::All => ((0..self.lanes.len()).collect(), None),
+            Flush::Route(name) => (self.by_name.get(&name).copied().into_iter().collect(), None),
+            Flush::Transaction(id) => (self.lanes_of(id).into_iter().map(|(lane, _)| lane).collect(), Some(id)),
+        };
+        let mut concerned = 0;
+        for number in numbers {
+            let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.max_connections.is_some()) else { continue };
+            let found = match only {
+                Some(id) => usize::from(lane.schedule.flush(id)),
+                None => lane.schedule.flush_all(),
+            };
+            concerned += found;
+            if found > 0 || only.is_none() {
+                self.probe_now(number, now);
+            }
+            self.rewake(number);
+        }
+        concerned
+    }
+
+    fn probe_now(&mut self, number: usize, now: Timestamp) {
+        if let Some(lane) = self.lanes.get_mut(number) {
+            lane.health.probe_now(now);
+        }
+        self.rewake(number);
+    }
+
+    /// What the facts so far say.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The changes of primaries' states since the last call.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
+    }
+
+    /// How every route stands: the configured ones in their order, then others that still have pending mail.
+    pub fn route_status(&self, now: Timestamp) -> Vec<RouteStatus> {
+        let shown = |lane: &&Lane| lane.max_connections.is_some() || lane.schedule.counts().pending() > 0;
+        let status = |lane: &Lane| {
+            let oldest = lane.schedule.oldest().and_then(|id| self.ledger.get(id)).map(|t| t.accepted_at);
+            let next_probe = lane.max_connections.and(lane.health.next_probe()).map(|at| at.max(now));
+            let counts = lane.schedule.counts();
+            RouteStatus {
+                name: lane.name.clone(),
+                state: lane.health.state,
+                since: lane.health.since,
+                reason: lane.health.reason.clone(),
+                pending: counts.pending(),
+                bytes: lane.schedule.bytes(),
+                oldest,
+                eta: None,
+                next_probe,
+                counts,
+            }
+        };
+        self.lanes.iter().filter(shown).map(status).collect()
+    }
+
+    /// How a transaction stands on a route, and what happens next; none if nothing of it is pending there.
+    pub fn transaction_state(&self, id: TransactionId, route: &RouteName) -> Option<StateView> {
+        let lane = self.by_name.get(route).and_then(|number| self.lanes.get(*number))?;
+        let state = lane.schedule.state(id)?;
+        let next_at = lane.schedule.due_at(id);
+        let next = match (state, next_at) {
+            (TransactionState::Active, _) => "being delivered now".into(),
+            (TransactionState::Hold, _) => "never by itself: on hold".into(),
+            (TransactionState::Deferred, Some(at)) if lane.health.is_up() => format!("retry at {at}"),
+            (TransactionState::Deferred, Some(at)) => format!("retry at {at}, if {route} is up by then"),
+            _ if lane.max_connections.is_none() => format!("never by itself: {}", lane.health.reason),
+            _ if lane.health.is_up() => "as soon as a connection is free".into(),
+            _ => format!("when {route} is up"),
+        };
+        Some(StateView { state, next, next_at })
+    }
+
+    fn lanes_of(&self, id: TransactionId) -> Vec<(usize, Place)> {
+        self.ledger.get(id).map(|transaction| places(&self.by_ledger, transaction)).unwrap_or_default()
+    }
+}
+
+/// Where a transaction belongs, on each lane that has one of its recipients.
+fn places(by_ledger: &[usize], transaction: &Transaction) -> Vec<(usize, Place)> {
+    let mut places: Vec<(usize, Place)> = Vec::new();
+    for recipient in &transaction.recipients {
+        let Some(lane) = by_ledger.get(usize::from(recipient.route)).copied() else { continue };
+        let place = match recipient.state {
+            RecipientState::Due => Place::Due,
+            RecipientState::Deferred(at) => Place::Deferred(at),
+            RecipientState::Hold => Place::Hold,
+            RecipientState::Sent | RecipientState::Quarantined => Place::Settled,
+        };
+        match places.iter_mut().find(|(known, _)| *known == lane) {
+            Some((_, first)) => *first = place.min(*first),
+            None => places.push((lane, place)),
+        }
+    }
+    places
+}
+
+/// The recipients of a lane to be tried together; not empty if the transaction is due there.
+fn due_recipients(
+    by_ledger: &[usize],
+    transaction: &Transaction,
+    lane: usize,
+    flushed: bool,
+    now: Timestamp,
+) -> Vec<RecipientIndex> {
+    let first = places(by_ledger, transaction).into_iter().find(|(known, _)| *known == lane);
+    let until = match first {
+        _ if flushed => Timestamp::from_unix_ms(u64::MAX),
+        // It was woken at this time, wherever the clock stepped since.
+        Some((_, Place::Deferred(at))) => at.max(now),
+        _ => now,
+    };
+    let is_due = |recipient: &restante_ledger::RecipientEntry| {
+        by_ledger.get(usize::from(recipient.route)) == Some(&lane)
+            && match recipient.state {
+                RecipientState::Due => true,
+                RecipientState::Deferred(at) => at <= until,
+                _ => false,
+            }
+    };
+    let indexed = transaction.recipients.iter().enumerate();
+    indexed.filter(|(_, r)| is_due(r)).filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect()
+}

@@ -1,0 +1,253 @@
+//! The route table and admission: is this recipient ours, and which route takes it?
+//!
+//! Built once from the configuration and then only read, so every session shares it. It never looks anything up
+//! elsewhere, and no table lets mail for strangers through: a domain that is not listed is not ours.
+
+use restante_envelope::{DomainName, ForwardPath, RouteName};
+use std::collections::BTreeMap;
+
+/// Attempts at once to one route when nothing is configured. Postfix's `default_destination_concurrency_limit`: what
+/// a mail server expects of one peer.
+pub const MAX_CONNECTIONS_DEFAULT: usize = 20;
+
+/// One route, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteSettings {
+    /// Its name, unlike any other's.
+    pub name: RouteName,
+    /// The domains it takes mail for; at least one.
+    pub domains: Vec<DomainName>,
+    /// Next hops in order of preference, each `host:port`, to be shown. Empty if they follow from MX records.
+    pub next_hops: Vec<String>,
+    /// The addresses that exist, in any order; none: take any.
+    pub recipients: Option<Vec<String>>,
+    /// Attempts at once; at least one. See [`MAX_CONNECTIONS_DEFAULT`].
+    pub max_connections: usize,
+}
+
+/// What is wrong with a list of routes. The fault is the configuration's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    /// There is none at all.
+    #[error("no route: there is no domain to take mail for")]
+    NoRoute,
+    /// A route without a domain would never be used.
+    #[error("route {0} has no domain")]
+    NoDomain(RouteName),
+    /// A route without a connection would never deliver.
+    #[error("route {0} may use no connection; at least 1 is needed")]
+    NoConnection(RouteName),
+    /// Two routes have the same name.
+    #[error("there are two routes named {0}")]
+    SameName(RouteName),
+    /// A domain is listed twice, in two routes or in one.
+    #[error("domain {domain} is listed twice: in route {first} and in route {second}")]
+    SameDomain {
+        /// The domain.
+        domain: DomainName,
+        /// The route that lists it first.
+        first: RouteName,
+        /// The route that lists it again.
+        second: RouteName,
+    },
+}
+
+/// Whether we take mail for a recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Admit {
+    /// Yes, and this route takes it.
+    Accept(RouteName),
+    /// Its domain is not ours (an address literal never is): 550 5.7.1.
+    NotOurs,
+    /// Its domain is ours, but the address does not exist: 550 5.1.1.
+    UnknownRecipient,
+    /// Its domain is ours, but the local part asks the primary to send the mail on elsewhere: 550 5.7.1.
+    SenderSpecifiedRoute,
+}
+
+/// All routes. Never empty.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    routes: Vec<RouteSettings>,
+    by_domain: BTreeMap<DomainName, usize>,
+}
+
+impl Routes {
+    /// Checks `routes`. The first one also takes mail to the bare `postmaster`.
+    pub fn new(mut routes: Vec<RouteSettings>) -> Result<Self, RouteError> {
+        if routes.is_empty() {
+            return Err(RouteError::NoRoute);
+        }
+        let mut names = BTreeMap::new();
+        let mut owners: BTreeMap<DomainName, (usize, RouteName)> = BTreeMap::new();
+        for (index, route) in routes.iter_mut().enumerate() {
+            let name = &route.name;
+            if names.insert(name.clone(), index).is_some() {
+                return Err(RouteError::SameName(name.clone()));
+            }
+            if route.domains.is_empty() {
+                return Err(RouteError::NoDomain(name.clone()));
+            }
+            if route.max_connections == 0 {
+                return Err(RouteError::NoConnection(name.clone()));
+            }
+            for domain in &route.domains {
+                if let Some((_, first)) = owners.insert(domain.clone(), (index, name.clone())) {
+                    return Err(RouteError::SameDomain { domain: domain.clone(), first, second: name.clone() });
+                }
+            }
+            // Sorted, so that admission finds an address among a hundred thousand by halving.
+            if let Some(known) = &mut route.recipients {
+                known.iter_mut().for_each(|address| address.make_ascii_lowercase());
+                known.sort_unstable();
+                known.dedup();
+            }
+        }
+        let by_domain = owners.into_iter().map(|(domain, (index, _))| (domain, index)).collect();
+        Ok(Self { routes, by_domain })
+    }
+
+    /// Whether we take mail for `path`. The domain must match exactly, in any case; so must the whole address where
+    /// the route lists its recipients, but for the mailbox `postmaster` (RFC 5321 section 4.5.1).
+    pub fn admit(&self, path: &ForwardPath) -> Admit {
+        let Some(domain) = path.domain() else {
+            // The bare `postmaster`: there is no other path without a domain.
+            return self.routes.first().map_or(Admit::NotOurs, |route| Admit::Accept(route.name.clone()));
+        };
+        let ours = DomainName::parse(domain).ok().and_then(|domain| self.by_domain.get(&domain));
+        let Some(route) = ours.and_then(|index| self.routes.get(*index)) else { return Admit::NotOurs };
+        if path.has_sender_specified_route() {
+            return Admit::SenderSpecifiedRoute;
+        }
+        let unknown = route.recipients.as_ref().is_some_and(|known| {
+            let address = path.as_str().to_ascii_lowercase();
+            known.binary_search(&address).is_err()
+        });
+        if unknown && !path.is_postmaster() { Admit::UnknownRecipient } else { Admit::Accept(route.name.clone()) }
+    }
+
+    /// The routes, in the order of the configuration.
+    pub fn iter(&self) -> impl Iterator<Item = &RouteSettings> {
+        self.routes.iter()
+    }
+
+    /// The route with this name.
+    pub fn get(&self, name: &RouteName) -> Option<&RouteSettings> {
+        self.routes.iter().find(|route| route.name == *name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn route(name: &str, domains: &[&str], recipients: Option<&[&str]>) -> RouteSettings {
+        RouteSettings {
+            name: RouteName::new(name),
+            domains: domains.iter().map(|d| DomainName::parse(d).unwrap()).collect(),
+            next_hops: vec!["mail.test:25".into()],
+            recipients: recipients.map(|r| r.iter().map(|a| (*a).to_string()).collect()),
+            max_connections: MAX_CONNECTIONS_DEFAULT,
+        }
+    }
+
+    fn routes() -> Routes {
+        Routes::new(vec![
+            route("office", &["example.com", "example.org"], None),
+            route("school", &["school.test"], Some(&["Zoe@school.test", "info@School.test"])),
+        ])
+        .unwrap()
+    }
+
+    fn admit(path: &str) -> Admit {
+        routes().admit(&ForwardPath::parse(path).unwrap())
+    }
+
+    fn taken_by(name: &str) -> Admit {
+        Admit::Accept(RouteName::new(name))
+    }
+
+    #[test]
+    fn mail_for_strangers_is_never_taken() {
+        for path in [
+            "a@other.test",
+            "a@sub.example.com",
+            "a@com",
+            "a@example.com.other.test",
+            "a@xexample.com",
+            "a@[127.0.0.1]",
+            "a@[IPv6:::1]",
+            "a%example.com@other.test",
+            "\"a@example.com\"@other.test",
+            "postmaster@other.test",
+        ] {
+            assert_eq!(admit(path), Admit::NotOurs, "{path}");
+        }
+    }
+
+    #[test]
+    fn our_domain_is_ours_in_any_case() {
+        assert_eq!(admit("Any.Body@EXAMPLE.Com"), taken_by("office"));
+        assert_eq!(admit("@relay.test:a@example.org"), taken_by("office"));
+    }
+
+    #[test]
+    fn a_local_part_cannot_route_through_our_primary() {
+        for path in ["a%b.test@example.com", "b.test!a@example.com", "\"a@b.test\"@school.test"] {
+            assert_eq!(admit(path), Admit::SenderSpecifiedRoute, "{path}");
+        }
+    }
+
+    #[test]
+    fn a_listed_route_takes_known_recipients_and_postmaster_alone() {
+        assert_eq!(admit("INFO@school.TEST"), taken_by("school"));
+        assert_eq!(admit("zoe@school.test"), taken_by("school"));
+        assert_eq!(admit("Postmaster@school.test"), taken_by("school"));
+        for path in ["inf@school.test", "info2@school.test", "\"info\"@school.test"] {
+            assert_eq!(admit(path), Admit::UnknownRecipient, "{path}");
+        }
+    }
+
+    #[test]
+    fn bare_postmaster_has_a_route() {
+        assert_eq!(admit("PostMaster"), taken_by("office"));
+    }
+
+    #[test]
+    fn an_ambiguous_table_is_refused() {
+        let error = |list: Vec<RouteSettings>| Routes::new(list).map(|_| ()).unwrap_err();
+        let name = RouteName::new;
+        assert_eq!(error(vec![]), RouteError::NoRoute);
+        assert_eq!(error(vec![route("a", &[], None)]), RouteError::NoDomain(name("a")));
+        assert_eq!(
+            error(vec![route("a", &["a.test"], None), route("a", &["b.test"], None)]),
+            RouteError::SameName(name("a"))
+        );
+        assert_eq!(
+            error(vec![route("a", &["a.test"], None), route("b", &["A.test"], None)]),
+            RouteError::SameDomain {
+                domain: DomainName::parse("a.test").unwrap(),
+                first: name("a"),
+                second: name("b")
+            }
+        );
+        let none = RouteSettings { max_connections: 0, ..route("a", &["a.test"], None) };
+        assert_eq!(error(vec![none]), RouteError::NoConnection(name("a")));
+    }
+
+    proptest! {
+        #[test]
+        fn only_listed_domains_are_admitted(local in "[a-zA-Z.%!+]{1,12}", domain in "([a-z]{1,3}\\.){0,2}(example|school)\\.(com|test|org)") {
+            if let Ok(path) = ForwardPath::parse(&format!("{local}@{domain}")) {
+                let ours = ["example.com", "example.org", "school.test"].contains(&domain.as_str());
+                let admit = routes().admit(&path);
+                prop_assert_eq!(admit == Admit::NotOurs, !ours);
+                if let Admit::Accept(route) = admit {
+                    prop_assert!(!path.has_sender_specified_route());
+                    prop_assert_eq!(route.as_str() == "school", domain == "school.test");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! One route's transactions: which are due, which wait for a time, which are being delivered. Sets of identifiers and
+//! nothing more; knows no clock, no recipient, and not whether the primary is up.
+
+use crate::status::{Counts, TransactionState};
+use restante_envelope::{Timestamp, TransactionId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the ledger says of a transaction's recipients on one route; of several, the first in this order counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    /// One can be tried now.
+    Due,
+    /// The first can be tried at this time.
+    Deferred(Timestamp),
+    /// All that are not settled are frozen.
+    Hold,
+    /// All are settled.
+    Settled,
+}
+
+/// Connections that broke under a transaction since its last recorded attempt.
+#[derive(Debug, Clone, Copy, Default)]
+struct Broken {
+    times: u16,
+    not_before: Timestamp,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Schedule {
+    /// Every transaction with an unsettled recipient. Those in none of the sets below are on hold.
+    pending: BTreeSet<TransactionId>,
+    due: BTreeSet<TransactionId>,
+    deferred: BTreeMap<TransactionId, Timestamp>,
+    deferred_by_time: BTreeSet<(Timestamp, TransactionId)>,
+    active: BTreeSet<TransactionId>,
+    /// Due by an operator's word, whatever times the ledger holds; until the next recorded attempt.
+    flushed: BTreeSet<TransactionId>,
+    broken: BTreeMap<TransactionId, Broken>,
+    bytes: u64,
+}
+
+impl Schedule {
+    /// Puts a transaction where the ledger says. What only the running daemon knows (active, flushed, a wait after
+    /// broken connections) comes before that.
+    pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
+        self.unplace(id);
+        let known = if place == Place::Settled { self.pending.remove(&id) } else { !self.pending.insert(id) };
+        match (place, known) {
+            (Place::Settled, true) => self.bytes = self.bytes.saturating_sub(content_len),
+            (Place::Settled, false) | (_, true) => {}
+            (_, false) => self.bytes = self.bytes.saturating_add(content_len),
+        }
+        let wait = self.broken.get(&id).map_or(Timestamp::default(), |broken| broken.not_before);
+        match place {
+            Place::Settled | Place::Hold => self.forgive(id),
+            Place::Due | Place::Deferred(_) if self.active.contains(&id) => {}
+            Place::Deferred(at) if !self.flushed.contains(&id) => self.defer(id, at.max(wait)),
+            Place::Due | Place::Deferred(_) if wait > Timestamp::default() => self.defer(id, wait),
+            Place::Due | Place::Deferred(_) => {
+                self.due.insert(id);
+            }
+        }
+    }
+
+    fn unplace(&mut self, id: TransactionId) {
+        self.due.remove(&id);
+        if let Some(at) = self.deferred.remove(&id) {
+            self.deferred_by_time.remove(&(at, id));
+        }
+    }
+
+    fn defer(&mut self, id: TransactionId, at: Timestamp) {
+        self.deferred.insert(id, at);
+        self.deferred_by_time.insert((at, id));
+    }
+
+    /// Makes due whose time has come.
+    pub(crate) fn wake(&mut self, now: Timestamp) {
+        while let Some((at, id)) = self.deferred_by_time.first().copied().filter(|(at, _)| *at <= now) {
+            self.deferred_by_time.remove(&(at, id));
+            self.deferred.remove(&id);
+            self.due.insert(id);
+        }
+    }
+
+    /// When [`Self::wake`] is next of use.
+    pub(crate) fn next_wake(&self) -> Option<Timestamp> {
+        self.deferred_by_time.first().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn has_due(&self) -> bool {
+        !self.due.is_empty()
+    }
+
+    pub(crate) fn active(&self) -> usize {
+        self.active.len()
+    }
+
+    pub(crate) fn is_flushed(&self, id: TransactionId) -> bool {
+        self.flushed.contains(&id)
+    }
+
+    /// The oldest of the due ones becomes active.
+    pub(crate) fn begin(&mut self) -> Option<TransactionId> {
+        let id = self.due.pop_first()?;
+        self.active.insert(id);
+        Some(id)
+    }
+
+    /// Its attempt is over and recorded; [`Self::place`] comes next.
+    pub(crate) fn recorded(&mut self, id: TransactionId) {
+        self.active.remove(&id);
+        self.forgive(id);
+    }
+
+    /// Its attempt is over and nothing was recorded; [`Self::place`] comes next. False if there was no such attempt.
+    pub(crate) fn unrecorded(&mut self, id: TransactionId) -> bool {
+        self.active.remove(&id)
+    }
+
+    /// Counts a connection that broke under it; returns how many did.
+    pub(crate) fn broke(&mut self, id: TransactionId) -> u16 {
+        let broken = self.broken.entry(id).or_default();
+        broken.times = broken.times.saturating_add(1);
+        broken.times
+    }
+
+    /// It must wait, for the connections that broke under it.
+    pub(crate) fn wait_until(&mut self, id: TransactionId, not_before: Timestamp) {
+        if let Some(broken) = self.broken.get_mut(&id) {
+            broken.not_before = not_before;
+        }
+    }
+
+    /// Forgets flushes and broken connections.
+    pub(crate) fn forgive(&mut self, id: TransactionId) {
+        self.flushed.remove(&id);
+        self.broken.remove(&id);
+    }
+
+    /// Makes all deferred ones due; returns how many are pending and not on hold.
+    pub(crate) fn flush_all(&mut self) -> usize {
+        self.broken.clear();
+        self.deferred_by_time.clear();
+        for id in std::mem::take(&mut self.deferred).into_keys() {
+            self.due.insert(id);
+            self.flushed.insert(id);
+        }
+        self.due.len() + self.active.len()
+    }
+
+    /// Makes one due; false if it is on hold or unknown.
+    pub(crate) fn flush(&mut self, id: TransactionId) -> bool {
+        if self.active.contains(&id) {
+            return true;
+        }
+        self.broken.remove(&id);
+        let moves = self.deferred.contains_key(&id) || self.due.contains(&id);
+        if moves {
+            self.unplace(id);
+            self.due.insert(id);
+            self.flushed.insert(id);
+        }
+        moves
+    }
+
+    pub(crate) fn state(&self, id: TransactionId) -> Option<TransactionState> {
+        match id {
+            _ if self.active.contains(&id) => Some(TransactionState::Active),
+            _ if self.deferred.contains_key(&id) => Some(TransactionState::Deferred),
+            _ if self.due.contains(&id) => Some(TransactionState::Waiting),
+            _ if self.pending.contains(&id) => Some(TransactionState::Hold),
+            _ => None,
+        }
+    }
+
+    /// When a deferred one becomes due.
+    pub(crate) fn due_at(&self, id: TransactionId) -> Option<Timestamp> {
+        self.deferred.get(&id).copied()
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let [active, deferred, waiting] = [self.active.len(), self.deferred.len(), self.due.len()].map(|n| n as u64);
+        let hold = (self.pending.len() as u64).saturating_sub(active + deferred + waiting);
+        Counts { active, deferred, waiting, hold }
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(crate) fn oldest(&self) -> Option<TransactionId> {
+        self.pending.first().copied()
+    }
+}

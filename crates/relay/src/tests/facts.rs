@@ -1,0 +1,82 @@
+//! Short ways to write facts and routes.
+
+use crate::{RouteSettings, Routes};
+use restante_envelope::{
+    BodyType, DomainName, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
+    TransactionId,
+};
+use restante_ledger::{Accepted, Action, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, Timings};
+use std::sync::Arc;
+
+pub(crate) fn id(n: u128) -> TransactionId {
+    TransactionId::from_bits(n)
+}
+
+pub(crate) fn ms(ms: u64) -> Timestamp {
+    Timestamp::from_unix_ms(ms)
+}
+
+pub(crate) fn name(route: &str) -> RouteName {
+    RouteName::new(route)
+}
+
+pub(crate) fn routes(list: &[(&str, usize)]) -> Arc<Routes> {
+    let settings = |(route, max_connections): &(&str, usize)| RouteSettings {
+        name: name(route),
+        domains: vec![DomainName::parse(&format!("{route}.test")).unwrap()],
+        next_hops: vec![format!("mail.{route}.test:25")],
+        recipients: None,
+        max_connections: *max_connections,
+    };
+    Arc::new(Routes::new(list.iter().map(settings).collect()).unwrap())
+}
+
+/// A message of 100 bytes with one recipient on each of `routes`.
+pub(crate) fn accepted(n: u128, routes: &[&str], at: u64, hold: Option<&str>) -> Fact {
+    let recipient = |route: &&str| Recipient {
+        forward_path: ForwardPath::parse(&format!("r@{route}.test")).unwrap(),
+        route: name(route),
+    };
+    Fact::Accepted(Accepted {
+        id: id(n),
+        envelope: Envelope {
+            reverse_path: ReversePath::null(),
+            recipients: routes.iter().map(recipient).collect(),
+            body: BodyType::SevenBit,
+        },
+        trace: Trace {
+            client: "192.0.2.1:4000".parse().unwrap(),
+            helo: "c.test".into(),
+            protocol: Protocol::Esmtp,
+            session: 1,
+            received_at: ms(at),
+        },
+        content_len: 100,
+        hold: hold.map(Into::into),
+    })
+}
+
+pub(crate) fn attempted(id: TransactionId, at: u64, results: Vec<(RecipientIndex, Outcome)>) -> Fact {
+    Fact::Attempted(Attempted { id, at: ms(at), next_hop: None, timings: Timings::default(), results })
+}
+
+pub(crate) fn operated(id: TransactionId, action: Action, recipients: Vec<RecipientIndex>) -> Fact {
+    let (actor, reason) = ("op".into(), "test".into());
+    Fact::Operated(Operated { id, at: ms(0), action, recipients, actor, reason })
+}
+
+pub(crate) fn sent() -> Outcome {
+    Outcome::Sent(Reply::new(250, None, "ok"))
+}
+
+pub(crate) fn deferred(next_at: u64) -> Outcome {
+    Outcome::Deferred { cause: Cause::Reply(Reply::new(450, None, "later")), next_at: ms(next_at) }
+}
+
+pub(crate) fn held() -> Outcome {
+    Outcome::Held(Cause::Reply(Reply::new(550, None, "no")))
+}
+
+pub(crate) fn place(n: u64) -> Position {
+    Position { segment: 1, offset: n }
+}

@@ -1,0 +1,5 @@
+//! The relay through its public interface: one rule at a time, and a seeded simulation of them all.
+
+mod facts;
+mod rules;
+mod simulation;
