@@ -105,8 +105,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Take mail for these domains, for this primary; repeat for more routes
-    #[arg(long = "route", value_name = "DOMAIN[,DOMAIN]=HOST[:PORT][,HOST[:PORT]]")]
+    /// Take mail for DOMAIN[,DOMAIN...] and bring it to HOST[:PORT][,HOST[:PORT]...]; repeat for more routes
+    #[arg(long = "route", value_name = "DOMAINS=HOSTS")]
     pub(crate) routes: Vec<String>,
     /// Speak SMTP here; repeat for more [default: [smtp] listen, without a file 127.0.0.1:2525]
     #[arg(long, value_name = "IP:PORT")]
