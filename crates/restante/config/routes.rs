@@ -188,7 +188,7 @@ impl Reader<'_> {
                 self.recipients_file(&self.base.join(path), span, domains, &mut recipients);
             } else {
                 match address(text, domains) {
-                    Ok(()) => recipients.push(text.to_owned()),
+                    Ok(address) => recipients.push(address),
                     Err((message, help)) => self.walk.error(span, message, help),
                 }
             }
@@ -220,9 +220,12 @@ impl Reader<'_> {
             if entry.is_empty() {
                 continue;
             }
-            let Err((message, help)) = address(entry, domains) else {
-                out.push(entry.to_owned());
-                continue;
+            let (message, help) = match address(entry, domains) {
+                Ok(address) => {
+                    out.push(address);
+                    continue;
+                }
+                Err(why) => why,
             };
             bad_lines += 1;
             if bad_lines <= BAD_LINES_SHOWN_MAX {
@@ -245,15 +248,15 @@ fn without_comment(line: &str) -> &str {
     comment.and_then(|(at, _)| line.get(..at)).unwrap_or(line).trim()
 }
 
-/// Checks an address of `recipients`; gives message and help.
-fn address(text: &str, domains: &[DomainName]) -> Result<(), (String, String)> {
+/// Checks an address of `recipients`; what is wrong comes as message and help.
+fn address(text: &str, domains: &[DomainName]) -> Result<String, (String, String)> {
     let help = "such as info@example.com; a file is named \"file:PATH\"";
     let path = ForwardPath::parse(text).map_err(|why| (format!("`{text}` is no recipient: {why}"), help.to_owned()))?;
     let ours =
         path.domain().is_some_and(|domain| domains.iter().any(|ours| ours.as_str().eq_ignore_ascii_case(domain)));
     // Without a good domain in the route, the domains are what is wrong.
     if ours || domains.is_empty() {
-        Ok(())
+        Ok(path.as_str().to_owned())
     } else {
         Err((format!("`{text}` is in no domain of this route"), "move it, or add its domain".to_owned()))
     }
