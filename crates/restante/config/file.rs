@@ -24,7 +24,7 @@ const MESSAGE_BYTES: RangeInclusive<u64> = (64 << 10)..=(1 << 30);
 /// Each connection is a file descriptor and a buffer or two.
 const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
 
-const ROOT: Keys = Keys {
+pub(super) const ROOT: Keys = Keys {
     title: "",
     known: &["hostname", "journal", "smtp", "admin", "limits", "route"],
     reserved: &["tls", "log", "metrics", "status", "notify", "dns", "cluster"],
@@ -143,7 +143,7 @@ fn hostname(walk: &mut Walk, root: &DeTable<'_>, given: &Given, around: &Surroun
     let of_the_machine = around.hostname.clone().filter(|name| name.contains('.'));
     if of_the_machine.is_none() {
         let help = format!("write hostname = \"{example}\" at the top: this machine's own name has no domain");
-        walk.error(0..0, "missing `hostname`", help);
+        walk.missing(root, &ROOT, "hostname", 0..0, &help);
     }
     of_the_machine
 }

@@ -5,7 +5,7 @@
 use super::Route;
 use super::address::{self, HostPort};
 use super::diagnostic::{Diagnostic, Source};
-use super::file::read_bounded;
+use super::file::{ROOT, read_bounded};
 use super::walk::{Keys, Text, Walk};
 use restante_envelope::{DomainName, ForwardPath};
 use std::collections::BTreeMap;
@@ -64,7 +64,8 @@ pub(super) fn domain(text: &str) -> Result<DomainName, String> {
 pub(super) fn check(walk: &mut Walk, root: &DeTable<'_>, base: &Path, ourselves: &Ourselves<'_>) -> Vec<Route> {
     let Some(value) = root.get("route") else {
         if !ourselves.routes_may_be_missing {
-            walk.error(0..0, "missing [[route]]", "add one with `domains` and `primary`: whose mail is it, whereto?");
+            let help = "add a [[route]] with `domains` and `primary`: whose mail is it, and whereto?";
+            walk.missing(root, &ROOT, "route", 0..0, help);
         }
         return Vec::new();
     };
@@ -173,7 +174,7 @@ impl Reader<'_> {
         help: &str,
     ) -> Vec<Text<'t>> {
         if !table.contains_key(key) {
-            self.walk.error(header.clone(), format!("missing `{key}`"), help);
+            self.walk.missing(table, &ROUTE, key, header.clone(), help);
         }
         self.walk.check_not_empty(table, key, help);
         self.walk.strings(table, key, example).unwrap_or_default()

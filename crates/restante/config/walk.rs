@@ -90,6 +90,14 @@ impl Walk {
         }
     }
 
+    /// Notes that `key` is missing, unless a misspelt one was meant: one slip is one error.
+    pub(super) fn missing(&mut self, table: &DeTable<'_>, keys: &Keys, key: &str, span: Range<usize>, help: &str) {
+        let unknown = table.keys().map(|key| key.get_ref().as_ref()).filter(|name| !keys.known.contains(name));
+        if !unknown.into_iter().any(|name| nearest(name, keys.known.iter().copied()) == Some(key)) {
+            self.error(span, format!("missing `{key}`"), help);
+        }
+    }
+
     /// The table under `key`, if there is one.
     pub(super) fn section<'t>(&mut self, root: &'t DeTable<'t>, key: &str) -> Option<&'t DeTable<'t>> {
         let value = root.get(key)?;

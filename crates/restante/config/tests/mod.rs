@@ -60,7 +60,7 @@ fn assert_error(section: &str, message: &str, place: &str, help: &str) {
 }
 
 #[test]
-fn eight_errors_are_shown_in_one_run() {
+fn ten_errors_are_shown_in_one_run() {
     let place = Place::with(
         r#"hostnme = "mx2.example.net"
 [journal]
@@ -101,10 +101,6 @@ error: section [tls] is reserved for a later release
   --> restante.toml:7:2
   7 | [tls]
     |  ^^^ remove it
-error: missing `domains`
-  --> restante.toml:9:1
-  9 | [[route]]
-    | ^^^^^^^^^ whose mail is it?
 error: unknown key `domain` in [[route]]
   --> restante.toml:10:1
   10 | domain = ["example.com"]
@@ -125,7 +121,7 @@ error: cannot read the recipients file absent
   --> restante.toml:16:15
   16 | recipients = ["file:absent"]
      |               ^^^^^^^^^^^^^ No such file or directory (os error 2)
-11 errors; nothing was started, no port is open
+10 errors; nothing was started, no port is open
 "#;
     assert_eq!(shown, expected);
     assert_eq!(code, 6);
@@ -303,6 +299,20 @@ fn a_host_name_is_needed_where_the_machine_has_none() {
     let place = Place::with(ROUTE);
     let named = Surroundings { hostname: Some("mx2.example.net".into()), ..place.around() };
     assert_eq!(resolve_in(&Flags::default(), &named).unwrap().hostname, "mx2.example.net");
+}
+
+#[test]
+fn one_misspelt_key_is_one_error() {
+    let expected = "\
+error: unknown key `domain` in [[route]]
+  --> restante.toml:3:1
+  3 | domain = [\"example.com\"]
+    | ^^^^^^ did you mean `domains`?
+";
+    let toml = "hostname = \"mx2.example.net\"\n[[route]]\ndomain = [\"example.com\"]\nprimary = [\"h\"]\n";
+    assert_eq!(only_error(toml), expected);
+    assert!(only_error(&format!("hostnam = \"mx2.example.net\"\n{ROUTE}")).contains("did you mean `hostname`?"));
+    assert!(only_error("hostname = \"a.test\"\n[[routes]]\nname = \"x\"\n").contains("did you mean `route`?"));
 }
 
 #[test]

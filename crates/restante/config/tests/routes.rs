@@ -55,7 +55,7 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
         "4:12",
         "an IPv6 address stands in brackets, such as [2001:db8::1]:25",
     );
-    assert!(only_error("hostname = \"a.test\"\n").contains("missing [[route]]"));
+    assert!(only_error("hostname = \"a.test\"\n").contains("missing `route`"));
 }
 
 #[test]
