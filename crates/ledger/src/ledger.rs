@@ -190,6 +190,9 @@ impl Ledger {
             self.without_effect += 1;
             return;
         }
+        // An operator froze it while the attempt was under way: the refusal does not undo that.
+        let held = before == RecipientState::Hold && matches!(state, RecipientState::Deferred(_));
+        let state = if held { before } else { state };
         transaction.last_change = Some(at);
         if let Some(entry) = transaction.recipients.get_mut(usize::from(index)) {
             entry.state = state;
@@ -340,6 +343,19 @@ mod tests {
         ledger.apply(at(3), &attempted(5, vec![(0, sent()), (1, sent()), (2, sent())]));
         assert_eq!((ledger.balance().sent, ledger.balance().quarantined), (3, 1));
         assert!(ledger.balance().is_even());
+    }
+
+    #[test]
+    fn a_hold_during_an_attempt_outlives_its_deferral() {
+        let mut ledger = Ledger::new();
+        ledger.apply(at(1), &Fact::Accepted(accepted(1, 1)));
+        let (actor, reason) = ("a".to_owned(), "r".to_owned());
+        let (when, recipients) = (Timestamp::default(), vec![0]);
+        let hold = Operated { id: id(1), at: when, action: Action::Hold, recipients, actor, reason };
+        ledger.apply(at(2), &Fact::Operated(hold));
+        let later = Outcome::Deferred { cause: Cause::Local("x".into()), next_at: Timestamp::from_unix_ms(9) };
+        ledger.apply(at(3), &attempted(1, vec![(0, later)]));
+        assert_eq!(ledger.get(id(1)).unwrap().recipients[0].state, RecipientState::Hold);
     }
 
     #[test]

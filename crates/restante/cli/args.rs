@@ -1,0 +1,316 @@
+//! The command line: which commands, flags and exit codes there are. Help, usage errors and parsing all come from here.
+//!
+//! Decides nothing and reads nothing: routes and addresses of `serve` stay text, so that the configuration can show
+//! all their errors together.
+
+use crate::config::{Flags, HostPort};
+use clap::{Args, Parser, Subcommand};
+use restante_envelope::TransactionId;
+use std::path::PathBuf;
+
+/// Scripts read these; they never change their meaning.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0 done                     5 daemon unreachable      9 journal damaged
+  1 failed                   6 configuration invalid  10 unhealthy: cannot accept mail
+  2 usage                    7 not permitted          12 the set changed since the plan
+  3 partly done              8 journal locked        130 interrupted
+  4 a selector matched nothing
+Any other code means failure.";
+
+const SERVE_HELP: &str = "\
+Without --config and --route: ./restante.toml, then /etc/restante/restante.toml.
+With --route and no --config no file is read. With both, the routes given replace those of the file.
+Prints `ready: smtp IP:PORT` and `ready: admin IP:PORT` on standard error when mail can be accepted.
+SIGTERM and SIGINT stop it; a second one at once.
+
+Exit codes: 0 stopped, 1 port busy or disk failed, 2 bad flag, 6 bad configuration, 8 journal locked by another process";
+
+const TRY_HELP: &str = "\
+Needs no root and no network: everything happens on loopback, in a directory that is removed at the end.
+
+Exit codes: 0 every message arrived byte for byte, 1 otherwise";
+
+const RECOVER_HELP: &str = "\
+Checks every byte, sets torn and damaged bytes aside, prints the account of every message ever accepted.
+Never writes into an old segment. Run it as often as you like: the counts stay.
+
+Exit codes:
+  0 clean or torn            2 usage                   8 journal locked: a daemon runs
+  1 failed, or --deliver     3 --deliver sent some     9 damaged: all that is intact was recovered
+    sent none                6 configuration invalid";
+
+const VERIFY_HELP: &str = "\
+Opens segments and blobs read-only and takes no lock: safe beside a running daemon.
+
+Exit codes: 0 clean or torn, 1 no such directory, 6 configuration invalid, 9 damaged";
+
+const CHANGE_HELP: &str = "\
+Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
+
+/// Journaling SMTP relay and backup MX: mail is on stable storage before the 250.
+#[derive(Debug, Parser)]
+#[command(name = "restante", version, after_help = EXIT_CODES)]
+#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// One JSON object per line on standard output, each with a "type"
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) json: bool,
+    /// No boxes, no symbols, no redrawing: one fact per line
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) plain: bool,
+    /// No colour; NO_COLOR does the same
+    #[arg(long, global = true, help_heading = "Everywhere")]
+    pub(crate) no_color: bool,
+    /// The configuration
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Everywhere")]
+    pub(crate) config: Option<PathBuf>,
+    /// The data directory, where the journal is [default: [journal] dir, else ./restante-data]
+    #[arg(long, global = true, value_name = "DIR", help_heading = "Everywhere")]
+    pub(crate) data: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the daemon
+    #[command(after_help = SERVE_HELP)]
+    Serve(Serve),
+    /// See it work, in a minute: a primary that fails, mail that waits, a kill -9, mail that arrives
+    #[command(after_help = TRY_HELP)]
+    Try,
+    /// Account for every accepted message after a crash, and deliver what is pending
+    #[command(after_help = RECOVER_HELP)]
+    Recover(Recover),
+    /// Check every byte of the journal and prove that no accepted message is missing
+    #[command(after_help = VERIFY_HELP)]
+    Verify,
+    /// Show routes, the state of their primaries, and what is pending
+    #[command(after_help = "Exit codes: 0 accepting mail, 5 daemon unreachable, 10 unhealthy: cannot accept mail")]
+    Status(Daemon),
+    /// List or change pending transactions
+    #[command(subcommand)]
+    Queue(Queue),
+    /// Print the delivery log
+    Log(Log),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Take mail for DOMAIN[,DOMAIN...] and bring it to HOST[:PORT][,HOST[:PORT]...]; repeat for more routes
+    #[arg(long = "route", value_name = "DOMAINS=HOSTS")]
+    pub(crate) routes: Vec<String>,
+    /// Speak SMTP here; repeat for more [default: [smtp] listen, without a file 127.0.0.1:2525]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: Vec<String>,
+    /// Speak HTTP here: status, metrics, and commands [default: [admin] http, else not at all]
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) admin: Option<String>,
+    /// Our name in greetings and Received headers [default: hostname, else this machine's]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+    /// Stop when standard input closes, so that no child of `try` outlives it
+    #[arg(long, hide = true)]
+    pub(crate) stop_with_stdin: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// Then offer everything pending to its primary, once
+    #[arg(long)]
+    pub(crate) deliver: bool,
+    /// Deliver to this server instead of the route's primary
+    #[arg(long, value_name = "HOST[:PORT]", requires = "deliver")]
+    pub(crate) to: Option<HostPort>,
+    /// Write each pending message to DIR: ID.eml as it was accepted, ID.json with its envelope
+    #[arg(long, value_name = "DIR")]
+    pub(crate) export: Option<PathBuf>,
+    /// Say what would be done, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Queue {
+    /// List pending transactions, and what happens to each next
+    #[command(
+        after_help = "Reads the journal: works with the daemon dead.\n\nExit codes: 0 done, 4 the selector matched nothing"
+    )]
+    Ls(Selector),
+    /// Try now what is deferred
+    #[command(after_help = CHANGE_HELP)]
+    Flush(Flush),
+    /// Let go what is on hold
+    #[command(after_help = CHANGE_HELP)]
+    Release(Release),
+}
+
+/// Which transactions.
+#[derive(Debug, Args)]
+pub(crate) struct Selector {
+    /// The transaction with this ID; repeat for more
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<TransactionId>,
+    /// Those of this route; repeat for more
+    #[arg(long = "route", value_name = "NAME")]
+    pub(crate) routes: Vec<String>,
+    /// All of them
+    #[arg(long, conflicts_with_all = ["ids", "routes"])]
+    pub(crate) all: bool,
+}
+
+/// Which transactions, where a slip would change something: nothing is not everything.
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "routes", "all"]))]
+pub(crate) struct Chosen {
+    #[command(flatten)]
+    pub(crate) selector: Selector,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Flush {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Release {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    /// Why; it is written to the journal and the delivery log
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub(crate) reason: String,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+}
+
+/// How the daemon is reached.
+#[derive(Debug, Args)]
+pub(crate) struct Daemon {
+    /// Reach the daemon here instead of by the socket in the data directory
+    #[arg(long, value_name = "HOST:PORT", value_parser = with_port)]
+    pub(crate) admin: Option<HostPort>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Log {
+    /// Wait for more
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only what belongs to this transaction; repeat for more
+    #[arg(long = "id", value_name = "ID")]
+    pub(crate) ids: Vec<TransactionId>,
+}
+
+impl Cli {
+    /// What the configuration needs to know of the command line.
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags =
+            Flags { config: self.global.config.clone(), data: self.global.data.clone(), ..Flags::default() };
+        if let Command::Serve(serve) = &self.command {
+            flags.routes.clone_from(&serve.routes);
+            flags.listen.clone_from(&serve.listen);
+            flags.admin.clone_from(&serve.admin);
+            flags.hostname.clone_from(&serve.hostname);
+        }
+        flags
+    }
+}
+
+/// SMTP's port is no default for HTTP.
+fn with_port(text: &str) -> Result<HostPort, String> {
+    let address: HostPort = text.parse().map_err(|why: crate::config::HostPortError| why.to_string())?;
+    if text.ends_with(&format!(":{}", address.port)) { Ok(address) } else { Err("a port is missing".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    fn refused(line: &str) -> ErrorKind {
+        let error = parse(line).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}");
+        error.kind()
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn no_arguments_is_help_and_a_usage_error() {
+        assert_eq!(refused("restante"), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        assert_eq!(refused("restante queue"), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+        assert_eq!(parse("restante --help").expect_err("help").exit_code(), 0);
+    }
+
+    #[test]
+    fn a_change_without_a_selector_is_refused() {
+        const ID: &str = "01JD9QK3T2E8V5W6X7Y8Z9ABCD";
+        assert_eq!(refused("restante queue flush"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused("restante queue release --reason x"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused("restante queue release --all"), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused("restante queue release --all --reason="), ErrorKind::InvalidValue);
+        assert_eq!(refused(&format!("restante queue flush --all --id {ID}")), ErrorKind::ArgumentConflict);
+        assert_eq!(refused("restante queue flush --id 12"), ErrorKind::ValueValidation);
+        for line in
+            ["ls", "ls --all", "ls --route a --route b", "flush --all", "flush --route a", "release --all --reason x"]
+        {
+            assert!(parse(&format!("restante queue {line}")).is_ok(), "{line}");
+        }
+        assert!(parse(&format!("restante queue flush --id {ID} --id {ID} --admin 127.0.0.1:8025")).is_ok());
+    }
+
+    #[test]
+    fn the_admin_address_needs_its_port() {
+        assert_eq!(refused("restante status --admin localhost"), ErrorKind::ValueValidation);
+        assert_eq!(refused("restante status --admin [::1]"), ErrorKind::ValueValidation);
+        assert!(parse("restante status --admin [::1]:8025").is_ok());
+    }
+
+    #[test]
+    fn global_flags_stand_before_or_behind_the_command() {
+        for line in ["restante --json --data d verify", "restante verify --json --data d"] {
+            let cli = parse(line).unwrap();
+            assert!(cli.global.json && cli.flags().data == Some("d".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn the_flags_of_serve_reach_the_configuration_as_typed() {
+        let line = "restante serve --route a.test=[::1]:1 --route b.test=h --listen x --listen y --admin z --hostname n \
+                    --config c --data d";
+        let flags = parse(line).unwrap().flags();
+        let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(flags.routes, all(&["a.test=[::1]:1", "b.test=h"]));
+        assert_eq!(flags.listen, all(&["x", "y"]));
+        assert_eq!((flags.admin.as_deref(), flags.hostname.as_deref()), (Some("z"), Some("n")));
+        assert_eq!((flags.config, flags.data), (Some("c".into()), Some("d".into())));
+    }
+
+    #[test]
+    fn delivery_to_a_named_server_is_asked_for() {
+        assert_eq!(refused("restante recover --to 127.0.0.1:2526"), ErrorKind::MissingRequiredArgument);
+        let Command::Recover(recover) = parse("restante recover --deliver --to 127.0.0.1:2526").unwrap().command else {
+            panic!("recover")
+        };
+        assert_eq!(recover.to.unwrap().to_string(), "127.0.0.1:2526");
+    }
+}

@@ -1,0 +1,224 @@
+//! `restante.toml`: found, parsed and checked as a whole, so that one run shows every error in it.
+//!
+//! Takes no value on trust and none in silence: an unknown key is an error, a number without a unit is an error.
+
+use super::address::{self, Network};
+use super::diagnostic::{Invalid, Source};
+use super::flags::{self, Given};
+use super::routes::{self, Ourselves};
+use super::walk::{Keys, Walk};
+use super::{
+    Config, DATA_DIR_DEFAULT, LISTEN_WITH_FILE, Limits, MESSAGE_BYTES_DEFAULT, RETAIN_DEFAULT, Surroundings, units,
+};
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use toml::de::DeTable;
+
+/// A hundred times the longest configuration that makes sense; bounds what a wrong path can make us read.
+const CONFIG_BYTES_MAX: u64 = 4 << 20;
+/// RFC 5321 section 4.5.3.1.7: at least 64K octets must be taken. Above 1 GiB no peer would take the message either.
+const MESSAGE_BYTES: RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+/// Each connection is a file descriptor and a buffer or two.
+const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
+
+pub(super) const ROOT: Keys = Keys {
+    title: "",
+    known: &["hostname", "journal", "smtp", "admin", "limits", "route"],
+    reserved: &["tls", "log", "metrics", "status", "notify", "dns", "cluster"],
+};
+const JOURNAL: Keys = Keys { title: "[journal]", known: &["dir", "retain"], reserved: &[] };
+const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size"], reserved: &[] };
+const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
+const LIMITS: Keys =
+    Keys { title: "[limits]", known: &["max_connections", "per_client_connections", "exempt"], reserved: &[] };
+
+/// The file that `--config` names, else the first that exists at the usual places: its path and its text.
+pub(super) fn find(named: Option<&Path>, usual_places: &[PathBuf]) -> Result<(PathBuf, String), Invalid> {
+    let unreadable = |path: &Path, why: &io::Error| Invalid::Unreadable { path: path.into(), why: why.to_string() };
+    if let Some(path) = named {
+        return read_bounded(path, CONFIG_BYTES_MAX)
+            .map(|text| (path.into(), text))
+            .map_err(|why| unreadable(path, &why));
+    }
+    for path in usual_places {
+        match read_bounded(path, CONFIG_BYTES_MAX) {
+            Ok(text) => return Ok((path.clone(), text)),
+            Err(why) if why.kind() == io::ErrorKind::NotFound => {}
+            Err(why) => return Err(unreadable(path, &why)),
+        }
+    }
+    Err(Invalid::NoFile { tried: usual_places.to_vec() })
+}
+
+/// A text file of at most `bytes_max` bytes.
+pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path)?.take(bytes_max + 1).read_to_string(&mut text)?;
+    if read as u64 > bytes_max {
+        return Err(io::Error::other(format!("larger than {bytes_max} bytes")));
+    }
+    Ok(text)
+}
+
+/// Checks the whole file and puts the flags over it.
+pub(super) fn check(path: &Path, text: &str, given: &Given, around: &Surroundings) -> Result<Config, Invalid> {
+    let (document, syntax_errors) = DeTable::parse_recoverable(text);
+    let mut walk = Walk::new(Source::new(path, text));
+    let config = root(&mut walk, document.get_ref(), path.parent().unwrap_or(Path::new("")), given, around);
+    add_syntax_errors(&mut walk, syntax_errors);
+    let errors = walk.into_errors();
+    match config {
+        Some(config) if errors.is_empty() => Ok(config),
+        _ => Err(Invalid::File(errors)),
+    }
+}
+
+/// A table that was parsed in spite of syntax errors lacks keys and holds junk: keeps what is surely wrong besides.
+fn add_syntax_errors(walk: &mut Walk, mut errors: Vec<toml::de::Error>) {
+    if errors.is_empty() {
+        return;
+    }
+    errors.sort_by_key(|error| error.span().map_or(0, |span| span.start));
+    // Behind a bracket that never closes, the rest of the file is read as one list: what is said of it is no help.
+    let unclosed = errors.iter().any(|error| error.message().starts_with("unclosed"));
+    let first_in_list = errors.iter().position(|error| error.message().contains("array")).filter(|_| unclosed);
+    errors.truncate(first_in_list.map_or(errors.len(), |index| index + 1));
+    let start = |error: &toml::de::Error| error.span().map_or(0, |span| span.start);
+    let noise_from = errors.last().filter(|_| unclosed).map_or(usize::MAX, start);
+    // One a line: the first is the cause.
+    errors.dedup_by_key(|error| walk.line_number(start(error)));
+    let lines: Vec<_> = errors.iter().map(|error| walk.line_number(start(error))).collect();
+    walk.retain(|found| {
+        let line = found.source.line_number(found.span.start);
+        !found.message.starts_with("missing") && found.span.start < noise_from && !lines.contains(&line)
+    });
+    for (index, error) in errors.iter().enumerate() {
+        let help = if first_in_list == Some(index) { "a `]` is missing before this" } else { error.message() };
+        walk.error(error.span().unwrap_or_default(), "this is not TOML", help);
+    }
+}
+
+fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around: &Surroundings) -> Option<Config> {
+    walk.check_keys(root, &ROOT);
+    let hostname = hostname(walk, root, given, around);
+    let (dir, retain) = journal(walk, root, base);
+    let (listen, max_message_bytes) = smtp(walk, root);
+    let admin_http = admin(walk, root, &listen);
+    let limits = limits(walk, root);
+
+    let listen = if given.listen.is_empty() { listen } else { given.listen.clone() };
+    let replaced = !given.routes.is_empty();
+    // Routes that the flags replace may lead anywhere: nobody will follow them.
+    let ourselves = Ourselves {
+        hostname: hostname.as_deref().unwrap_or_default(),
+        listen: if replaced { &[] } else { &listen },
+        routes_may_be_missing: replaced,
+    };
+    let routes = routes::check(walk, root, base, &ourselves);
+    Some(Config {
+        hostname: hostname?,
+        data_dir: given.data.clone().unwrap_or(dir),
+        retain,
+        listen,
+        max_message_bytes,
+        admin_http: given.admin.or(admin_http),
+        routes: if replaced { given.routes.clone() } else { routes },
+        limits,
+    })
+}
+
+fn hostname(walk: &mut Walk, root: &DeTable<'_>, given: &Given, around: &Surroundings) -> Option<String> {
+    let example = "mx2.example.net";
+    let in_file = walk.parsed(root, "hostname", example, flags::hostname);
+    if given.hostname.is_some() {
+        return given.hostname.clone();
+    }
+    if root.contains_key("hostname") {
+        return in_file;
+    }
+    // A name without a dot is nobody's name on the Internet; strict servers refuse to talk to it.
+    let of_the_machine = around.hostname.clone().filter(|name| name.contains('.'));
+    if of_the_machine.is_none() {
+        let help = format!("write hostname = \"{example}\" at the top: this machine's own name has no domain");
+        walk.missing(root, &ROOT, "hostname", 0..0, &help);
+    }
+    of_the_machine
+}
+
+fn journal(walk: &mut Walk, root: &DeTable<'_>, base: &Path) -> (PathBuf, std::time::Duration) {
+    let default = || PathBuf::from(DATA_DIR_DEFAULT);
+    let Some(section) = walk.section(root, "journal") else { return (default(), RETAIN_DEFAULT) };
+    walk.check_keys(section, &JOURNAL);
+    let not_empty = |text: &str| {
+        if text.is_empty() {
+            Err("name a directory, such as \"/var/lib/restante\"".into())
+        } else {
+            Ok(base.join(text))
+        }
+    };
+    let dir = walk.parsed(section, "dir", "/var/lib/restante", not_empty);
+    let retain = walk.parsed(section, "retain", "7d", units::duration);
+    (dir.unwrap_or_else(default), retain.unwrap_or(RETAIN_DEFAULT))
+}
+
+fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64) {
+    let (mut listen, mut bytes) = (vec![LISTEN_WITH_FILE], MESSAGE_BYTES_DEFAULT);
+    let Some(section) = walk.section(root, "smtp") else { return (listen, bytes) };
+    walk.check_keys(section, &SMTP);
+    if let Some(texts) = walk.strings(section, "listen", "[::]:25") {
+        walk.check_not_empty(section, "listen", "nobody could reach us: name an address, such as \"[::]:25\"");
+        listen.clear();
+        for (text, span) in texts {
+            match address::listen_address(text) {
+                Ok(address) if address.port() != 0 && listen.contains(&address) => {
+                    walk.error(span, format!("{address} is there twice"), "remove one");
+                }
+                Ok(address) => listen.push(address),
+                Err(help) => walk.error(span, "bad address in `listen`", help),
+            }
+        }
+    }
+    let in_bounds = |text: &str| match units::size(text)? {
+        size if MESSAGE_BYTES.contains(&size) => Ok(size),
+        _ => Err("from \"64KiB\" (RFC 5321 asks for that much) to \"1GiB\"".to_owned()),
+    };
+    if let Some(size) = walk.parsed(section, "max_message_size", "100MiB", in_bounds) {
+        bytes = size;
+    }
+    (listen, bytes)
+}
+
+fn admin(walk: &mut Walk, root: &DeTable<'_>, listen: &[SocketAddr]) -> Option<SocketAddr> {
+    let section = walk.section(root, "admin")?;
+    walk.check_keys(section, &ADMIN);
+    let free = |text: &str| match address::listen_address(text)? {
+        http if http.port() != 0 && listen.contains(&http) => Err("SMTP listens there already".to_owned()),
+        http => Ok(http),
+    };
+    walk.parsed(section, "http", "127.0.0.1:8025", free)
+}
+
+fn limits(walk: &mut Walk, root: &DeTable<'_>) -> Limits {
+    let mut limits = Limits::default();
+    let Some(section) = walk.section(root, "limits") else { return limits };
+    walk.check_keys(section, &LIMITS);
+    if let Some(number) = walk.whole_number(section, "max_connections", CONNECTIONS) {
+        limits.max_connections = number;
+    }
+    if let Some(number) = walk.whole_number(section, "per_client_connections", CONNECTIONS) {
+        limits.per_client_connections = number;
+    }
+    if let Some(texts) = walk.strings(section, "exempt", "192.0.2.0/24") {
+        limits.exempt.clear();
+        for (text, span) in texts {
+            match text.parse::<Network>() {
+                Ok(network) => limits.exempt.push(network),
+                Err(help) => walk.error(span, "bad address in `exempt`", help),
+            }
+        }
+    }
+    limits
+}

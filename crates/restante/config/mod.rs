@@ -1,0 +1,182 @@
+//! What the daemon was told to do: flags, then the file, then defaults, each value checked before anything starts.
+//!
+//! Reads the configuration and the recipients files it names, and nothing else: opens no port, asks no DNS, writes
+//! nothing. Whatever is wrong is reported at once, see [`Invalid`].
+
+mod address;
+mod diagnostic;
+mod file;
+mod flags;
+mod routes;
+#[cfg(test)]
+mod tests;
+mod units;
+mod walk;
+
+pub(crate) use address::{HostPort, HostPortError, Network};
+pub(crate) use diagnostic::Invalid;
+
+use flags::Given;
+use restante_envelope::DomainName;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a configuration is looked for when `--config` names none, in this order.
+const USUAL_PLACES: [&str; 2] = ["restante.toml", "/etc/restante/restante.toml"];
+/// Without `--data` and `[journal] dir`: relative to where the command was started.
+const DATA_DIR_DEFAULT: &str = "./restante-data";
+/// A week is enough to notice that a primary lost its disk.
+const RETAIN_DEFAULT: Duration = Duration::from_secs(7 * 86_400);
+/// 100 MiB: more than the large mail providers take, so the primary's own limit decides.
+const MESSAGE_BYTES_DEFAULT: u64 = 100 << 20;
+/// Above the 2,000 that are promised without configuration, with room for sessions that are just closing.
+const CONNECTIONS_DEFAULT: u32 = 2_500;
+/// Far above what one honest sender opens; 25 such clients still leave room for others.
+const PER_CLIENT_CONNECTIONS_DEFAULT: u32 = 100;
+/// Flags alone are for trying things out: no privileges, nobody outside.
+const LISTEN_FLAGS_ONLY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
+/// A file is for real use: SMTP's port on every address of both families.
+const LISTEN_WITH_FILE: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(Ipv6Addr::UNSPECIFIED), 25);
+
+/// A checked configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Config {
+    /// What we call ourselves in greetings and Received headers.
+    pub(crate) hostname: String,
+    /// The journal's directory.
+    pub(crate) data_dir: PathBuf,
+    /// How long settled mail is kept; zero: not at all.
+    pub(crate) retain: Duration,
+    /// Where SMTP is spoken; never empty.
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The largest content taken, in bytes.
+    pub(crate) max_message_bytes: u64,
+    /// Where HTTP is spoken, if at all.
+    pub(crate) admin_http: Option<SocketAddr>,
+    /// Whom we take mail for; never empty, and no domain is in two of them.
+    pub(crate) routes: Vec<Route>,
+    /// How much of us one client, or all together, may use.
+    pub(crate) limits: Limits,
+}
+
+/// A set of domains that share one primary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Route {
+    /// Letters, digits, `.`, `-` and `_`; no other route has it.
+    pub(crate) name: String,
+    /// Never empty.
+    pub(crate) domains: Vec<DomainName>,
+    /// The next hops, in order; never empty.
+    pub(crate) primary: Vec<HostPort>,
+    /// The addresses taken, as they were written, files already read; none: any address of the domains.
+    pub(crate) recipients: Option<Vec<String>>,
+}
+
+/// Connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// At once, of all clients.
+    pub(crate) max_connections: u32,
+    /// At once, of one client.
+    pub(crate) per_client_connections: u32,
+    /// Clients to which the limits per client do not apply.
+    pub(crate) exempt: Vec<Network>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: CONNECTIONS_DEFAULT,
+            per_client_connections: PER_CLIENT_CONNECTIONS_DEFAULT,
+            exempt: Network::LOOPBACK.to_vec(),
+        }
+    }
+}
+
+/// The flags as they were typed: checked here, so that all errors are shown together.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Flags {
+    /// `--config FILE`
+    pub(crate) config: Option<PathBuf>,
+    /// `--route D[,D...]=HOST[:PORT][,HOST[:PORT]...]`
+    pub(crate) routes: Vec<String>,
+    /// `--listen IP:PORT`
+    pub(crate) listen: Vec<String>,
+    /// `--data DIR`
+    pub(crate) data: Option<PathBuf>,
+    /// `--admin IP:PORT`
+    pub(crate) admin: Option<String>,
+    /// `--hostname NAME`
+    pub(crate) hostname: Option<String>,
+}
+
+/// The configuration that `flags` ask for.
+///
+/// `--route` without `--config` reads no file. With a file, `--route`s replace all its routes and every other flag
+/// overrides its key. A file is checked as a whole, also where flags replace what it says.
+///
+/// # Errors
+/// Whatever is wrong with the flags; if nothing is, whatever is wrong with the file.
+pub(crate) fn resolve(flags: &Flags) -> Result<Config, Invalid> {
+    resolve_in(flags, &Surroundings::of_this_machine())
+}
+
+/// The data directory alone, for commands that work without a daemon: `--data`, else the file's, else the default.
+///
+/// # Errors
+/// Without `--data`, a file that exists and is wrong: guessing another directory would show the wrong mail.
+pub(crate) fn data_dir(flags: &Flags) -> Result<PathBuf, Invalid> {
+    match &flags.data {
+        Some(dir) => Ok(dir.clone()),
+        None => match resolve(flags) {
+            Ok(config) => Ok(config.data_dir),
+            Err(Invalid::NoFile { .. }) => Ok(DATA_DIR_DEFAULT.into()),
+            Err(invalid) => Err(invalid),
+        },
+    }
+}
+
+/// What the machine contributes; a test brings its own.
+struct Surroundings {
+    usual_places: Vec<PathBuf>,
+    hostname: Option<String>,
+}
+
+impl Surroundings {
+    fn of_this_machine() -> Self {
+        let hostname = rustix::system::uname().nodename().to_str().ok().and_then(|name| DomainName::parse(name).ok());
+        Self {
+            usual_places: USUAL_PLACES.iter().map(PathBuf::from).collect(),
+            hostname: hostname.map(|name| name.as_str().to_owned()),
+        }
+    }
+}
+
+fn resolve_in(flags: &Flags, around: &Surroundings) -> Result<Config, Invalid> {
+    let given = flags::check(flags).map_err(Invalid::Flags)?;
+    let from_flags_alone = flags.config.is_none() && !given.routes.is_empty();
+    let config = if from_flags_alone {
+        without_file(&given, around)
+    } else {
+        let (path, text) = file::find(flags.config.as_deref(), &around.usual_places)?;
+        file::check(&path, &text, &given, around)?
+    };
+    // The file's own primaries were checked in the file, where the error can point at them.
+    flags::check_against(&given, &config).map_err(Invalid::Flags)?;
+    Ok(config)
+}
+
+fn without_file(given: &Given, around: &Surroundings) -> Config {
+    let hostname = given.hostname.as_ref().or(around.hostname.as_ref());
+    Config {
+        hostname: hostname.map_or("localhost", String::as_str).to_owned(),
+        data_dir: given.data.clone().unwrap_or_else(|| DATA_DIR_DEFAULT.into()),
+        retain: RETAIN_DEFAULT,
+        listen: if given.listen.is_empty() { vec![LISTEN_FLAGS_ONLY] } else { given.listen.clone() },
+        max_message_bytes: MESSAGE_BYTES_DEFAULT,
+        admin_http: given.admin,
+        routes: given.routes.clone(),
+        limits: Limits::default(),
+    }
+}

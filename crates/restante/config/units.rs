@@ -1,0 +1,104 @@
+//! Durations and sizes as people write them: a whole number and a unit, `"7d"`, `"100MiB"`.
+//!
+//! Refuses a number without a unit: nobody knows whether `7` is seconds or days.
+
+use std::time::Duration;
+
+/// Longer than any retention that anybody means; keeps sums of times far from overflow.
+const DURATION_DAYS_MAX: u64 = 36_500;
+const SECONDS_PER_DAY: u64 = 86_400;
+
+/// `"0"`, or a whole number with one of `s m h d`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    if text == "0" {
+        return Ok(Duration::ZERO);
+    }
+    let form = "a duration is a whole number with s, m, h or d, such as \"12h\" or \"7d\"";
+    let (number, unit) = split(text).ok_or(form)?;
+    let seconds = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => SECONDS_PER_DAY,
+        "" => return Err(format!("a unit is missing: \"{number}s\", \"{number}m\", \"{number}h\" or \"{number}d\"?")),
+        _ => return Err(form.to_owned()),
+    };
+    let longest = DURATION_DAYS_MAX * SECONDS_PER_DAY;
+    let total = number.checked_mul(seconds).filter(|s| *s <= longest);
+    total.map(Duration::from_secs).ok_or_else(|| format!("at most \"{DURATION_DAYS_MAX}d\""))
+}
+
+/// A whole number of bytes with one of `KB MB GB KiB MiB GiB`.
+pub(super) fn size(text: &str) -> Result<u64, String> {
+    let form = "a size is a whole number with KB, MB, GB, KiB, MiB or GiB, such as \"100MiB\"";
+    let (number, unit) = split(text).ok_or(form)?;
+    let bytes = match unit {
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "" => return Err(format!("a unit is missing: \"{number}KiB\" or \"{number}MiB\"?")),
+        _ => return Err(form.to_owned()),
+    };
+    number.checked_mul(bytes).ok_or_else(|| "this is more than 64 bits can count".to_owned())
+}
+
+/// `"12 h"` -> `(12, "h")`; none without leading digits, or with more of them than 64 bits hold.
+fn split(text: &str) -> Option<(u64, &str)> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    Some((number.parse().ok()?, unit.trim_start()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn durations_mean_what_they_say() {
+        for (text, seconds) in [("0", 0), ("0d", 0), ("45s", 45), ("30m", 1_800), ("12h", 43_200), ("7 d", 604_800)] {
+            assert_eq!(duration(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn sizes_mean_what_they_say() {
+        for (text, bytes) in [("64KiB", 65_536), ("50MB", 50_000_000), ("100MiB", 104_857_600), ("1GiB", 1 << 30)] {
+            assert_eq!(size(text), Ok(bytes), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_number_without_a_unit_is_asked_back() {
+        assert_eq!(duration("7"), Err("a unit is missing: \"7s\", \"7m\", \"7h\" or \"7d\"?".to_owned()));
+        assert_eq!(size("100"), Err("a unit is missing: \"100KiB\" or \"100MiB\"?".to_owned()));
+    }
+
+    #[test]
+    fn other_forms_and_absurd_amounts_are_refused() {
+        for text in
+            ["", "d", "-1d", "1.5h", "7days", "1w", "1D", "36501d", "99999999999999999999d", "18446744073709551615d"]
+        {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        for text in ["", "MiB", "-1MB", "1.5MiB", "1mb", "1M", "99999999999999999999KB", "18446744073709551615KB"] {
+            assert!(size(text).is_err(), "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_a_value_or_an_error_and_never_a_panic(text in "\\PC{0,24}|[0-9]{0,24} ?[a-zA-Z]{0,4}") {
+            let _ = (duration(&text), size(&text));
+        }
+
+        #[test]
+        fn what_was_meant_is_what_is_read(number in 0_u64..36_500) {
+            prop_assert_eq!(duration(&format!("{number}d")), Ok(Duration::from_secs(number * 86_400)));
+            prop_assert_eq!(size(&format!("{number}KiB")), Ok(number * 1_024));
+        }
+    }
+}
