@@ -1,23 +1,33 @@
-//! Stand-in for the real entry: resolves the configuration and says what is wrong with it.
-#![cfg_attr(not(test), expect(dead_code, reason = "the commands that use the rest come with the daemon"))]
+//! `restante`: a journaling SMTP relay and backup MX. Reads the command line and hands over to the command.
 
-mod cli {
-    pub(crate) mod args;
-}
+mod cli;
+mod clock;
 mod config;
 
-fn main() -> std::process::ExitCode {
-    use clap::Parser as _;
-    use std::io::Write as _;
-    let cli = cli::args::Cli::parse();
-    match config::resolve(&cli.flags()) {
-        Ok(config) => {
-            let _ = writeln!(std::io::stdout(), "{config:#?}");
-            std::process::ExitCode::SUCCESS
-        }
-        Err(invalid) => {
-            let _ = write!(std::io::stderr(), "{}", invalid.render(false));
-            invalid.exit_code().into()
+use clap::Parser as _;
+use cli::args::{Cli, Command};
+use cli::output::Output;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let output = Output::new(cli.global.json, cli.global.plain, cli.global.no_color);
+    // Whatever we make is for us alone: mail is in it.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    match run(&cli, output) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            output.note(&format!("restante: {error:#}"));
+            ExitCode::from(cli::exit::FAILED)
         }
     }
+}
+
+fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
+    match &cli.command {
+        Command::Serve(_) | Command::Try | Command::Recover(_) | Command::Verify | Command::Status(_) => {}
+        Command::Queue(_) | Command::Log(_) => {}
+    }
+    output.note("not built yet");
+    Ok(cli::exit::FAILED)
 }

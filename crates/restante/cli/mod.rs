@@ -1,0 +1,18 @@
+//! The commands. Each returns the exit code that the contract gives it; an error is exit 1 with its causes.
+
+pub(crate) mod args;
+pub(crate) mod output;
+
+/// Exit codes, as `restante --help` lists them.
+pub(crate) mod exit {
+    pub(crate) const DONE: u8 = 0;
+    pub(crate) const FAILED: u8 = 1;
+    pub(crate) const USAGE: u8 = 2;
+    pub(crate) const PARTLY: u8 = 3;
+    pub(crate) const NOTHING_MATCHED: u8 = 4;
+    pub(crate) const UNREACHABLE: u8 = 5;
+    pub(crate) const NOT_PERMITTED: u8 = 7;
+    pub(crate) const LOCKED: u8 = 8;
+    pub(crate) const DAMAGED: u8 = 9;
+    pub(crate) const UNHEALTHY: u8 = 10;
+}

@@ -1,0 +1,118 @@
+//! One attempt: reads the message, checks it, offers it over an open connection, and turns what was heard into a fact.
+//!
+//! Shared by the daemon and by `recover --deliver`. Writes nothing.
+
+use crate::clock;
+use restante_courier::{Connection, Mail, RecipientResult};
+use restante_envelope::{ForwardPath, Timestamp, TransactionId};
+use restante_journal::{DirStorage, ReadError, Reader};
+use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
+use restante_relay::{Heard, Verdict, judge, received_header};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What is tried.
+#[derive(Debug, Clone)]
+pub(crate) struct Job {
+    pub(crate) id: TransactionId,
+    pub(crate) position: Position,
+    /// Which recipients.
+    pub(crate) recipients: Vec<RecipientIndex>,
+    /// 1 for the first.
+    pub(crate) attempt: u16,
+}
+
+/// A message from the journal.
+pub(crate) struct Message {
+    pub(crate) accepted: Arc<Accepted>,
+    pub(crate) content: Vec<u8>,
+}
+
+/// What an attempt came to.
+pub(crate) struct Tried {
+    /// To be made durable; none if nothing was heard that is worth it.
+    pub(crate) fact: Option<Attempted>,
+    /// The connection failed before the final dot.
+    pub(crate) broke: Option<String>,
+}
+
+/// A message that the disk did not give us is tried again after this.
+const READ_RETRY: Duration = Duration::from_secs(60);
+
+/// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
+/// answer is tried again later.
+pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Attempted> {
+    let why = match reader.message(job.position) {
+        Ok(stored) => match stored.fact {
+            Fact::Accepted(accepted) if accepted.id == job.id => {
+                return Ok(Message { accepted: Arc::new(accepted), content: stored.content });
+            }
+            _ => ReadError::Damaged { position: job.position, what: "another record stands there" },
+        },
+        Err(error) => error,
+    };
+    let now = clock::now();
+    let outcome = match &why {
+        ReadError::Damaged { .. } => Outcome::Quarantined(Cause::Local(why.to_string())),
+        ReadError::Io(_) => Outcome::Deferred { cause: Cause::Local(why.to_string()), next_at: now + READ_RETRY },
+    };
+    tracing::error!("{}: {why}", job.id);
+    let results = job.recipients.iter().map(|recipient| (*recipient, outcome.clone())).collect();
+    Err(Attempted { id: job.id, at: now, next_hop: None, timings: Timings::default(), results })
+}
+
+/// Offers the message to the server behind `connection`.
+pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &Message, us: &str, seed: u64) -> Tried {
+    let envelope = &message.accepted.envelope;
+    let path_of = |index: &RecipientIndex| envelope.recipients.get(usize::from(*index)).map(|r| &r.forward_path);
+    let tried: Vec<(RecipientIndex, &ForwardPath)> =
+        job.recipients.iter().filter_map(|index| Some((*index, path_of(index)?))).collect();
+    let paths: Vec<&ForwardPath> = tried.iter().map(|(_, path)| *path).collect();
+    let alone = paths.first().copied().filter(|_| envelope.recipients.len() == 1);
+    let header = received_header(&message.accepted.trace, job.id, us, alone);
+    let started = clock::now();
+    let delivery = connection
+        .deliver(&Mail {
+            reverse_path: &envelope.reverse_path,
+            recipients: &paths,
+            body: envelope.body,
+            trace_header: &header,
+            content: &message.content,
+        })
+        .await;
+    let now = clock::now();
+    let mut broke = None;
+    let mut results = Vec::with_capacity(tried.len());
+    for ((index, _), result) in tried.iter().zip(delivery.results) {
+        let heard = match result {
+            RecipientResult::Replied(reply) => Heard::Replied(reply),
+            RecipientResult::Lost { why, .. } => Heard::Lost { why },
+            RecipientResult::InDoubt { why } => Heard::InDoubt { why },
+        };
+        match judge(&heard, job.attempt.saturating_sub(1), job.id, seed, now) {
+            Verdict::Record(outcome) => results.push((*index, outcome)),
+            Verdict::RetryUnrecorded => broke = Some(in_words(&heard)),
+        }
+    }
+    let timings = timings(&message.accepted, started, connection.connect_ms(), delivery.transfer_ms);
+    let next_hop = Some(connection.next_hop().clone());
+    let fact = Attempted { id: job.id, at: now, next_hop, timings, results };
+    Tried { fact: Some(fact).filter(|fact| !fact.results.is_empty()), broke }
+}
+
+fn in_words(heard: &Heard) -> String {
+    match heard {
+        Heard::Replied(reply) => reply.to_string(),
+        Heard::Lost { why } | Heard::InDoubt { why } => why.clone(),
+    }
+}
+
+fn timings(accepted: &Accepted, started: Timestamp, connect_ms: u32, transfer_ms: u32) -> Timings {
+    let in_queue = started.since(accepted.trace.received_at);
+    Timings {
+        before_queue_ms: 0,
+        in_queue_ms: u64::try_from(in_queue.as_millis()).unwrap_or(u64::MAX),
+        connect_ms,
+        transfer_ms,
+    }
+}
