@@ -64,11 +64,6 @@ fn queue_commands_read_the_directory_when_the_daemon_is_dead() {
     daemon.kill9();
     let listed = cli(directory.path(), &["queue", "ls", "--json"]).expect_code(0).json();
     assert_eq!(listed[0]["id"], id.as_str());
-    cli(directory.path(), &["queue", "show", &id]).expect_code(0);
-    let content = Message::new("shape", 1, 1000).content;
-    let mut cat = restante();
-    let cat = cat.args(["queue", "cat", &id, "--data"]).arg(directory.path()).output().unwrap();
-    assert!(cat.stdout.ends_with(&content), "queue cat prints the content");
     cli(directory.path(), &["log", "--json"]).expect_code(0);
     // What changes something needs the daemon.
     cli(directory.path(), &["status"]).expect_code(5);
@@ -170,16 +165,6 @@ fn the_log_tells_a_message_from_accepted_to_sent() {
 }
 
 #[test]
-fn what_a_crash_kept_from_the_log_is_written_at_the_next_start() {
-    let (_directory, primary, mut daemon, id) = waiting();
-    daemon.kill9();
-    let daemon = Serve::new(&daemon.data, primary.port).start();
-    eventually("accepted in the log", || {
-        daemon.ask(&["log"]).iter().any(|e| e["id"] == id.as_str() && e["ev"] == "accepted").then_some(())
-    });
-}
-
-#[test]
 fn metrics_exist_from_the_start_and_count() {
     let directory = scratch();
     let mut primary = Sink::closed();
@@ -209,7 +194,7 @@ fn metrics_exist_from_the_start_and_count() {
 #[test]
 fn selectors_are_never_guessed() {
     let (directory, _primary, _daemon, _) = waiting();
-    for command in ["hold", "release", "flush", "bounce", "remove"] {
+    for command in ["hold", "release", "flush"] {
         let refused = cli(directory.path(), &["queue", command, "--reason", "x"]);
         let refused = if command == "flush" { cli(directory.path(), &["queue", command]) } else { refused };
         refused.expect_code(2);
@@ -219,26 +204,6 @@ fn selectors_are_never_guessed() {
     let daemon = Serve::new(empty.path(), Sink::closed().port).start();
     assert!(daemon.ask(&["queue", "ls"]).is_empty());
     cli(empty.path(), &["queue", "flush", "--all"]).expect_code(0);
-}
-
-#[test]
-fn a_removal_acts_on_exactly_the_set_it_planned() {
-    let (directory, _primary, daemon, id) = waiting();
-    let plan = cli(directory.path(), &["queue", "remove", "--all", "--reason", "spam", "--json"]).expect_code(0).json();
-    let token =
-        plan.iter().find_map(|o| o["token"].as_str()).unwrap_or_else(|| panic!("no token in {plan:?}")).to_owned();
-    assert_eq!(daemon.ask(&["queue", "ls"]).len(), 1, "a plan removes nothing");
-    let more = Message::new("shape", 2, 1000);
-    queued_id(&Client::ehlo(daemon.smtp).send("sender@example.net", &["box@example.test"], &more.content).unwrap());
-    cli(directory.path(), &["queue", "remove", "--all", "--reason", "spam", "--yes", &token]).expect_code(12);
-    assert_eq!(daemon.ask(&["queue", "ls"]).len(), 2, "the set changed: nothing is done");
-    let one = ["queue", "remove", "--id", &id, "--reason", "spam"];
-    let plan = cli(directory.path(), &[&one[..], &["--json"]].concat()).expect_code(0).json();
-    let token = plan.iter().find_map(|o| o["token"].as_str()).unwrap().to_owned();
-    cli(directory.path(), &[&one[..], &["--yes", &token]].concat()).expect_code(0);
-    assert_eq!(daemon.ask(&["queue", "ls"]).len(), 1);
-    let account = cli(directory.path(), &["verify", "--json"]).expect_code(0).account();
-    assert_eq!((&account["removed"], &account["pending"]), (&1.into(), &1.into()), "{account}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("restante-smtp", &["restante-envelope"]),
     ("restante-relay", &["restante-envelope", "restante-ledger"]),
     ("restante-journal", &["restante-envelope", "restante-ledger"]),
-    ("restante-courier", &["restante-envelope"]),
+    ("restante-courier", &["restante-envelope", "restante-ledger"]),
 ];
 
 /// The only packages with a runtime or a network.

@@ -1,6 +1,6 @@
 //! `restante queue`: lists pending transactions from the journal; changes go through the daemon.
 
-use super::args::{Cli, Flush, Queue, Release, Selector};
+use super::args::{Cli, Flush, Operation, Queue, Selector};
 use super::client::{Client, NoAnswer};
 use super::output::Output;
 use super::{exit, words};
@@ -17,7 +17,8 @@ pub(crate) fn run(cli: &Cli, queue: &Queue, output: Output) -> anyhow::Result<u8
     match queue {
         Queue::Ls(selector) => list(cli, selector, output),
         Queue::Flush(order) => Ok(flush(cli, order, output)),
-        Queue::Release(order) => Ok(release(cli, order, output)),
+        Queue::Hold(order) => Ok(operate(cli, order, "hold", output, |n| format!("{n} on hold"))),
+        Queue::Release(order) => Ok(operate(cli, order, "release", output, |n| format!("{n} released"))),
     }
 }
 
@@ -28,7 +29,7 @@ fn flush(cli: &Cli, order: &Flush, output: Output) -> u8 {
     changed(asked, &order.chosen.selector, output, |n| format!("{n} to be tried now"))
 }
 
-fn release(cli: &Cli, order: &Release, output: Output) -> u8 {
+fn operate(cli: &Cli, order: &Operation, verb: &str, output: Output, words: impl Fn(u64) -> String) -> u8 {
     let actor = std::env::var("USER").ok().filter(|user| !user.is_empty());
     let actor = actor.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
     let query = format!(
@@ -38,8 +39,8 @@ fn release(cli: &Cli, order: &Release, output: Output) -> u8 {
         percent_encoded(&order.reason)
     );
     let asked = Client::new(cli, order.daemon.admin.as_ref())
-        .and_then(|client| client.ask(Method::POST, &format!("/api/v1/queue/release?{query}")));
-    changed(asked, &order.chosen.selector, output, |n| format!("{n} released"))
+        .and_then(|client| client.ask(Method::POST, &format!("/api/v1/queue/{verb}?{query}")));
+    changed(asked, &order.chosen.selector, output, words)
 }
 
 fn changed(asked: Result<Value, NoAnswer>, selector: &Selector, output: Output, words: impl Fn(u64) -> String) -> u8 {

@@ -4,7 +4,7 @@
 
 use super::journal::{Entry, Journal};
 use super::metrics::Metrics;
-use super::relay::{Held, Request, Which, is_up};
+use super::relay::{Chosen, Request, Which, is_up};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,6 +20,9 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// After a full disk: as much as the journal fills ahead, and a message.
+const ROOM_AGAIN_BYTES: u64 = 4 << 20;
 
 /// What the interface answers from.
 pub(crate) struct Admin {
@@ -53,7 +56,9 @@ impl IntoResponse for Refusal {
 impl Admin {
     /// Whether mail can be accepted now.
     pub(crate) fn accepting(&self) -> bool {
-        !self.journal.has_failed() && !self.journal.is_full() && !*self.stopping.borrow()
+        // Without mail nobody tries the disk again: that there is room now is as good.
+        let full = self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES;
+        !self.journal.has_failed() && !full && !*self.stopping.borrow()
     }
 
     /// Whether an attempt is under way.
@@ -82,6 +87,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/active", get(active))
         .route("/api/v1/queue/flush", post(flush))
+        .route("/api/v1/queue/hold", post(hold))
         .route("/api/v1/queue/release", post(release))
         .with_state(Desk { admin, needs_token })
 }
@@ -184,40 +190,51 @@ async fn flush(State(desk): State<Desk>, headers: HeaderMap, Query(params): Para
     Ok(Json(json!({"type": "flush", "matched": matched})))
 }
 
-async fn release(State(desk): State<Desk>, headers: HeaderMap, Query(params): Params) -> Result<Json<Value>, Refusal> {
-    desk.permit(&headers)?;
+async fn hold(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
+    operate(desk.0, &headers, &params, Action::Hold).await
+}
+
+async fn release(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
+    operate(desk.0, &headers, &params, Action::Release).await
+}
+
+async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Action) -> Result<Json<Value>, Refusal> {
+    desk.permit(headers)?;
     let required = |key: &str| {
         let given = params.get(key).filter(|value| !value.is_empty()).cloned();
         given.ok_or_else(|| Refusal(StatusCode::BAD_REQUEST, format!("`{key}` is missing")))
     };
     let (actor, reason) = (required("actor")?, required("reason")?);
-    let which = which(&params)?;
-    let held = desk.admin.ask(|answer| Request::Held(which, answer)).await?;
-    let mut released = 0;
-    for held in held {
-        release_one(&desk.admin, held, &actor, &reason).await?;
-        released += 1;
+    let which = which(params)?;
+    let chosen = desk.admin.ask(|answer| Request::Choose(which, action, answer)).await?;
+    let matched = chosen.len();
+    for one in chosen {
+        operate_one(&desk.admin, one, action, &actor, &reason).await?;
     }
-    Ok(Json(json!({"type": "release", "matched": released, "released": released})))
+    let verb = match action {
+        Action::Hold => "hold",
+        Action::Release => "release",
+    };
+    Ok(Json(json!({"type": verb, "matched": matched})))
 }
 
-async fn release_one(admin: &Admin, held: Held, actor: &str, reason: &str) -> Result<(), Refusal> {
+async fn operate_one(admin: &Admin, chosen: Chosen, action: Action, actor: &str, reason: &str) -> Result<(), Refusal> {
     let trouble = |why: String| Refusal(StatusCode::INTERNAL_SERVER_ERROR, why);
     let storage = admin.storage.clone();
-    let read = tokio::task::spawn_blocking(move || Reader::new(storage).accepted(held.position, held.id)).await;
+    let read = tokio::task::spawn_blocking(move || Reader::new(storage).accepted(chosen.position, chosen.id)).await;
     let about = read.map_err(|e| trouble(e.to_string()))?.map_err(|e| trouble(e.to_string()))?;
     let fact = Fact::Operated(Operated {
-        id: held.id,
+        id: chosen.id,
         at: clock::now(),
-        action: Action::Release,
-        recipients: held.recipients,
+        action,
+        recipients: chosen.recipients,
         actor: actor.to_owned(),
         reason: reason.to_owned(),
     });
     let (answer, outcome) = oneshot::channel();
     let record = Prepared::fact(&fact, Vec::new());
     let entry = Entry { record, fact, about: Some(Arc::new(about)), answer: Some(answer), memory: None };
-    let not_durable = || trouble("the journal does not take it now; nothing was released".into());
+    let not_durable = || trouble("the journal does not take it now; run the command again".into());
     admin.journal.submit(entry).await.map_err(|_| not_durable())?;
     outcome.await.map_err(|_| not_durable())?.map(|_| ()).map_err(|_| not_durable())
 }

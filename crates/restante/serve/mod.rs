@@ -265,6 +265,7 @@ impl Daemon {
         shutdown::attempts(&admin).await;
         let failed = journal.has_failed();
         journal.close().await;
+        drop(door);
         let result = shutdown::finish(journal_thread, relay, log_thread).await;
         shutdown::remove_socket(&config.data_dir);
         match result {

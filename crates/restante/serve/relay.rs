@@ -8,7 +8,7 @@ use super::metrics::Metrics;
 use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
-use restante_ledger::{Fact, Position, RecipientIndex, RecipientState};
+use restante_ledger::{Action as Operation, Fact, Position, RecipientIndex, RecipientState};
 use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -26,8 +26,8 @@ pub(crate) enum Request {
     Active(oneshot::Sender<Vec<(TransactionId, RouteName)>>),
     /// Try now.
     Flush(Flush, oneshot::Sender<usize>),
-    /// Which of these are on hold, and where are their records?
-    Held(Which, oneshot::Sender<Vec<Held>>),
+    /// Which of these would the action change, and where are their records?
+    Choose(Which, Operation, oneshot::Sender<Vec<Chosen>>),
 }
 
 /// Transactions an operator chose.
@@ -37,8 +37,8 @@ pub(crate) enum Which {
     Transactions(Vec<TransactionId>),
 }
 
-/// A transaction with recipients on hold.
-pub(crate) struct Held {
+/// A transaction, and the recipients that an action would change.
+pub(crate) struct Chosen {
     pub(crate) id: TransactionId,
     pub(crate) position: Position,
     pub(crate) recipients: Vec<RecipientIndex>,
@@ -178,11 +178,11 @@ impl RelayTask {
             Request::Routes(answer) => drop(answer.send(self.relay.route_status(clock::now()))),
             Request::Active(answer) => drop(answer.send(self.relay.active())),
             Request::Flush(which, answer) => drop(answer.send(self.relay.flush(which, clock::now()))),
-            Request::Held(which, answer) => drop(answer.send(self.held(&which))),
+            Request::Choose(which, action, answer) => drop(answer.send(self.choose(&which, action))),
         }
     }
 
-    fn held(&self, which: &Which) -> Vec<Held> {
+    fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
         let ledger = self.relay.ledger();
         let routes: Option<Vec<_>> = match which {
             Which::Routes(names) => Some(names.iter().filter_map(|name| ledger.find_route(name)).collect()),
@@ -192,17 +192,21 @@ impl RelayTask {
             Which::Transactions(ids) => ids.contains(id),
             Which::All | Which::Routes(_) => true,
         };
-        let mut held = Vec::new();
+        let would_change = |state: RecipientState| match action {
+            Operation::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
+            Operation::Release => state == RecipientState::Hold,
+        };
+        let mut found = Vec::new();
         for (id, transaction) in ledger.iter().filter(|(id, _)| chosen(id)) {
-            let on_hold = transaction.recipients.iter().enumerate().filter(|(_, r)| {
-                r.state == RecipientState::Hold && routes.as_ref().is_none_or(|routes| routes.contains(&r.route))
+            let changing = transaction.recipients.iter().enumerate().filter(|(_, r)| {
+                would_change(r.state) && routes.as_ref().is_none_or(|routes| routes.contains(&r.route))
             });
-            let recipients: Vec<_> = on_hold.filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect();
+            let recipients: Vec<_> = changing.filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect();
             if !recipients.is_empty() {
-                held.push(Held { id, position: transaction.position, recipients });
+                found.push(Chosen { id, position: transaction.position, recipients });
             }
         }
-        held
+        found
     }
 }
 
