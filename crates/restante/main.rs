@@ -25,7 +25,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match &cli.command {
-        Command::Serve(_) | Command::Try | Command::Recover(_) | Command::Verify | Command::Status(_) => {}
+        Command::Try => return cli::try_it::run(output),
+        Command::Serve(_) | Command::Recover(_) | Command::Verify | Command::Status(_) => {}
         Command::Queue(_) | Command::Log(_) => {}
     }
     output.note("not built yet");

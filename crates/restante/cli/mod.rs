@@ -2,6 +2,7 @@
 
 pub(crate) mod args;
 pub(crate) mod output;
+pub(crate) mod try_it;
 
 /// Exit codes, as `restante --help` lists them.
 pub(crate) mod exit {
