@@ -3,6 +3,7 @@
 mod cli;
 mod clock;
 mod config;
+mod serve;
 
 use clap::Parser as _;
 use cli::args::{Cli, Command};
@@ -25,10 +26,19 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match &cli.command {
-        Command::Try => return cli::try_it::run(output),
-        Command::Serve(_) | Command::Recover(_) | Command::Verify | Command::Status(_) => {}
-        Command::Queue(_) | Command::Log(_) => {}
+        Command::Serve(serve) => match config::resolve(&cli.flags()) {
+            Ok(config) => serve::run(config, serve.stop_with_stdin),
+            Err(invalid) => {
+                output.note(invalid.render(output.color).trim_end());
+                Ok(invalid.exit_code())
+            }
+        },
+        Command::Status(daemon) => Ok(cli::status::run(cli, daemon, output)),
+        Command::Queue(queue) => cli::queue::run(cli, queue, output),
+        Command::Try => cli::try_it::run(output),
+        _ => {
+            output.note("not built yet");
+            Ok(cli::exit::FAILED)
+        }
     }
-    output.note("not built yet");
-    Ok(cli::exit::FAILED)
 }

@@ -1,8 +1,12 @@
 //! The commands. Each returns the exit code that the contract gives it; an error is exit 1 with its causes.
 
 pub(crate) mod args;
+mod client;
 pub(crate) mod output;
+pub(crate) mod queue;
+pub(crate) mod status;
 pub(crate) mod try_it;
+pub(crate) mod words;
 
 /// Exit codes, as `restante --help` lists them.
 pub(crate) mod exit {

@@ -1,0 +1,363 @@
+//! One transaction after the other over a connection (RFC 5321 section 3.3, pipelined by RFC 2920 where offered).
+//!
+//! Says for every recipient what happened to it, and nothing about what should happen next.
+
+use crate::Settings;
+use crate::connect::{Extensions, milliseconds};
+use crate::failure::{Failure, Stage};
+use crate::wire::{ContentError, Wire};
+use restante_envelope::{BodyType, ForwardPath, Reply, ReplyClass, ReversePath};
+use restante_ledger::NextHop;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Commands in one write: MAIL, DATA and the 100 recipients that RFC 5321 section 4.5.3.1.8 makes every server take.
+/// At most 28 KiB out and as little in: either fits the smallest socket buffers, so that nobody can end up waiting for
+/// the other to read (RFC 2920 section 3.1).
+const PIPELINED_COMMANDS_MAX: usize = 102;
+
+/// A message to deliver.
+#[derive(Debug, Clone, Copy)]
+pub struct Mail<'a> {
+    /// Goes into MAIL.
+    pub reverse_path: &'a ReversePath,
+    /// One RCPT each.
+    pub recipients: &'a [&'a ForwardPath],
+    /// `BODY=8BITMIME` is said where the server offers it. Where not, the message goes out all the same and unaltered:
+    /// to convert it would break signatures, and servers that mind say so.
+    pub body: BodyType,
+    /// Our Received header; empty or ends in CRLF.
+    pub trace_header: &'a [u8],
+    /// Exactly as accepted: empty, or lines that end in CRLF without other CR or LF. Not checked here.
+    pub content: &'a [u8],
+}
+
+/// What came of a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Delivery {
+    /// For each recipient, in the order of [`Mail::recipients`].
+    pub results: Vec<RecipientResult>,
+    /// From MAIL to the last reply, in milliseconds.
+    pub transfer_ms: u32,
+}
+
+/// What came of a message for one recipient.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RecipientResult {
+    /// The reply that decides: the refusal of MAIL, RCPT or DATA, a 421 at any time, or whatever was said to the
+    /// final dot. The server took responsibility if, and only if, it is positive. Never intermediate (3yz).
+    Replied(Reply),
+    /// The connection failed before the final dot was sent: the server has nothing.
+    Lost {
+        /// When.
+        stage: Stage,
+        /// A phrase for people, the stage included.
+        why: String,
+    },
+    /// The connection failed after the final dot was sent (RFC 1047): the server may have the message.
+    InDoubt {
+        /// A phrase for people.
+        why: String,
+    },
+}
+
+/// A connection on which EHLO was said.
+pub struct Connection {
+    wire: Wire,
+    extensions: Extensions,
+    next_hop: NextHop,
+    connect_ms: u32,
+    settings: Settings,
+    usable: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(
+        wire: Wire,
+        extensions: Extensions,
+        next_hop: NextHop,
+        connect_ms: u32,
+        settings: Settings,
+    ) -> Self {
+        Self { wire, extensions, next_hop, connect_ms, settings, usable: true }
+    }
+
+    /// Whom we talk to.
+    pub fn next_hop(&self) -> &NextHop {
+        &self.next_hop
+    }
+
+    /// From looking up the name to the reply to EHLO, in milliseconds.
+    pub fn connect_ms(&self) -> u32 {
+        self.connect_ms
+    }
+
+    /// Whether another transaction can follow. Never true again after a failure, a 421, a protocol error of the
+    /// server, or a [`deliver`](Self::deliver) that was dropped half-way.
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
+    /// Whether the server hung up or sent something (a 421, say) while nothing was asked. Does not block. Such a
+    /// connection is not usable any more.
+    pub fn peer_closed(&mut self) -> bool {
+        let closed = self.wire.unasked().is_some();
+        self.usable &= !closed;
+        closed
+    }
+
+    /// Delivers one message. Each wait within is bounded by [`Settings`].
+    pub async fn deliver(&mut self, mail: &Mail<'_>) -> Delivery {
+        let started = Instant::now();
+        let mut transaction = Transaction::new(mail);
+        if !mail.recipients.is_empty() {
+            let conversed = if self.usable {
+                self.usable = false;
+                self.converse(&mut transaction).await
+            } else {
+                Err(Stop::Lost(Stage::Mail, Failure::Closed("the connection cannot be used any more".into())))
+            };
+            match conversed {
+                Ok(()) => self.usable = self.wire.unasked().is_none(),
+                Err(stop) => transaction.decide_rest(&stop.into_result()),
+            }
+        }
+        Delivery { results: transaction.into_results(), transfer_ms: milliseconds(started.elapsed()) }
+    }
+
+    /// Takes leave with QUIT if the server still listens, and closes the connection.
+    pub async fn quit(mut self) {
+        if self.usable {
+            // Whatever it says, we leave.
+            let _ = self.wire.command("QUIT\r\n", self.settings.quit_timeout).await;
+        }
+    }
+
+    async fn converse(&mut self, transaction: &mut Transaction<'_>) -> Result<(), Stop> {
+        let recipients = 0..transaction.mail.recipients.len();
+        let commands: Vec<Command> =
+            [Command::Mail].into_iter().chain(recipients.map(Command::Rcpt)).chain([Command::Data]).collect();
+        let group_len = if self.extensions.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
+        for group in commands.chunks(group_len) {
+            if group == [Command::Data] && transaction.is_decided() {
+                break;
+            }
+            self.exchange(group, transaction).await?;
+            if transaction.mail_refused {
+                break;
+            }
+        }
+        if transaction.data_agreed {
+            self.send_content(transaction).await
+        } else if transaction.mail_refused {
+            Ok(())
+        } else {
+            self.reset().await
+        }
+    }
+
+    /// Sends a group of commands in one write and reads a reply for each.
+    async fn exchange(&mut self, group: &[Command], transaction: &mut Transaction<'_>) -> Result<(), Stop> {
+        let mut lines = String::new();
+        for command in group {
+            transaction.write(*command, self.extensions, &mut lines);
+        }
+        for (place, command) in group.iter().enumerate() {
+            let (stage, limit) = self.stage_of(*command);
+            let reply = if place == 0 {
+                self.heed_unasked(stage).await?;
+                self.wire.command(&lines, limit).await
+            } else {
+                self.wire.reply(limit).await
+            };
+            let reply = match reply {
+                Ok(reply) => reply.to_reply(),
+                Err(failure @ Failure::Closed(_)) => return Err(self.interrupted(stage, failure).await),
+                Err(failure) => return Err(Stop::Lost(stage, failure)),
+            };
+            if reply.code() == CODE_CLOSING {
+                return Err(Stop::Replied(reply));
+            }
+            transaction.note(*command, reply).map_err(|failure| Stop::Lost(stage, failure))?;
+        }
+        Ok(())
+    }
+
+    /// Stops if the server said anything since the last reply: the replies to come would be taken for the wrong
+    /// commands.
+    async fn heed_unasked(&mut self, stage: Stage) -> Result<(), Stop> {
+        match self.wire.unasked() {
+            Some(failure) => Err(self.interrupted(stage, failure).await),
+            None => Ok(()),
+        }
+    }
+
+    /// A server may say 421 unasked before it hangs up; that is then the answer.
+    async fn interrupted(&mut self, stage: Stage, failure: Failure) -> Stop {
+        match self.wire.said_unasked().await {
+            Some(reply) if reply.code == CODE_CLOSING => Stop::Replied(reply.to_reply()),
+            _ => Stop::Lost(stage, failure),
+        }
+    }
+
+    async fn send_content(&mut self, transaction: &mut Transaction<'_>) -> Result<(), Stop> {
+        // RFC 2920 section 3.1: a pipelined DATA was accepted though nobody is left to get the message. The server
+        // now waits for one, so it gets an empty one, and what it says to that concerns nobody.
+        let (header, content): (&[u8], &[u8]) = match transaction.is_decided() {
+            true => (b"", b""),
+            false => (transaction.mail.trace_header, transaction.mail.content),
+        };
+        let Settings { block_timeout, final_dot_timeout, .. } = self.settings;
+        let reply = match self.wire.content(header, content, block_timeout, final_dot_timeout).await {
+            Ok(reply) => reply.to_reply(),
+            Err(ContentError::Refused(reply)) => return Err(Stop::Replied(reply.to_reply())),
+            Err(ContentError::Lost(failure)) => return Err(Stop::Lost(Stage::Content, failure)),
+            Err(ContentError::InDoubt(failure)) => return Err(Stop::InDoubt(failure)),
+        };
+        if reply.class() == ReplyClass::Intermediate {
+            return Err(Stop::InDoubt(unexpected(&reply)));
+        }
+        if reply.code() == CODE_CLOSING {
+            return Err(Stop::Replied(reply));
+        }
+        transaction.decide_rest(&RecipientResult::Replied(reply));
+        Ok(())
+    }
+
+    /// Ends a transaction that got no message.
+    async fn reset(&mut self) -> Result<(), Stop> {
+        self.heed_unasked(Stage::Rset).await?;
+        let reply = self.wire.command("RSET\r\n", self.settings.ehlo_timeout).await;
+        let reply = reply.map_err(|failure| Stop::Lost(Stage::Rset, failure))?.to_reply();
+        match reply.class() {
+            ReplyClass::Positive => Ok(()),
+            _ => Err(Stop::Lost(Stage::Rset, unexpected(&reply))),
+        }
+    }
+
+    fn stage_of(&self, command: Command) -> (Stage, Duration) {
+        match command {
+            Command::Mail => (Stage::Mail, self.settings.mail_timeout),
+            Command::Rcpt(_) => (Stage::Rcpt, self.settings.rcpt_timeout),
+            Command::Data => (Stage::Data, self.settings.data_timeout),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection").field("next_hop", &self.next_hop).field("usable", &self.usable).finish()
+    }
+}
+
+/// RFC 5321 section 3.8: the server says this to any command when it must close the connection. It may say no more,
+/// so it is the answer to everything that is open.
+const CODE_CLOSING: u16 = 421;
+/// RFC 5321 section 4.3.2: the only reply that lets the content begin.
+const CODE_START_MAIL_INPUT: u16 = 354;
+
+/// Why a dialogue stops before its end; decides all who are undecided.
+enum Stop {
+    Replied(Reply),
+    Lost(Stage, Failure),
+    InDoubt(Failure),
+}
+
+impl Stop {
+    fn into_result(self) -> RecipientResult {
+        match self {
+            Self::Replied(reply) => RecipientResult::Replied(reply),
+            Self::Lost(stage, failure) => RecipientResult::Lost { stage, why: format!("{failure} while {stage}") },
+            Self::InDoubt(failure) => RecipientResult::InDoubt { why: format!("{failure} while {}", Stage::FinalDot) },
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> Failure {
+    Failure::Protocol(format!("the server said {reply}"))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Command {
+    Mail,
+    /// The recipient's place.
+    Rcpt(usize),
+    Data,
+}
+
+/// What the replies so far mean for each recipient.
+struct Transaction<'a> {
+    mail: &'a Mail<'a>,
+    /// None: nothing speaks against this recipient yet.
+    results: Vec<Option<RecipientResult>>,
+    mail_refused: bool,
+    /// The server waits for the content.
+    data_agreed: bool,
+}
+
+impl<'a> Transaction<'a> {
+    fn new(mail: &'a Mail<'a>) -> Self {
+        Self { mail, results: vec![None; mail.recipients.len()], mail_refused: false, data_agreed: false }
+    }
+
+    fn write(&self, command: Command, extensions: Extensions, lines: &mut String) {
+        use fmt::Write;
+        let mail = self.mail;
+        // Writing to a String cannot fail.
+        let _ = match command {
+            Command::Mail => {
+                let _ = write!(lines, "MAIL FROM:<{}>", mail.reverse_path);
+                if extensions.size {
+                    let _ = write!(lines, " SIZE={}", mail.trace_header.len() + mail.content.len());
+                }
+                let says_body = extensions.eight_bit_mime && mail.body == BodyType::EightBitMime;
+                lines.write_str(if says_body { " BODY=8BITMIME\r\n" } else { "\r\n" })
+            }
+            Command::Rcpt(place) => match mail.recipients.get(place) {
+                Some(forward_path) => write!(lines, "RCPT TO:<{forward_path}>\r\n"),
+                None => Ok(()),
+            },
+            Command::Data => lines.write_str("DATA\r\n"),
+        };
+    }
+
+    /// Takes in the reply to a command; an error if no server may say that there.
+    fn note(&mut self, command: Command, reply: Reply) -> Result<(), Failure> {
+        match (command, reply.class()) {
+            (Command::Mail, ReplyClass::Positive) | (Command::Rcpt(_), ReplyClass::Positive) => {}
+            (Command::Mail, ReplyClass::Transient | ReplyClass::Permanent) => {
+                self.mail_refused = true;
+                self.decide_rest(&RecipientResult::Replied(reply));
+            }
+            (Command::Rcpt(place), ReplyClass::Transient | ReplyClass::Permanent) => {
+                if let Some(result) = self.results.get_mut(place) {
+                    result.get_or_insert(RecipientResult::Replied(reply));
+                }
+            }
+            (Command::Data, ReplyClass::Transient | ReplyClass::Permanent) => {
+                self.decide_rest(&RecipientResult::Replied(reply));
+            }
+            (Command::Data, ReplyClass::Intermediate) if reply.code() == CODE_START_MAIL_INPUT => {
+                self.data_agreed = true;
+            }
+            (_, ReplyClass::Positive | ReplyClass::Intermediate) => return Err(unexpected(&reply)),
+        }
+        Ok(())
+    }
+
+    fn is_decided(&self) -> bool {
+        self.results.iter().all(Option::is_some)
+    }
+
+    fn decide_rest(&mut self, result: &RecipientResult) {
+        for open in self.results.iter_mut().filter(|r| r.is_none()) {
+            *open = Some(result.clone());
+        }
+    }
+
+    fn into_results(self) -> Vec<RecipientResult> {
+        // Every way through `deliver` decides all. Should one not, the mail is tried again rather than forgotten.
+        let undecided = || RecipientResult::Lost { stage: Stage::Content, why: "no reply decided".into() };
+        self.results.into_iter().map(|result| result.unwrap_or_else(undecided)).collect()
+    }
+}

@@ -1,0 +1,191 @@
+//! A server that follows a script: one connection, and no mercy for a client that departs from it.
+
+use crate::Target;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+/// A client that sends less than the script expects fails the test instead of hanging it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+enum Step {
+    Send(Vec<u8>),
+    Expect(String),
+    Content,
+    /// No byte may have come yet behind what was expected.
+    Silence,
+    Close,
+    /// Reads and says nothing until the test is over.
+    Stall,
+}
+
+#[derive(Default)]
+pub(super) struct Script(Vec<Step>);
+
+impl Script {
+    pub(super) fn new() -> Self {
+        Self::default()
+    }
+
+    fn then(mut self, step: Step) -> Self {
+        self.0.push(step);
+        self
+    }
+
+    pub(super) fn send(self, bytes: impl AsRef<[u8]>) -> Self {
+        self.then(Step::Send(bytes.as_ref().to_vec()))
+    }
+
+    /// A line that starts with `prefix`.
+    pub(super) fn expect(self, prefix: &str) -> Self {
+        self.then(Step::Expect(prefix.into()))
+    }
+
+    /// A line, and nothing in the same write behind it.
+    pub(super) fn expect_alone(self, prefix: &str) -> Self {
+        self.expect(prefix).then(Step::Silence)
+    }
+
+    /// Content up to the final dot.
+    pub(super) fn content(self) -> Self {
+        self.then(Step::Content)
+    }
+
+    pub(super) fn close(self) -> Self {
+        self.then(Step::Close)
+    }
+
+    pub(super) fn stall(self) -> Self {
+        self.then(Step::Stall)
+    }
+
+    /// The commands and replies of a pipelined transaction up to the content.
+    pub(super) fn pipelined(self, recipients: usize, replies: &str) -> Self {
+        let commands = (0..recipients).fold(self.expect("MAIL FROM:<s@example.test>"), |s, _| s.expect("RCPT TO:<"));
+        commands.expect("DATA").send(replies)
+    }
+
+    pub(super) async fn start(self) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let task = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            Peer { stream, unread: Vec::new(), seen: Seen::default() }.play(self.0).await
+        });
+        Server { target, task }
+    }
+}
+
+pub(super) struct Server {
+    target: Target,
+    task: JoinHandle<Seen>,
+}
+
+impl Server {
+    pub(super) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// What the server saw, once the script is done and the client is gone.
+    pub(super) async fn finish(mut self) -> Seen {
+        (&mut self.task).await.unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The messages, dots unstuffed (RFC 5321 section 4.5.2), without the final dot.
+    pub(super) messages: Vec<Vec<u8>>,
+    /// The command lines.
+    pub(super) commands: Vec<String>,
+    /// What came behind the script's last step.
+    pub(super) rest: Vec<u8>,
+}
+
+struct Peer {
+    stream: TcpStream,
+    unread: Vec<u8>,
+    seen: Seen,
+}
+
+impl Peer {
+    async fn play(mut self, steps: Vec<Step>) -> Seen {
+        for step in steps {
+            match step {
+                Step::Send(bytes) => self.stream.write_all(&bytes).await.unwrap(),
+                Step::Expect(prefix) => {
+                    let line = String::from_utf8(self.line().await).unwrap();
+                    assert!(line.starts_with(&prefix), "expected {prefix:?}, got {line:?}");
+                    self.seen.commands.push(line);
+                }
+                Step::Content => {
+                    let message = self.message().await;
+                    self.seen.messages.push(message);
+                }
+                Step::Silence => assert_eq!(String::from_utf8_lossy(&self.unread), ""),
+                Step::Close => return self.seen,
+                Step::Stall => std::future::pending().await,
+            }
+        }
+        self.stream.read_to_end(&mut self.unread).await.unwrap();
+        self.seen.rest = self.unread;
+        self.seen
+    }
+
+    /// The next line, CRLF included.
+    async fn line(&mut self) -> Vec<u8> {
+        loop {
+            if let Some(end) = self.unread.windows(2).position(|w| w == b"\r\n") {
+                let rest = self.unread.split_off(end + 2);
+                return std::mem::replace(&mut self.unread, rest);
+            }
+            self.fill().await;
+        }
+    }
+
+    async fn fill(&mut self) {
+        let mut bytes = vec![0; 256 * 1024];
+        let read = timeout(PATIENCE, self.stream.read(&mut bytes)).await.expect("the client is silent").unwrap();
+        assert_ne!(read, 0, "the client hung up; unread: {:?}", String::from_utf8_lossy(&self.unread));
+        self.unread.extend_from_slice(&bytes[..read]);
+    }
+
+    async fn message(&mut self) -> Vec<u8> {
+        let mut seen = 0;
+        let end = loop {
+            if self.unread.starts_with(b".\r\n") {
+                break 0;
+            }
+            if let Some(at) = self.unread[seen..].windows(5).position(|w| w == b"\r\n.\r\n") {
+                break seen + at + 2;
+            }
+            seen = self.unread.len().saturating_sub(4);
+            self.fill().await;
+        };
+        let rest = self.unread.split_off(end + 3);
+        let mut stuffed = std::mem::replace(&mut self.unread, rest);
+        stuffed.truncate(end);
+        unstuffed(&stuffed)
+    }
+}
+
+/// Takes the first dot from each line that has one.
+fn unstuffed(lines: &[u8]) -> Vec<u8> {
+    let mut message = Vec::with_capacity(lines.len());
+    let mut at_line_start = true;
+    for (at, byte) in lines.iter().enumerate() {
+        if !(at_line_start && *byte == b'.') {
+            message.push(*byte);
+        }
+        at_line_start = *byte == b'\n' && at > 0 && lines[at - 1] == b'\r';
+    }
+    message
+}
