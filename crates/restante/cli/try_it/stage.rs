@@ -126,11 +126,13 @@ impl Stage {
     }
 
     /// Waits until `verify` counts so many recipients as pending, and the rest of them as sent.
-    pub(super) async fn balance(&self, pending: u64) -> anyhow::Result<Run> {
+    pub(super) async fn balance(&self, pending: u64) -> anyhow::Result<()> {
         let accepted = self.recipients();
         let sent = accepted.saturating_sub(pending);
         let what = format!("{accepted} accepted = {pending} pending + {sent} sent");
-        self.run_until(&["verify", "--json"], &what, |stdout| counts(stdout) == Some([accepted, pending, sent])).await
+        self.run_until(&["verify", "--json"], &what, |stdout| counts(stdout) == Some([accepted, pending, sent]))
+            .await?;
+        Ok(())
     }
 }
 
