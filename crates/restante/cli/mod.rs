@@ -5,6 +5,7 @@ mod client;
 pub(crate) mod output;
 pub(crate) mod queue;
 pub(crate) mod status;
+pub(crate) mod try_it;
 pub(crate) mod words;
 
 /// Exit codes, as `restante --help` lists them.
