@@ -3,6 +3,11 @@
 mod cli;
 mod clock;
 mod config;
+mod serve {
+    pub(crate) mod attempt;
+    pub(crate) mod log;
+    pub(crate) mod metrics;
+}
 
 use clap::Parser as _;
 use cli::args::{Cli, Command};
@@ -25,8 +30,10 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match &cli.command {
-        Command::Serve(_) | Command::Try | Command::Recover(_) | Command::Verify | Command::Status(_) => {}
-        Command::Queue(_) | Command::Log(_) => {}
+        Command::Recover(recover) => return cli::recover::run(cli, recover, output),
+        Command::Verify => return cli::verify::run(cli, output),
+        Command::Log(log) => return cli::log::run(cli, log, output),
+        Command::Serve(_) | Command::Try | Command::Status(_) | Command::Queue(_) => {}
     }
     output.note("not built yet");
     Ok(cli::exit::FAILED)

@@ -1,7 +1,16 @@
 //! The commands. Each returns the exit code that the contract gives it; an error is exit 1 with its causes.
 
+mod account;
 pub(crate) mod args;
+mod deliver;
+mod export;
+mod journal;
+pub(crate) mod log;
+mod log_line;
 pub(crate) mod output;
+mod progress;
+pub(crate) mod recover;
+pub(crate) mod verify;
 
 /// Exit codes, as `restante --help` lists them.
 pub(crate) mod exit {
@@ -15,4 +24,5 @@ pub(crate) mod exit {
     pub(crate) const LOCKED: u8 = 8;
     pub(crate) const DAMAGED: u8 = 9;
     pub(crate) const UNHEALTHY: u8 = 10;
+    pub(crate) const INTERRUPTED: u8 = 130;
 }
