@@ -1,1 +1,31 @@
-//! placeholder
+//! The one integration binary: it drives the real `restante` from outside, by the names users have, and believes nothing it says
+//! about itself. It refuses to sleep and hope, to skip a test quietly, and to reach any host but loopback.
+//! How to run it, and which test guards which promise: `tests/README.md`.
+#![expect(unreachable_pub, reason = "a test binary exports nothing; `pub(crate)` on every helper would be noise")]
+
+#[cfg(test)]
+mod configuration;
+#[cfg(test)]
+mod custody;
+#[cfg(test)]
+mod damage;
+#[cfg(test)]
+mod delivery;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod instruments;
+#[cfg(test)]
+mod lifecycle;
+#[cfg(test)]
+mod peers;
+#[cfg(test)]
+mod relaying;
+#[cfg(test)]
+mod shapes;
+#[cfg(test)]
+mod storage;
+#[cfg(test)]
+mod tidy;
+#[cfg(test)]
+mod tryout;

@@ -3,11 +3,7 @@
 mod cli;
 mod clock;
 mod config;
-mod serve {
-    pub(crate) mod attempt;
-    pub(crate) mod log;
-    pub(crate) mod metrics;
-}
+mod serve;
 
 use clap::Parser as _;
 use cli::args::{Cli, Command};
@@ -30,11 +26,21 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match &cli.command {
-        Command::Recover(recover) => return cli::recover::run(cli, recover, output),
-        Command::Verify => return cli::verify::run(cli, output),
-        Command::Log(log) => return cli::log::run(cli, log, output),
-        Command::Serve(_) | Command::Try | Command::Status(_) | Command::Queue(_) => {}
+        Command::Serve(serve) => match config::resolve(&cli.flags()) {
+            Ok(config) => serve::run(config, serve.stop_with_stdin),
+            Err(invalid) => {
+                output.note(invalid.render(output.color).trim_end());
+                Ok(invalid.exit_code())
+            }
+        },
+        Command::Status(daemon) => Ok(cli::status::run(cli, daemon, output)),
+        Command::Queue(queue) => cli::queue::run(cli, queue, output),
+        Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Verify => cli::verify::run(cli, output),
+        Command::Log(log) => cli::log::run(cli, log, output),
+        Command::Try => {
+            output.note("not built yet");
+            Ok(cli::exit::FAILED)
+        }
     }
-    output.note("not built yet");
-    Ok(cli::exit::FAILED)
 }

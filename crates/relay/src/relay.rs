@@ -381,6 +381,17 @@ impl Relay {
         self.lanes.iter().filter(shown).map(status).collect()
     }
 
+    /// Why nothing is sent on a route now; none if it is up or unknown.
+    pub fn down_because(&self, route: &RouteName) -> Option<&str> {
+        let lane = self.by_name.get(route).and_then(|number| self.lanes.get(*number))?;
+        (!lane.health.is_up()).then_some(lane.health.reason.as_str())
+    }
+
+    /// What is being delivered now, and where; at most `max_connections` a route.
+    pub fn active(&self) -> Vec<(TransactionId, RouteName)> {
+        self.lanes.iter().flat_map(|lane| lane.schedule.active_ids().map(|id| (id, lane.name.clone()))).collect()
+    }
+
     /// How a transaction stands on a route, and what happens next; none if nothing of it is pending there.
     pub fn transaction_state(&self, id: TransactionId, route: &RouteName) -> Option<StateView> {
         let lane = self.by_name.get(route).and_then(|number| self.lanes.get(*number))?;

@@ -92,6 +92,10 @@ impl Schedule {
         !self.due.is_empty()
     }
 
+    pub(crate) fn active_ids(&self) -> impl Iterator<Item = TransactionId> {
+        self.active.iter().copied()
+    }
+
     pub(crate) fn active(&self) -> usize {
         self.active.len()
     }

@@ -148,9 +148,12 @@ pub(crate) enum Queue {
     /// Try now what is deferred
     #[command(after_help = CHANGE_HELP)]
     Flush(Flush),
+    /// Freeze: nothing is tried until it is released
+    #[command(after_help = CHANGE_HELP)]
+    Hold(Operation),
     /// Let go what is on hold
     #[command(after_help = CHANGE_HELP)]
-    Release(Release),
+    Release(Operation),
 }
 
 /// Which transactions.
@@ -184,7 +187,7 @@ pub(crate) struct Flush {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Release {
+pub(crate) struct Operation {
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     /// Why; it is written to the journal and the delivery log

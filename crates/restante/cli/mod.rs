@@ -2,6 +2,7 @@
 
 mod account;
 pub(crate) mod args;
+mod client;
 mod deliver;
 mod export;
 mod journal;
@@ -9,8 +10,11 @@ pub(crate) mod log;
 mod log_line;
 pub(crate) mod output;
 mod progress;
+pub(crate) mod queue;
 pub(crate) mod recover;
+pub(crate) mod status;
 pub(crate) mod verify;
+pub(crate) mod words;
 
 /// Exit codes, as `restante --help` lists them.
 pub(crate) mod exit {

@@ -19,8 +19,9 @@ use toml::de::DeTable;
 
 /// A hundred times the longest configuration that makes sense; bounds what a wrong path can make us read.
 const CONFIG_BYTES_MAX: u64 = 4 << 20;
-/// RFC 5321 section 4.5.3.1.7: at least 64K octets must be taken. Above 1 GiB no peer would take the message either.
-const MESSAGE_BYTES: RangeInclusive<u64> = (64 << 10)..=(1 << 30);
+/// RFC 5321 section 4.5.3.1.7 asks for 64K octets at least; who wants to take less may, down to a size that still holds a
+/// bounce. Above 1 GiB no peer would take the message either.
+const MESSAGE_BYTES: RangeInclusive<u64> = (1 << 10)..=(1 << 30);
 /// Each connection is a file descriptor and a buffer or two.
 const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
 
@@ -183,7 +184,7 @@ fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64) {
     }
     let in_bounds = |text: &str| match units::size(text)? {
         size if MESSAGE_BYTES.contains(&size) => Ok(size),
-        _ => Err("from \"64KiB\" (RFC 5321 asks for that much) to \"1GiB\"".to_owned()),
+        _ => Err("from \"1KiB\" to \"1GiB\"".to_owned()),
     };
     if let Some(size) = walk.parsed(section, "max_message_size", "100MiB", in_bounds) {
         bytes = size;

@@ -28,7 +28,8 @@ pub(crate) struct Entry {
     pub(crate) about: Option<Arc<Accepted>>,
     /// Who waits. Nobody need.
     pub(crate) answer: Option<oneshot::Sender<Result<Receipt, Refused>>>,
-    /// The share of the memory budget that it holds.
+    /// The share of the memory budget that it holds, given back when the entry is dropped.
+    #[expect(dead_code, reason = "held, not read")]
     pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
@@ -67,10 +68,17 @@ pub(crate) struct Recorded {
     pub(crate) about: Option<Arc<Accepted>>,
 }
 
+/// What the thread is told.
+enum Message {
+    Entry(Box<Entry>),
+    /// Make durable what is in line, then seal.
+    Close,
+}
+
 /// The way to the journal's thread.
 #[derive(Clone)]
 pub(crate) struct Journal {
-    entries: mpsc::Sender<Entry>,
+    entries: mpsc::Sender<Message>,
     failed: Arc<AtomicBool>,
     full: Arc<AtomicBool>,
 }
@@ -78,7 +86,7 @@ pub(crate) struct Journal {
 impl Journal {
     /// Queues a record without waiting; for mail at the door.
     pub(crate) fn offer(&self, entry: Entry) -> Result<(), Refused> {
-        self.entries.try_send(entry).map_err(|error| match error {
+        self.entries.try_send(Message::Entry(Box::new(entry))).map_err(|error| match error {
             TrySendError::Full(_) => Refused::Busy,
             TrySendError::Closed(_) => Refused::Failed,
         })
@@ -86,7 +94,13 @@ impl Journal {
 
     /// Queues a record, waiting for room; for settlements, which must not be dropped.
     pub(crate) async fn submit(&self, entry: Entry) -> Result<(), Refused> {
-        self.entries.send(entry).await.map_err(|_| Refused::Failed)
+        self.entries.send(Message::Entry(Box::new(entry))).await.map_err(|_| Refused::Failed)
+    }
+
+    /// Lets the thread end, after what is in line now.
+    pub(crate) async fn close(&self) {
+        // An error says that it has ended already.
+        let _ended = self.entries.send(Message::Close).await;
     }
 
     /// Whether a write or a sync failed: nothing will be durable any more.
@@ -100,7 +114,7 @@ impl Journal {
     }
 }
 
-/// Starts the thread. It ends when every [`Journal`] is dropped (and seals), or when the disk fails.
+/// Starts the thread. It ends when it is closed (and seals), or when the disk fails.
 pub(crate) fn start(
     writer: Writer<DirStorage>,
     facts: mpsc::Sender<Vec<Recorded>>,
@@ -122,7 +136,7 @@ pub(crate) fn start(
 
 struct Thread {
     writer: Writer<DirStorage>,
-    entries: mpsc::Receiver<Entry>,
+    entries: mpsc::Receiver<Message>,
     facts: mpsc::Sender<Vec<Recorded>>,
     failed: Arc<AtomicBool>,
     full: Arc<AtomicBool>,
@@ -133,7 +147,8 @@ impl Thread {
     fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), CommitError> {
         loop {
             match runtime.block_on(async { tokio::time::timeout(QUIET, self.entries.recv()).await }) {
-                Ok(Some(entry)) => self.one_batch(entry)?,
+                Ok(Some(Message::Entry(entry))) => self.one_batch(*entry)?,
+                Ok(Some(Message::Close)) => self.entries.close(),
                 Ok(None) => return self.writer.close(),
                 Err(_quiet) => match self.writer.prove_last_batch() {
                     Ok(()) | Err(CommitError::Full(_)) => {}
@@ -149,9 +164,14 @@ impl Thread {
         let mut outcome = self.writer.stage(&first.record, now);
         self.batch.push(first);
         while outcome.is_ok() && self.writer.has_room() {
-            let Ok(entry) = self.entries.try_recv() else { break };
-            outcome = self.writer.stage(&entry.record, now);
-            self.batch.push(entry);
+            match self.entries.try_recv() {
+                Ok(Message::Entry(entry)) => {
+                    outcome = self.writer.stage(&entry.record, now);
+                    self.batch.push(*entry);
+                }
+                Ok(Message::Close) => self.entries.close(),
+                Err(_) => break,
+            }
         }
         match outcome.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
@@ -201,8 +221,10 @@ impl Thread {
         self.failed.store(true, Ordering::Relaxed);
         self.refuse(Refused::Failed);
         self.entries.close();
-        while let Ok(entry) = self.entries.try_recv() {
-            self.batch.push(entry);
+        while let Ok(message) = self.entries.try_recv() {
+            if let Message::Entry(entry) = message {
+                self.batch.push(*entry);
+            }
         }
         self.refuse(Refused::Failed);
         error

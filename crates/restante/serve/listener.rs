@@ -44,7 +44,8 @@ pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: Li
     }
     drop(sender);
     let mut stopping = door.stopping.clone();
-    let mut guests = Guests { limits, per_client: HashMap::new(), sessions: JoinSet::new(), turned_away: JoinSet::new() };
+    let mut guests =
+        Guests { limits, per_client: HashMap::new(), sessions: JoinSet::new(), turned_away: JoinSet::new() };
     let numbers = AtomicU64::new(crate::clock::now().unix_ms());
     loop {
         tokio::select! {

@@ -66,9 +66,7 @@ impl Line {
             .with_client(client, session)
             .with("stage", refusal.stage.as_str())
             .with_reply(&refusal.reply);
-        for (key, value) in
-            [("helo", &refusal.helo), ("from", &refusal.reverse_path), ("to", &refusal.forward_path)]
-        {
+        for (key, value) in [("helo", &refusal.helo), ("from", &refusal.reverse_path), ("to", &refusal.forward_path)] {
             if let Some(value) = value {
                 line = line.with(key, value.as_str());
             }

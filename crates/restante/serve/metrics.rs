@@ -149,10 +149,20 @@ impl Metrics {
         for (name, kind, help, value) in [
             ("restante_smtp_connections", "gauge", "SMTP connections open now.", &self.connections_open),
             ("restante_smtp_connections_total", "counter", "SMTP connections served.", &self.connections_total),
-            ("restante_smtp_connections_refused_total", "counter", "SMTP connections over a limit.", &self.connections_refused),
+            (
+                "restante_smtp_connections_refused_total",
+                "counter",
+                "SMTP connections over a limit.",
+                &self.connections_refused,
+            ),
             ("restante_smtp_refused_total", "counter", "Commands and contents refused.", &self.commands_refused),
             ("restante_smtp_received_bytes_total", "counter", "Bytes of content received.", &self.received_bytes),
-            ("restante_local_trouble_total", "counter", "Messages answered with 4xx for trouble of ours.", &self.local_trouble),
+            (
+                "restante_local_trouble_total",
+                "counter",
+                "Messages answered with 4xx for trouble of ours.",
+                &self.local_trouble,
+            ),
             ("restante_log_dropped_total", "counter", "Delivery log records that were not written.", &self.log_dropped),
         ] {
             page.head(name, kind, help);

@@ -154,7 +154,7 @@ async fn close(stream: &mut TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn until(deadline: Option<Timestamp>) {
+pub(super) async fn until(deadline: Option<Timestamp>) {
     match deadline {
         Some(deadline) => tokio::time::sleep(deadline.since(clock::now())).await,
         None => std::future::pending().await,

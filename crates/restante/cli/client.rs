@@ -1,0 +1,108 @@
+//! Talks to the daemon: by the socket in the data directory, or over TCP where the command says so.
+
+use crate::cli::args::Cli;
+use crate::cli::exit;
+use crate::config::{self, HostPort};
+use anyhow::Context as _;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A daemon that does not answer for this long is as good as dead.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Far more than any answer; a stranger on that port must not fill our memory.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// Why there is no answer, as an exit code and a sentence.
+#[derive(Debug)]
+pub(crate) struct NoAnswer {
+    pub(crate) code: u8,
+    pub(crate) why: String,
+}
+
+/// Where the daemon is.
+pub(crate) struct Client {
+    data: PathBuf,
+    admin: Option<HostPort>,
+}
+
+impl Client {
+    /// The daemon of the data directory, or the one at `admin`.
+    pub(crate) fn new(cli: &Cli, admin: Option<&HostPort>) -> Result<Self, NoAnswer> {
+        let data = match (config::data_dir(&cli.flags()), admin) {
+            (Ok(data), _) => data,
+            (Err(_), Some(_)) => PathBuf::from("restante-data"),
+            (Err(invalid), None) => {
+                return Err(NoAnswer { code: invalid.exit_code(), why: invalid.render(false).trim_end().to_owned() });
+            }
+        };
+        Ok(Self { data, admin: admin.cloned() })
+    }
+
+    /// GET for questions, POST for changes.
+    pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Value, NoAnswer> {
+        let unreachable = |why: String| NoAnswer { code: exit::UNREACHABLE, why };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| unreachable(error.to_string()))?;
+        let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.send(method, path)).await });
+        match asked {
+            Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
+            Ok(Ok((status, answer))) => {
+                let why = answer.get("why").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
+                let code = match status.as_u16() {
+                    403 => exit::NOT_PERMITTED,
+                    400 => exit::USAGE,
+                    503 => exit::UNREACHABLE,
+                    _ => exit::FAILED,
+                };
+                Err(NoAnswer { code, why })
+            }
+            Ok(Err(error)) => Err(unreachable(format!("no daemon answers at {}: {error:#}", self.place()))),
+            Err(_late) => Err(unreachable(format!("the daemon at {} did not answer in 10 s", self.place()))),
+        }
+    }
+
+    fn place(&self) -> String {
+        match &self.admin {
+            Some(address) => address.to_string(),
+            None => self.data.join("admin.sock").display().to_string(),
+        }
+    }
+
+    async fn send(&self, method: Method, path: &str) -> anyhow::Result<(hyper::StatusCode, Value)> {
+        let request = Request::builder().method(method).uri(path).header("host", "restante");
+        match &self.admin {
+            Some(address) => {
+                let token = std::fs::read_to_string(self.data.join("admin.token")).unwrap_or_default();
+                let request = request.header("authorization", format!("Bearer {}", token.trim()));
+                let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
+                exchange(stream, request.body(Empty::new())?).await
+            }
+            None => {
+                let stream = UnixStream::connect(self.data.join("admin.sock")).await?;
+                exchange(stream, request.body(Empty::new())?).await
+            }
+        }
+    }
+}
+
+async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> anyhow::Result<(hyper::StatusCode, Value)>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let response = sender.send_request(request).await?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
+    Ok((status, serde_json::from_slice(&body).context("that is no restante daemon")?))
+}

@@ -1,0 +1,85 @@
+//! `restante status`: how the daemon, its routes and their primaries stand.
+
+use super::args::{Cli, Daemon};
+use super::client::Client;
+use super::exit;
+use super::output::Output;
+use serde_json::Value;
+
+pub(crate) fn run(cli: &Cli, daemon: &Daemon, output: Output) -> u8 {
+    let asked = Client::new(cli, daemon.admin.as_ref()).and_then(|c| c.ask(hyper::Method::GET, "/api/v1/status"));
+    let answer = match asked {
+        Ok(answer) => answer,
+        Err(no) => {
+            output.note(&format!("restante: {}", no.why));
+            return no.code;
+        }
+    };
+    let node = answer.get("node").cloned().unwrap_or_default();
+    let routes = answer.get("routes").and_then(Value::as_array).cloned().unwrap_or_default();
+    if output.json {
+        output.object(&node);
+        routes.iter().for_each(|route| output.object(route));
+    } else {
+        output.line(&node_in_words(&node));
+        routes.iter().for_each(|route| output.line(&route_in_words(route)));
+    }
+    if node.get("accepting").and_then(Value::as_bool) == Some(true) { exit::DONE } else { exit::UNHEALTHY }
+}
+
+fn text<'v>(object: &'v Value, key: &str) -> &'v str {
+    object.get(key).and_then(Value::as_str).unwrap_or("-")
+}
+
+fn number(object: &Value, key: &str) -> u64 {
+    object.get(key).and_then(Value::as_u64).unwrap_or(0)
+}
+
+fn node_in_words(node: &Value) -> String {
+    let accepting = if node.get("accepting").and_then(Value::as_bool) == Some(true) {
+        "accepting mail"
+    } else {
+        "NOT accepting mail: senders keep it and try again"
+    };
+    let free = super::words::bytes(number(node, "disk_free_bytes"));
+    format!("{}: {accepting}, {} connections, {free} free", text(node, "hostname"), number(node, "connections"))
+}
+
+fn route_in_words(route: &Value) -> String {
+    let (name, state) = (text(route, "name"), text(route, "state"));
+    let mut line = format!("{name}: {state} since {}", text(route, "since"));
+    if let Some(reason) = route.get("reason").and_then(Value::as_str) {
+        line += &format!(" ({reason})");
+    }
+    let pending = number(route, "pending");
+    if pending == 0 {
+        return line + ", nothing pending";
+    }
+    line += &format!(", {pending} pending, {}", super::words::bytes(number(route, "bytes")));
+    for state in ["active", "waiting", "deferred", "hold"] {
+        let count = number(route, state);
+        if count > 0 {
+            line += &format!(", {count} {}", if state == "hold" { "on hold" } else { state });
+        }
+    }
+    line + &format!(", oldest {}", super::words::seconds(number(route, "oldest_s")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_route_says_why_it_waits_and_how_much() {
+        let route = json!({"name": "office", "state": "down", "since": "2026-11-22T14:53:20.118Z",
+            "reason": "connect to 127.0.0.1:25: connection refused", "pending": 3, "bytes": 2048, "waiting": 2, "hold": 1, "oldest_s": 90});
+        assert_eq!(
+            route_in_words(&route),
+            "office: down since 2026-11-22T14:53:20.118Z (connect to 127.0.0.1:25: connection refused), \
+             3 pending, 2.0 KiB, 2 waiting, 1 on hold, oldest 1 min 30 s"
+        );
+        let quiet = json!({"name": "office", "state": "up", "since": "x", "pending": 0});
+        assert_eq!(route_in_words(&quiet), "office: up since x, nothing pending");
+    }
+}

@@ -1,0 +1,270 @@
+//! The admin interface: HTTP on a socket in the data directory, and on TCP where configured. Answers what the CLI asks.
+//!
+//! Whoever may open the socket owns the data, so the socket asks for nothing more; over TCP a change needs the token.
+
+use super::journal::{Entry, Journal};
+use super::metrics::Metrics;
+use super::relay::{Chosen, Request, Which, is_up};
+use crate::clock;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use restante_envelope::RouteName;
+use restante_journal::{DirStorage, Prepared, Reader};
+use restante_ledger::{Action, Fact, Operated};
+use restante_relay::{Flush, RouteStatus};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// After a full disk: as much as the journal fills ahead, and a message.
+const ROOM_AGAIN_BYTES: u64 = 4 << 20;
+
+/// What the interface answers from.
+pub(crate) struct Admin {
+    pub(crate) hostname: String,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) storage: DirStorage,
+    pub(crate) journal: Journal,
+    pub(crate) relay: mpsc::Sender<Request>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) token: String,
+    pub(crate) stopping: watch::Receiver<bool>,
+}
+
+/// Where a request came in.
+#[derive(Clone)]
+struct Desk {
+    admin: Arc<Admin>,
+    /// Over TCP a change must show the token.
+    needs_token: bool,
+}
+
+/// What the interface answers when it cannot.
+struct Refusal(StatusCode, String);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.0, Json(json!({"type": "error", "why": self.1}))).into_response()
+    }
+}
+
+impl Admin {
+    /// Whether mail can be accepted now.
+    pub(crate) fn accepting(&self) -> bool {
+        // Without mail nobody tries the disk again: that there is room now is as good.
+        let full = self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES;
+        !self.journal.has_failed() && !full && !*self.stopping.borrow()
+    }
+
+    /// Whether an attempt is under way.
+    pub(crate) async fn is_delivering(&self) -> bool {
+        self.ask(Request::Active).await.is_ok_and(|active| !active.is_empty())
+    }
+
+    fn disk_free_bytes(&self) -> u64 {
+        rustix::fs::statvfs(&self.data_dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
+        let gone = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
+        let (sender, answer) = oneshot::channel();
+        self.relay.send(request(sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}
+
+/// The routes of the interface.
+pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(healthz))
+        .route("/api/v1/status", get(status))
+        .route("/api/v1/active", get(active))
+        .route("/api/v1/queue/flush", post(flush))
+        .route("/api/v1/queue/hold", post(hold))
+        .route("/api/v1/queue/release", post(release))
+        .with_state(Desk { admin, needs_token })
+}
+
+async fn healthz(State(desk): State<Desk>) -> (StatusCode, &'static str) {
+    if desk.admin.accepting() {
+        (StatusCode::OK, "accepting mail\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not accepting mail\n")
+    }
+}
+
+async fn metrics(State(desk): State<Desk>) -> Result<Response, Refusal> {
+    let admin = &desk.admin;
+    let routes = admin.ask(Request::Routes).await?;
+    let page = admin.metrics.render(&routes, admin.accepting(), admin.disk_free_bytes());
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response())
+}
+
+async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
+    let admin = &desk.admin;
+    let routes = admin.ask(Request::Routes).await?;
+    let now = clock::now();
+    let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
+        "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections()});
+    let routes: Vec<Value> = routes.iter().map(|route| route_json(route, now)).collect();
+    Ok(Json(json!({"node": node, "routes": routes})))
+}
+
+fn route_json(route: &RouteStatus, now: restante_envelope::Timestamp) -> Value {
+    json!({
+        "type": "route",
+        "name": route.name.as_str(),
+        "state": route.state.as_str(),
+        "since": route.since.to_string(),
+        "reason": Some(&route.reason).filter(|reason| !reason.is_empty()),
+        "pending": route.pending,
+        "bytes": route.bytes,
+        "oldest_s": route.oldest.map(|oldest| now.since(oldest).as_secs()),
+        "eta_s": route.eta.map(|eta| eta.as_secs()),
+        "active": route.counts.active,
+        "deferred": route.counts.deferred,
+        "waiting": route.counts.waiting,
+        "hold": route.counts.hold,
+        "next_probe_at": route.next_probe.map(|at| at.to_string()),
+    })
+}
+
+async fn active(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
+    let active = desk.admin.ask(Request::Active).await?;
+    let active: Vec<Value> =
+        active.iter().map(|(id, route)| json!({"id": id.to_string(), "route": route.as_str()})).collect();
+    Ok(Json(json!({"active": active})))
+}
+
+async fn page(State(desk): State<Desk>) -> Result<Html<String>, Refusal> {
+    let admin = &desk.admin;
+    let routes = admin.ask(Request::Routes).await?;
+    let down = routes.iter().filter(|route| !is_up(route)).count();
+    let sentence = match (admin.accepting(), down) {
+        (false, _) => "Mail cannot be accepted now; senders keep it and try again.".to_owned(),
+        (true, 0) => "All primaries take mail.".to_owned(),
+        (true, n) => {
+            format!("{n} of {} primaries are not up. Mail for them is kept and will arrive later.", routes.len())
+        }
+    };
+    let row = |r: &RouteStatus| {
+        let (name, state) = (escape(r.name.as_str()), r.state.as_str());
+        format!("<tr><th scope=row>{name}</th><td>{state}</td><td>{}</td><td>{}</td></tr>", r.since, r.pending)
+    };
+    let rows: String = routes.iter().map(row).collect();
+    Ok(Html(format!(
+        "<!doctype html><html lang=en><meta charset=utf-8><title>{host}</title>\
+         <style>body{{font:1em/1.5 sans-serif;max-width:50em;margin:2em auto;padding:0 1em}}\
+         table{{border-collapse:collapse}}th,td{{text-align:left;padding:.3em 1em .3em 0}}</style>\
+         <h1>{host}</h1><p role=status>{sentence}</p><table><caption>Routes</caption>\
+         <tr><th scope=col>Route</th><th scope=col>Primary</th><th scope=col>Since (UTC)</th>\
+         <th scope=col>Pending</th></tr>{rows}</table></html>",
+        host = escape(&admin.hostname),
+    )))
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+type Params = Query<HashMap<String, String>>;
+
+async fn flush(State(desk): State<Desk>, headers: HeaderMap, Query(params): Params) -> Result<Json<Value>, Refusal> {
+    desk.permit(&headers)?;
+    let orders = match which(&params)? {
+        Which::All => vec![Flush::All],
+        Which::Routes(routes) => routes.into_iter().map(Flush::Route).collect(),
+        Which::Transactions(ids) => ids.into_iter().map(Flush::Transaction).collect(),
+    };
+    let mut matched = 0;
+    for order in orders {
+        matched += desk.admin.ask(|answer| Request::Flush(order, answer)).await?;
+    }
+    Ok(Json(json!({"type": "flush", "matched": matched})))
+}
+
+async fn hold(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
+    operate(desk.0, &headers, &params, Action::Hold).await
+}
+
+async fn release(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
+    operate(desk.0, &headers, &params, Action::Release).await
+}
+
+async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Action) -> Result<Json<Value>, Refusal> {
+    desk.permit(headers)?;
+    let required = |key: &str| {
+        let given = params.get(key).filter(|value| !value.is_empty()).cloned();
+        given.ok_or_else(|| Refusal(StatusCode::BAD_REQUEST, format!("`{key}` is missing")))
+    };
+    let (actor, reason) = (required("actor")?, required("reason")?);
+    let which = which(params)?;
+    let chosen = desk.admin.ask(|answer| Request::Choose(which, action, answer)).await?;
+    let matched = chosen.len();
+    for one in chosen {
+        operate_one(&desk.admin, one, action, &actor, &reason).await?;
+    }
+    let verb = match action {
+        Action::Hold => "hold",
+        Action::Release => "release",
+    };
+    Ok(Json(json!({"type": verb, "matched": matched})))
+}
+
+async fn operate_one(admin: &Admin, chosen: Chosen, action: Action, actor: &str, reason: &str) -> Result<(), Refusal> {
+    let trouble = |why: String| Refusal(StatusCode::INTERNAL_SERVER_ERROR, why);
+    let storage = admin.storage.clone();
+    let read = tokio::task::spawn_blocking(move || Reader::new(storage).accepted(chosen.position, chosen.id)).await;
+    let about = read.map_err(|e| trouble(e.to_string()))?.map_err(|e| trouble(e.to_string()))?;
+    let fact = Fact::Operated(Operated {
+        id: chosen.id,
+        at: clock::now(),
+        action,
+        recipients: chosen.recipients,
+        actor: actor.to_owned(),
+        reason: reason.to_owned(),
+    });
+    let (answer, outcome) = oneshot::channel();
+    let record = Prepared::fact(&fact, Vec::new());
+    let entry = Entry { record, fact, about: Some(Arc::new(about)), answer: Some(answer), memory: None };
+    let not_durable = || trouble("the journal does not take it now; run the command again".into());
+    admin.journal.submit(entry).await.map_err(|_| not_durable())?;
+    outcome.await.map_err(|_| not_durable())?.map(|_| ()).map_err(|_| not_durable())
+}
+
+impl Desk {
+    fn permit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let shown =
+            headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
+        if !self.needs_token || shown.is_some_and(|shown| same(shown.as_bytes(), self.admin.token.as_bytes())) {
+            return Ok(());
+        }
+        Err(Refusal(StatusCode::FORBIDDEN, "a change over TCP needs the token in admin.token".into()))
+    }
+}
+
+/// Compares without telling by its time how much was right.
+fn same(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differences, (x, y)| differences | (x ^ y)) == 0
+}
+
+fn which(params: &HashMap<String, String>) -> Result<Which, Refusal> {
+    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
+    let list = |key: &str| params.get(key).filter(|list| !list.is_empty()).map(|list| list.split(','));
+    match (list("id"), list("route"), params.contains_key("all")) {
+        (Some(ids), None, false) => {
+            let ids = ids.map(|id| id.parse().map_err(|e| bad(format!("`{id}`: {e}")))).collect::<Result<_, _>>()?;
+            Ok(Which::Transactions(ids))
+        }
+        (None, Some(routes), false) => Ok(Which::Routes(routes.map(RouteName::new).collect())),
+        (None, None, true) => Ok(Which::All),
+        _ => Err(bad("give one of `id`, `route`, `all`".into())),
+    }
+}

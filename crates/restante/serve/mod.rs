@@ -1,0 +1,306 @@
+//! `restante serve`: puts the rooms together, says when it is ready, and takes them apart again in order.
+//!
+//! ```text
+//! listener -> session -> journal thread -> relay task -> couriers -> journal thread -> ...
+//!                              '-> delivery log                admin (socket, HTTP) -> relay task, journal thread
+//! ```
+
+mod admin;
+pub(crate) mod attempt;
+pub(crate) mod couriers;
+mod journal;
+mod listener;
+pub(crate) mod log;
+pub(crate) mod metrics;
+mod relay;
+mod session;
+mod shutdown;
+
+use crate::cli::exit;
+use crate::clock;
+use crate::config::{Config, Route};
+use anyhow::{Context as _, bail};
+use restante_courier::Target;
+use restante_envelope::RouteName;
+use restante_journal::{Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer};
+use restante_ledger::{Fact, Ledger, RouteRecord, Served};
+use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{mpsc, watch};
+
+/// Descriptors beside those of the SMTP connections: segments, logs, couriers, admin.
+const FILES_BESIDE_CONNECTIONS: u64 = 512;
+/// Another command may look whether the journal is locked; such a look is over at once.
+const LOCK_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Why the daemon did not start, where the exit code says more than "failed".
+pub(crate) enum Ended {
+    Stopped,
+    Locked,
+}
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
+    let wanted = u64::from(config.limits.max_connections) + FILES_BESIDE_CONNECTIONS;
+    let granted = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
+    if granted < wanted {
+        tracing::warn!("the system allows {granted} open files, {wanted} are wanted: fewer connections at once");
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let ended = runtime.block_on(start(config, stop_with_stdin, runtime.handle().clone()));
+    // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    Ok(match ended? {
+        Ended::Stopped => exit::DONE,
+        Ended::Locked => exit::LOCKED,
+    })
+}
+
+/// Takes the right to write to the journal.
+pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
+    let began = Instant::now();
+    loop {
+        match storage.lock() {
+            Err(LockError::Held) if began.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Handle) -> anyhow::Result<Ended> {
+    let data = config.data_dir.display().to_string();
+    let storage = DirStorage::create_directory(&config.data_dir).with_context(|| format!("data directory {data}"))?;
+    let _lock = match lock(&storage) {
+        Ok(lock) => lock,
+        Err(LockError::Held) => {
+            tracing::error!("{data} is in use by another restante process; stop it, or give this one its own --data");
+            return Ok(Ended::Locked);
+        }
+        Err(error) => return Err(error).with_context(|| format!("data directory {data}")),
+    };
+    let sockets = Sockets::open(&config)?;
+    let (ledger, writer) = open_journal(&config, &storage)?;
+    let daemon = Daemon::assemble(&config, storage, ledger, writer, handle)?;
+    daemon.run(config, sockets, stop_with_stdin).await?;
+    Ok(Ended::Stopped)
+}
+
+/// Listening sockets; taken before the journal is read, so that a port in use ends the start at once.
+struct Sockets {
+    smtp: Vec<TcpListener>,
+    admin_tcp: Option<TcpListener>,
+    admin_socket: Option<UnixListener>,
+}
+
+impl Sockets {
+    fn open(config: &Config) -> anyhow::Result<Self> {
+        let bind = |address: SocketAddr| listener::bind(address).with_context(|| format!("cannot listen on {address}"));
+        let smtp = config.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
+        let admin_tcp = config.admin_http.map(bind).transpose()?;
+        let path = config.data_dir.join("admin.sock");
+        // Left over from a crash: nobody else can listen there while we hold the lock.
+        if let Err(error) = std::fs::remove_file(&path)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
+        }
+        let admin_socket = match UnixListener::bind(&path) {
+            Ok(socket) => Some(socket),
+            // A socket's path may have 107 bytes.
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
+                tracing::warn!("{}: {error}; the commands reach this daemon by --admin alone", path.display());
+                None
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot listen on {}", path.display())),
+        };
+        Ok(Self { smtp, admin_tcp, admin_socket })
+    }
+}
+
+/// Folds the journal, deals with what is torn, and opens a new segment.
+fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Ledger, Writer<DirStorage>)> {
+    let mut ledger = Ledger::new();
+    let replay = restante_journal::replay(storage, Depth::Records, &mut ledger)?;
+    let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
+    match replay.report.state() {
+        State::Clean => {}
+        State::Torn => {
+            tracing::info!("the last write before a crash was incomplete and is set aside; nothing promised is lost")
+        }
+        State::Damaged => {
+            for damage in &replay.report.damage {
+                let (kind, ids) = (damage.kind.as_str(), &damage.ids);
+                tracing::error!(
+                    "the journal is damaged: segment {} at {}: {kind} {ids:?}",
+                    damage.segment,
+                    damage.offset
+                );
+            }
+            tracing::error!("mail is served around the damage; run `restante verify` for the account");
+        }
+    }
+    for name in aside {
+        tracing::warn!("set aside: {name}");
+    }
+    let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy() };
+    let mut writer =
+        Writer::open(storage.clone(), Options::default(), &replay, ledger.largest_id(), seed, clock::now())?;
+    let served = Fact::Served(Served {
+        at: clock::now(),
+        hostname: config.hostname.clone(),
+        routes: config.routes.iter().map(route_record).collect(),
+    });
+    writer.stage(&Prepared::fact(&served, Vec::new()), clock::now())?;
+    writer.commit(clock::now())?;
+    Ok((ledger, writer))
+}
+
+fn route_record(route: &Route) -> RouteRecord {
+    RouteRecord {
+        name: route.name.clone(),
+        domains: route.domains.iter().map(ToString::to_string).collect(),
+        primary: route.primary.iter().map(ToString::to_string).collect(),
+    }
+}
+
+/// Everything that runs, before it does.
+struct Daemon {
+    door: Arc<session::Door>,
+    admin: Arc<admin::Admin>,
+    relay: relay::RelayTask,
+    stop: watch::Sender<bool>,
+    journal_thread: std::thread::JoinHandle<Result<(), restante_journal::CommitError>>,
+    log_thread: std::thread::JoinHandle<()>,
+}
+
+impl Daemon {
+    fn assemble(
+        config: &Config,
+        storage: DirStorage,
+        ledger: Ledger,
+        writer: Writer<DirStorage>,
+        handle: tokio::runtime::Handle,
+    ) -> anyhow::Result<Self> {
+        let (stop, stopping) = watch::channel(false);
+        let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
+        let metrics = Arc::new(metrics::Metrics::new(routes.iter().map(|route| route.name.clone())));
+        let (log, log_thread) = log::start(config.data_dir.join("log"), config.hostname.clone(), metrics.clone())
+            .context("cannot open the delivery log")?;
+        let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
+        let (report_sender, reports) = mpsc::channel(relay::QUEUE);
+        let (request_sender, requests) = mpsc::channel(relay::QUEUE);
+        let (journal, journal_thread) = journal::start(writer, fact_sender, handle)?;
+        let office = Arc::new(couriers::Office {
+            settings: restante_courier::Settings::new(config.hostname.clone()),
+            storage: storage.clone(),
+            journal: journal.clone(),
+            seed: clock::entropy(),
+            reports: report_sender,
+        });
+        let relay = relay::RelayTask {
+            relay: Relay::new(routes.clone(), ledger, clock::entropy(), clock::now()),
+            office,
+            next_hops: config.routes.iter().map(next_hops).collect(),
+            facts,
+            reports,
+            requests,
+            stopping: stopping.clone(),
+            log: log.clone(),
+            metrics: metrics.clone(),
+            idle: HashMap::new(),
+        };
+        let settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
+        let door = Arc::new(session::Door {
+            settings: Arc::new(settings),
+            routes,
+            journal: journal.clone(),
+            memory: session::memory_budget(config.max_message_bytes),
+            log,
+            metrics: metrics.clone(),
+            stopping: stopping.clone(),
+        });
+        let admin = Arc::new(admin::Admin {
+            hostname: config.hostname.clone(),
+            data_dir: config.data_dir.clone(),
+            storage,
+            journal,
+            relay: request_sender,
+            metrics,
+            token: shutdown::write_token(&config.data_dir)?,
+            stopping,
+        });
+        Ok(Self { door, admin, relay, stop, journal_thread, log_thread })
+    }
+
+    async fn run(self, config: Config, sockets: Sockets, stop_with_stdin: bool) -> anyhow::Result<()> {
+        let Self { door, admin, relay, stop, journal_thread, log_thread } = self;
+        let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+        let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
+        let relay = tokio::spawn(relay.run());
+        if let Some(socket) = sockets.admin_socket {
+            tokio::spawn(axum::serve(socket, admin::router(admin.clone(), false)).into_future());
+        }
+        if let Some(listener) = sockets.admin_tcp {
+            tokio::spawn(axum::serve(listener, admin::router(admin.clone(), true)).into_future());
+        }
+        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
+        announce(&smtp, admin_address)?;
+
+        let journal = door.journal.clone();
+        shutdown::wait(&journal, stop_with_stdin).await;
+        let _no_receiver_left = stop.send(true);
+        // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
+        if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {
+            tracing::warn!("some clients did not take their 421 in time");
+        }
+        // Attempts under way may still be told their outcome.
+        shutdown::attempts(&admin).await;
+        let failed = journal.has_failed();
+        journal.close().await;
+        drop(door);
+        let result = shutdown::finish(journal_thread, relay, log_thread).await;
+        shutdown::remove_socket(&config.data_dir);
+        match result {
+            Err(error) => {
+                Err(error).context("the journal failed; nothing acknowledged is lost, the next start recovers")
+            }
+            Ok(()) if failed => bail!("the journal failed; nothing acknowledged is lost, the next start recovers"),
+            Ok(()) => Ok(()),
+        }
+    }
+}
+
+/// The lines that scripts wait for.
+fn announce(smtp: &[SocketAddr], admin: Option<SocketAddr>) -> anyhow::Result<()> {
+    let mut stderr = std::io::stderr().lock();
+    for address in smtp {
+        writeln!(stderr, "ready: smtp {address}")?;
+    }
+    if let Some(address) = admin {
+        writeln!(stderr, "ready: admin {address}")?;
+    }
+    Ok(())
+}
+
+fn route_settings(route: &Route) -> RouteSettings {
+    RouteSettings {
+        name: RouteName::new(&route.name),
+        domains: route.domains.clone(),
+        next_hops: route.primary.iter().map(ToString::to_string).collect(),
+        recipients: route.recipients.clone(),
+        max_connections: MAX_CONNECTIONS_DEFAULT,
+    }
+}
+
+fn next_hops(route: &Route) -> (RouteName, Arc<[Target]>) {
+    let target = |hop: &crate::config::HostPort| Target { host: hop.host.clone(), port: hop.port };
+    (RouteName::new(&route.name), route.primary.iter().map(target).collect())
+}

@@ -1,0 +1,229 @@
+//! The relay's task: the one owner of the relay. Facts and reports go in, attempts and probes come out, one at a time.
+
+use super::attempt::Job;
+use super::couriers::{self, Office, Report};
+use super::journal::Recorded;
+use super::log::{Line, LogHandle};
+use super::metrics::Metrics;
+use crate::clock;
+use restante_courier::Target;
+use restante_envelope::{RouteName, TransactionId};
+use restante_ledger::{Action as Operation, Fact, Position, RecipientIndex, RecipientState};
+use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus};
+use std::collections::HashMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Batches of facts and reports on their way here. The journal's thread waits when this is full: the relay never waits
+/// for the journal, so they cannot wait for one another.
+pub(crate) const QUEUE: usize = 256;
+
+/// A question, or an order of an operator.
+pub(crate) enum Request {
+    /// How do the routes stand?
+    Routes(oneshot::Sender<Vec<RouteStatus>>),
+    /// Which transactions are being delivered now?
+    Active(oneshot::Sender<Vec<(TransactionId, RouteName)>>),
+    /// Try now.
+    Flush(Flush, oneshot::Sender<usize>),
+    /// Which of these would the action change, and where are their records?
+    Choose(Which, Operation, oneshot::Sender<Vec<Chosen>>),
+}
+
+/// Transactions an operator chose.
+pub(crate) enum Which {
+    All,
+    Routes(Vec<RouteName>),
+    Transactions(Vec<TransactionId>),
+}
+
+/// A transaction, and the recipients that an action would change.
+pub(crate) struct Chosen {
+    pub(crate) id: TransactionId,
+    pub(crate) position: Position,
+    pub(crate) recipients: Vec<RecipientIndex>,
+}
+
+/// What the task is made of.
+pub(crate) struct RelayTask {
+    pub(crate) relay: Relay,
+    pub(crate) office: Arc<Office>,
+    pub(crate) next_hops: HashMap<RouteName, Arc<[Target]>>,
+    pub(crate) facts: mpsc::Receiver<Vec<Recorded>>,
+    pub(crate) reports: mpsc::Receiver<Report>,
+    pub(crate) requests: mpsc::Receiver<Request>,
+    pub(crate) stopping: watch::Receiver<bool>,
+    pub(crate) log: LogHandle,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Job>>>,
+}
+
+impl RelayTask {
+    /// Runs until the journal's thread has ended: what it still makes durable is still logged.
+    pub(crate) async fn run(mut self) {
+        let mut stopping = self.stopping.clone();
+        let mut stopped = false;
+        loop {
+            if !stopped {
+                self.act();
+            }
+            let next = self.relay.poll_timeout().filter(|_| !stopped);
+            tokio::select! {
+                biased;
+                batch = self.facts.recv() => match batch {
+                    Some(batch) => self.take_facts(batch),
+                    None => return,
+                },
+                Some(report) = self.reports.recv() => self.take_report(report, stopped),
+                Some(request) = self.requests.recv() => self.answer(request),
+                _ = stopping.wait_for(|stop| *stop), if !stopped => {
+                    stopped = true;
+                    self.idle.clear();
+                }
+                () = super::session::until(next) => {}
+            }
+        }
+    }
+
+    /// Does everything that is due now.
+    fn act(&mut self) {
+        while let Some(action) = self.relay.poll(clock::now()) {
+            match action {
+                Action::Attempt { id, route, position, recipients, attempt } => {
+                    self.hand_over(route, Job { id, position, recipients, attempt });
+                }
+                Action::Probe { route } => {
+                    let next_hops = self.next_hops.get(&route).cloned().unwrap_or_default();
+                    tokio::spawn(couriers::probe(route, next_hops, self.office.clone()));
+                }
+            }
+        }
+        for event in self.relay.take_events() {
+            announce(&event);
+            self.log.write(Line::primary(&event, clock::now()));
+            if let Event::PrimaryDown { route, why } = &event {
+                self.log_waiting(route, why);
+            }
+        }
+    }
+
+    /// To a courier with an open connection if there is one, else to a new one.
+    fn hand_over(&mut self, route: RouteName, mut job: Job) {
+        while let Some(courier) = self.idle.get_mut(&route).and_then(Vec::pop) {
+            match courier.try_send(job) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Closed(back) | mpsc::error::TrySendError::Full(back)) => job = back,
+            }
+        }
+        let next_hops = self.next_hops.get(&route).cloned().unwrap_or_default();
+        tokio::spawn(couriers::run(route, next_hops, self.office.clone(), job));
+    }
+
+    fn take_facts(&mut self, batch: Vec<Recorded>) {
+        let now = clock::now();
+        for Recorded { position, fact, about } in batch {
+            self.relay.apply(position, &fact, now);
+            let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
+            self.metrics.fact(&fact, |index| recipients.get(usize::from(index)).map(|r| &r.route));
+            match (&fact, &about) {
+                (Fact::Accepted(accepted), _) => {
+                    self.log.write(Line::accepted(accepted));
+                    self.log_if_waiting(accepted.id, &accepted.envelope.recipients);
+                }
+                (Fact::Attempted(attempted), Some(about)) => {
+                    Line::attempted(attempted, about).into_iter().for_each(|line| self.log.write(line));
+                }
+                (Fact::Operated(operated), Some(about)) => {
+                    Line::released(operated, about).into_iter().for_each(|line| self.log.write(line));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn log_if_waiting(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) {
+        let mut routes: Vec<&RouteName> = recipients.iter().map(|r| &r.route).collect();
+        routes.sort();
+        routes.dedup();
+        for route in routes {
+            if let Some(why) = self.relay.down_because(route) {
+                self.log.write(Line::waiting(id, route, why));
+            }
+        }
+    }
+
+    /// Everything due on a route that has just gone down begins to wait.
+    fn log_waiting(&self, route: &RouteName, why: &str) {
+        let ledger = self.relay.ledger();
+        let Some(index) = ledger.find_route(route) else { return };
+        for (id, transaction) in ledger.iter() {
+            if transaction.recipients.iter().any(|r| r.route == index && r.state == RecipientState::Due) {
+                self.log.write(Line::waiting(id, route, why));
+            }
+        }
+    }
+
+    fn take_report(&mut self, report: Report, stopped: bool) {
+        match report {
+            Report::Idle { .. } if stopped => {}
+            Report::Idle { route, courier } => self.idle.entry(route).or_default().push(courier),
+            Report::Failed { id, route, why } => self.relay.attempt_failed(id, &route, why, clock::now()),
+            Report::Probed { route, result } => self.relay.probe_ended(&route, result, clock::now()),
+        }
+    }
+
+    fn answer(&mut self, request: Request) {
+        // Whoever asked may have gone; that changes nothing here.
+        match request {
+            Request::Routes(answer) => drop(answer.send(self.relay.route_status(clock::now()))),
+            Request::Active(answer) => drop(answer.send(self.relay.active())),
+            Request::Flush(which, answer) => drop(answer.send(self.relay.flush(which, clock::now()))),
+            Request::Choose(which, action, answer) => drop(answer.send(self.choose(&which, action))),
+        }
+    }
+
+    fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
+        let ledger = self.relay.ledger();
+        let routes: Option<Vec<_>> = match which {
+            Which::Routes(names) => Some(names.iter().filter_map(|name| ledger.find_route(name)).collect()),
+            Which::All | Which::Transactions(_) => None,
+        };
+        let chosen = |id: &TransactionId| match which {
+            Which::Transactions(ids) => ids.contains(id),
+            Which::All | Which::Routes(_) => true,
+        };
+        let would_change = |state: RecipientState| match action {
+            Operation::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
+            Operation::Release => state == RecipientState::Hold,
+        };
+        let mut found = Vec::new();
+        for (id, transaction) in ledger.iter().filter(|(id, _)| chosen(id)) {
+            let changing = transaction.recipients.iter().enumerate().filter(|(_, r)| {
+                would_change(r.state) && routes.as_ref().is_none_or(|routes| routes.contains(&r.route))
+            });
+            let recipients: Vec<_> = changing.filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect();
+            if !recipients.is_empty() {
+                found.push(Chosen { id, position: transaction.position, recipients });
+            }
+        }
+        found
+    }
+}
+
+fn announce(event: &Event) {
+    match event {
+        Event::PrimaryUp { route, down_for: Some(down) } => {
+            tracing::info!("route {route}: the primary is up again after {} s", down.as_secs());
+        }
+        Event::PrimaryUp { route, down_for: None } => tracing::info!("route {route}: the primary is up"),
+        Event::PrimarySuspect { route, why } => tracing::info!("route {route}: the primary may be down: {why}"),
+        Event::PrimaryDown { route, why } => {
+            tracing::warn!("route {route}: the primary is down, mail for it waits: {why}");
+        }
+    }
+}
+
+/// Whether a route's primary takes mail, for a page that wants one word.
+pub(crate) fn is_up(status: &RouteStatus) -> bool {
+    status.state == RouteState::Up
+}

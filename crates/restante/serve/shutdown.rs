@@ -1,0 +1,114 @@
+//! When and how the daemon ends, and the small files that tell others it is there.
+
+use super::admin::Admin;
+use super::journal::Journal;
+use crate::clock;
+use anyhow::Context as _;
+use restante_journal::CommitError;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Sessions have this long to say good-bye; the whole stop has 3 s.
+pub(crate) const SESSIONS: Duration = Duration::from_millis(1_000);
+/// Attempts under way have this long for their last reply.
+const ATTEMPTS: Duration = Duration::from_millis(700);
+/// The journal's last batch and the log's last lines have this long.
+const THREADS: Duration = Duration::from_millis(900);
+/// How often a failed journal is looked for.
+const FAILURE_CHECK: Duration = Duration::from_millis(50);
+/// The exit code of a process ended by SIGINT, as shells tell it; used for a second signal.
+const INTERRUPTED: i32 = 130;
+
+/// Returns when it is time to stop: a signal, a failed journal, or the end of standard input where that was asked for.
+pub(crate) async fn wait(journal: &Journal, stop_with_stdin: bool) {
+    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+        tracing::error!("cannot listen for signals");
+        return;
+    };
+    let failed = async {
+        while !journal.has_failed() {
+            tokio::time::sleep(FAILURE_CHECK).await;
+        }
+    };
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = failed => tracing::error!("the journal failed: no mail is taken any more, stopping"),
+        () = stdin_closes(), if stop_with_stdin => {}
+    }
+    tokio::spawn(async move {
+        tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
+        std::process::exit(INTERRUPTED);
+    });
+}
+
+/// A parent that dies closes our standard input, however it dies.
+async fn stdin_closes() {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    // A thread of its own: a blocking read on the runtime would keep it from ending.
+    let spawned = std::thread::Builder::new().name("stdin".into()).spawn(move || {
+        let _closed = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _stopped = sender.send(());
+    });
+    match spawned {
+        Ok(_detached) => drop(receiver.await),
+        Err(_) => std::future::pending().await,
+    }
+}
+
+/// Waits until no attempt is under way, or long enough: what is not heard by then is tried again at the next start.
+pub(crate) async fn attempts(admin: &Admin) {
+    let over = async {
+        while !admin.journal.has_failed() && admin.is_delivering().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    if tokio::time::timeout(ATTEMPTS, over).await.is_err() {
+        tracing::info!("an attempt is still under way; it is tried again at the next start");
+    }
+}
+
+/// Waits for the journal to seal and the log to be written.
+pub(crate) async fn finish(
+    journal: std::thread::JoinHandle<Result<(), CommitError>>,
+    relay: tokio::task::JoinHandle<()>,
+    log: std::thread::JoinHandle<()>,
+) -> anyhow::Result<()> {
+    let join = tokio::task::spawn_blocking(move || journal.join());
+    let sealed = match tokio::time::timeout(THREADS, join).await {
+        Ok(Ok(Ok(outcome))) => outcome.map_err(anyhow::Error::from),
+        Ok(_) => Err(anyhow::anyhow!("the journal's thread ended by a defect of ours, please report it")),
+        // The disk is slow beyond measure. All that was acknowledged is synced; the seal is not.
+        Err(_late) => Err(anyhow::anyhow!("the disk did not finish the journal's last write in time")),
+    };
+    let _late = tokio::time::timeout(Duration::from_millis(200), relay).await;
+    let _late = tokio::time::timeout(Duration::from_millis(200), tokio::task::spawn_blocking(move || log.join())).await;
+    sealed
+}
+
+/// Writes a new token for changes over TCP, readable by the owner alone.
+pub(crate) fn write_token(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("admin.token");
+    let token = format!("{:032x}{:032x}", clock::entropy128(), clock::entropy128());
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{token}").with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(token)
+}
+
+/// The socket goes with a clean stop.
+pub(crate) fn remove_socket(data_dir: &Path) {
+    if let Err(error) = std::fs::remove_file(data_dir.join("admin.sock"))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove admin.sock: {error}");
+    }
+}
