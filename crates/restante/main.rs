@@ -36,9 +36,8 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Status(daemon) => Ok(cli::status::run(cli, daemon, output)),
         Command::Queue(queue) => cli::queue::run(cli, queue, output),
         Command::Try => cli::try_it::run(output),
-        _ => {
-            output.note("not built yet");
-            Ok(cli::exit::FAILED)
-        }
+        Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Verify => cli::verify::run(cli, output),
+        Command::Log(log) => cli::log::run(cli, log, output),
     }
 }

@@ -1,11 +1,20 @@
 //! The commands. Each returns the exit code that the contract gives it; an error is exit 1 with its causes.
 
+mod account;
 pub(crate) mod args;
 mod client;
+mod deliver;
+mod export;
+mod journal;
+pub(crate) mod log;
+mod log_line;
 pub(crate) mod output;
+mod progress;
 pub(crate) mod queue;
+pub(crate) mod recover;
 pub(crate) mod status;
 pub(crate) mod try_it;
+pub(crate) mod verify;
 pub(crate) mod words;
 
 /// Exit codes, as `restante --help` lists them.
@@ -20,4 +29,5 @@ pub(crate) mod exit {
     pub(crate) const LOCKED: u8 = 8;
     pub(crate) const DAMAGED: u8 = 9;
     pub(crate) const UNHEALTHY: u8 = 10;
+    pub(crate) const INTERRUPTED: u8 = 130;
 }

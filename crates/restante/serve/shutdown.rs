@@ -19,8 +19,6 @@ const ATTEMPTS: Duration = Duration::from_millis(700);
 const THREADS: Duration = Duration::from_millis(900);
 /// How often a failed journal is looked for.
 const FAILURE_CHECK: Duration = Duration::from_millis(50);
-/// The exit code of a process ended by SIGINT, as shells tell it; used for a second signal.
-const INTERRUPTED: i32 = 130;
 
 /// Returns when it is time to stop: a signal, a failed journal, or the end of standard input where that was asked for.
 pub(crate) async fn wait(journal: &Journal, stop_with_stdin: bool) {
@@ -41,7 +39,7 @@ pub(crate) async fn wait(journal: &Journal, stop_with_stdin: bool) {
     }
     tokio::spawn(async move {
         tokio::select! { _ = term.recv() => {}, _ = int.recv() => {} }
-        std::process::exit(INTERRUPTED);
+        std::process::exit(i32::from(crate::cli::exit::INTERRUPTED));
     });
 }
 

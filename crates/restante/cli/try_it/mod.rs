@@ -24,9 +24,6 @@ use std::path::Path;
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
-
-/// What a shell reports for a command that was interrupted.
-const INTERRUPTED: u8 = 130;
 /// No single wait of the story takes longer. On an idle machine the longest, a probe of the primary, takes 2.5 s.
 const WAIT_MAX: Duration = Duration::from_secs(20);
 /// How often a condition is looked at that nobody tells us of: soon enough not to be felt.
@@ -52,7 +49,7 @@ pub(crate) fn run(output: Output) -> anyhow::Result<u8> {
         None => {
             remove(dir, output);
             output.note("restante: interrupted; the daemon is stopped, and nothing is left behind");
-            Ok(INTERRUPTED)
+            Ok(crate::cli::exit::INTERRUPTED)
         }
     }
 }

@@ -1,0 +1,155 @@
+//! `recover --export`: each pending message as two files, the content exactly as it was accepted and what belongs to it.
+//!
+//! Overwrites nothing: if one of the files exists, none is written.
+
+use anyhow::{Context as _, bail};
+use restante_envelope::{BodyType, Recipient, TransactionId};
+use restante_journal::{DirStorage, Reader};
+use restante_ledger::{Accepted, Fact, Ledger, RecipientEntry, RecipientState, Transaction};
+use serde_json::{Value, json};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+
+/// The messages with a recipient that is not settled, in order of acceptance.
+pub(crate) fn pending(ledger: &Ledger) -> impl Iterator<Item = (TransactionId, &Transaction)> {
+    ledger.iter().filter(|(_, transaction)| !transaction.is_settled())
+}
+
+/// Writes `ID.eml` and `ID.json` of each pending message to `dir`, makes it if it is missing, and returns when all is on
+/// stable storage. Returns how many messages that were.
+pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyhow::Result<u64> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    for (id, _) in pending(ledger) {
+        for ending in ["eml", "json"] {
+            let path = dir.join(format!("{id}.{ending}"));
+            if path.symlink_metadata().is_ok() {
+                bail!("{} exists; nothing was exported: name an empty directory", path.display());
+            }
+        }
+    }
+    let mut reader = Reader::new(storage.clone());
+    let mut exported = 0;
+    for (id, transaction) in pending(ledger) {
+        let stored = reader.message(transaction.position).with_context(|| format!("cannot export {id}"))?;
+        let Fact::Accepted(accepted) = &stored.fact else { bail!("cannot export {id}: another record stands there") };
+        let description = format!("{:#}\n", describe(accepted, transaction));
+        write_new(&dir.join(format!("{id}.eml")), &stored.content)?;
+        write_new(&dir.join(format!("{id}.json")), description.as_bytes())?;
+        exported += 1;
+    }
+    let synced = File::open(dir).and_then(|directory| directory.sync_all());
+    synced.with_context(|| format!("cannot sync {}", dir.display()))?;
+    Ok(exported)
+}
+
+fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let made = OpenOptions::new().write(true).create_new(true).open(path);
+    let written = made.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
+    written.with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn describe(accepted: &Accepted, transaction: &Transaction) -> Value {
+    let (envelope, trace) = (&accepted.envelope, &accepted.trace);
+    let recipients = envelope.recipients.iter().zip(&transaction.recipients);
+    let describe = |(recipient, entry): (&Recipient, &RecipientEntry)| {
+        let next_at = match entry.state {
+            RecipientState::Deferred(next_at) => Some(next_at.to_string()),
+            _ => None,
+        };
+        json!({
+            "addr": recipient.forward_path.as_str(),
+            "route": recipient.route.as_str(),
+            "state": state(*entry),
+            "attempts": entry.attempts,
+            "next_at": next_at,
+        })
+    };
+    let to: Vec<_> = recipients.map(describe).collect();
+    json!({
+        "type": "transaction",
+        "id": accepted.id.to_string(),
+        "from": envelope.reverse_path.as_str(),
+        "to": to,
+        "body": match envelope.body {
+            BodyType::SevenBit => "7BIT",
+            BodyType::EightBitMime => "8BITMIME",
+        },
+        "size": accepted.content_len,
+        "accepted_at": trace.received_at.to_string(),
+        "hold_reason": accepted.hold,
+        "trace": {
+            "client_ip": trace.client.ip().to_string(),
+            "client_port": trace.client.port(),
+            "helo": trace.helo,
+            "protocol": trace.protocol.as_str(),
+            "session": format!("{:x}", trace.session),
+        },
+    })
+}
+
+/// The word of the contract; without a daemon, what is due waits.
+fn state(entry: RecipientEntry) -> &'static str {
+    match entry.state {
+        RecipientState::Due => "waiting",
+        RecipientState::Deferred(_) => "deferred",
+        RecipientState::Hold => "hold",
+        RecipientState::Sent => "sent",
+        RecipientState::Quarantined => "quarantined",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::testing::{contents, message, sent, write, writer};
+    use super::*;
+
+    #[test]
+    fn an_export_is_what_was_accepted_and_only_what_is_pending() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let body = b"Subject: x\r\n\r\n..\xff\x00 dots and bytes\r\n";
+        let ids = write(
+            &mut writer,
+            &[
+                message(body, &["a@example.test", "b@example.test"], None),
+                message(b"gone\r\n", &["c@example.test"], None),
+                message(b"frozen\r\n", &["d@example.test"], Some("mail loop")),
+            ],
+        );
+        write(&mut writer, &[sent(ids[0], 0), sent(ids[1], 0)]);
+        writer.close().unwrap();
+        let contents = contents(directory.path());
+        let storage = DirStorage::open(directory.path()).unwrap();
+        let out = directory.path().join("made/if/missing");
+        assert_eq!(export(&storage, &contents.ledger, &out).unwrap(), 2);
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 4);
+        assert_eq!(std::fs::read(out.join(format!("{}.eml", ids[0]))).unwrap(), body);
+        let text = std::fs::read_to_string(out.join(format!("{}.json", ids[0]))).unwrap();
+        assert!(text.lines().count() > 10, "for people too: {text}");
+        let object: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((&object["from"], &object["trace"]["helo"]), (&json!("a@b.test"), &json!("c.test")));
+        assert_eq!((&object["to"][0]["state"], &object["to"][1]["state"]), (&json!("sent"), &json!("waiting")));
+        let frozen = std::fs::read_to_string(out.join(format!("{}.json", ids[2]))).unwrap();
+        assert!(frozen.contains("mail loop") && frozen.contains("\"hold\""), "{frozen}");
+    }
+
+    #[test]
+    fn an_export_never_overwrites_and_leaves_no_half() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let records = [message(b"1\r\n", &["a@example.test"], None), message(b"2\r\n", &["a@example.test"], None)];
+        let ids = write(&mut writer, &records);
+        writer.close().unwrap();
+        let contents = contents(directory.path());
+        let storage = DirStorage::open(directory.path()).unwrap();
+        let out = directory.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        let mine = out.join(format!("{}.json", ids[1]));
+        std::fs::write(&mine, "mine").unwrap();
+        let error = export(&storage, &contents.ledger, &out).unwrap_err().to_string();
+        assert!(error.starts_with(mine.to_str().unwrap()), "{error}");
+        assert_eq!(std::fs::read(&mine).unwrap(), b"mine");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,491 @@
+//! `restante recover`: the whole truth after a crash, with the daemon dead. Checks every byte, sets aside what is torn or
+//! damaged, exports and delivers what is pending if asked to, and gives the account.
+//!
+//! Never writes into an old segment; a run that finds nothing to do adds nothing to the journal.
+
+use super::account::{Account, count};
+use super::args::{Cli, Recover};
+use super::deliver::{self, NoPlan, Plan, Round};
+use super::exit;
+use super::export;
+use super::journal::{self, Book, Contents};
+use super::output::Output;
+use crate::clock;
+use crate::serve::log::{self, Line, LogHandle};
+use crate::serve::metrics::Metrics;
+use anyhow::Context as _;
+use restante_journal::{DamageKind, DirStorage, DirectoryLock, LockError, Report, State, Storage as _, set_aside};
+use restante_ledger::{Balance, Ledger, RecipientState};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// A `verify` or a `status` looks at the lock for an instant; a daemon keeps it.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+/// The index is made from the journal, and may be older than it.
+const INDEX: &str = "index.sqlite";
+
+/// What a run did besides reading.
+#[derive(Default)]
+struct Done {
+    /// Names of files in the data directory.
+    set_aside: Vec<String>,
+    /// Messages.
+    exported: Option<u64>,
+    round: Option<Round>,
+}
+
+pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u8> {
+    let dir = match journal::data_dir(cli, output) {
+        Ok(dir) => dir,
+        Err(code) => return Ok(code),
+    };
+    let storage = journal::open(&dir)?;
+    let _lock = match take_lock(&storage, args.dry_run) {
+        Ok(lock) => lock,
+        Err(LockError::Held) => {
+            let dir = dir.display();
+            output.note(&format!("restante: a daemon, or another `recover`, holds {dir}: stop it first"));
+            return Ok(exit::LOCKED);
+        }
+        Err(error) => return Err(error).with_context(|| format!("in {}", dir.display())),
+    };
+    let contents = journal::read(&storage, &dir, output, "recover")?;
+    let plan = match args.deliver.then(|| deliver::plan(cli, args.to.as_ref(), &contents.ledger)).transpose() {
+        Ok(plan) => plan,
+        Err(no_plan) => return Ok(refuse(no_plan, output)),
+    };
+    if args.dry_run {
+        return Ok(say_what_would_be_done(&contents, args, plan.as_ref(), output));
+    }
+    let mut done = Done::default();
+    if let Some(out) = &args.export {
+        done.exported = Some(export::export(&storage, &contents.ledger, out)?);
+    }
+    done.set_aside = set_aside(&storage, &contents.replay.report).context("cannot set the bad bytes aside")?;
+    remove_index(&storage)?;
+    let mut book = Book::new(storage, contents);
+    if !book.replay().report.torn.is_empty() {
+        book.begin().context("the torn end of the journal cannot be closed")?;
+    }
+    let log = start_log(&dir, &book, plan.as_ref(), output);
+    if let Some(plan) = plan {
+        let round = deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output)?;
+        done.round = Some(round);
+    }
+    let closed = book.close();
+    stop_log(log);
+    let account = Account { replay: book.replay(), balance: book.ledger.balance() };
+    tell(&account, &book.ledger, &done, output);
+    if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
+        closed.context("the journal cannot be closed")?;
+    }
+    Ok(exit_code(account.state(), account.balance, done.round.as_ref()))
+}
+
+/// The right to write; a dry run only sees to it that nobody has it.
+fn take_lock(storage: &DirStorage, dry_run: bool) -> Result<Option<DirectoryLock>, LockError> {
+    if dry_run {
+        return if storage.is_locked()? { Err(LockError::Held) } else { Ok(None) };
+    }
+    let mut taken = storage.lock();
+    for _ in 1..LOCK_TRIES {
+        if !matches!(taken, Err(LockError::Held)) {
+            break;
+        }
+        std::thread::sleep(LOCK_PAUSE);
+        taken = storage.lock();
+    }
+    taken.map(Some)
+}
+
+fn refuse(no_plan: NoPlan, output: Output) -> u8 {
+    match no_plan {
+        NoPlan::Config(invalid) => {
+            output.note(invalid.render(output.color).trim_end());
+            invalid.exit_code()
+        }
+        NoPlan::NoPrimary(routes) => {
+            let routes: Vec<_> = routes.iter().map(ToString::to_string).collect();
+            output.note(&format!(
+                "restante: no configuration, and no record in the journal, says where the mail of {} goes: add --to HOST:PORT",
+                routes.join(", ")
+            ));
+            exit::USAGE
+        }
+    }
+}
+
+fn remove_index(storage: &DirStorage) -> anyhow::Result<()> {
+    for name in storage.list()?.iter().filter(|name| name.starts_with(INDEX)) {
+        storage.remove(name).context("cannot remove the index")?;
+    }
+    Ok(())
+}
+
+type Log = (LogHandle, JoinHandle<()>);
+
+/// The delivery log, with the line that says that we were here. A log that cannot be written stops nothing.
+fn start_log(dir: &Path, book: &Book, plan: Option<&Plan>, output: Output) -> Option<Log> {
+    if book.replay().segments == 0 {
+        return None;
+    }
+    let served = book.ledger.served().map(|served| served.hostname.as_str());
+    let node = plan.map(|plan| plan.us.as_str()).or(served).unwrap_or("localhost");
+    match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default())) {
+        Ok(log) => {
+            let state = book.replay().report.state();
+            log.0.write(Line::recovered(clock::now(), state.as_str(), book.ledger.balance().pending));
+            Some(log)
+        }
+        Err(error) => {
+            output.note(&format!("restante: cannot write the delivery log, going on without it: {error}"));
+            None
+        }
+    }
+}
+
+fn stop_log(log: Option<Log>) {
+    if let Some((handle, thread)) = log {
+        drop(handle);
+        // A log that panicked has lost lines, not mail.
+        let _lines_lost = thread.join();
+    }
+}
+
+/// Damage beats all; then 0 if nothing is pending, 3 if some was sent, 1 if none was.
+fn exit_code(state: State, balance: Balance, round: Option<&Round>) -> u8 {
+    match round {
+        _ if state == State::Damaged || !balance.is_even() => exit::DAMAGED,
+        None => exit::DONE,
+        Some(round) if round.interrupted => exit::INTERRUPTED,
+        Some(_) if balance.pending == 0 => exit::DONE,
+        Some(round) if round.sent > 0 => exit::PARTLY,
+        Some(_) => exit::FAILED,
+    }
+}
+
+fn say_what_would_be_done(contents: &Contents, args: &Recover, plan: Option<&Plan>, output: Output) -> u8 {
+    let account = Account { replay: &contents.replay, balance: contents.ledger.balance() };
+    if output.json {
+        let mut object = account.object("recover");
+        object.insert("dry_run".into(), true.into());
+        output.object(&object.into());
+        return exit_code(account.state(), account.balance, None);
+    }
+    account.lines().iter().for_each(|line| output.line(line));
+    for line in intentions(contents, args, plan) {
+        output.line(&format!("would {line}"));
+    }
+    output.line(&account.verdict());
+    output.line("dry run: nothing was changed");
+    exit_code(account.state(), account.balance, None)
+}
+
+fn intentions(contents: &Contents, args: &Recover, plan: Option<&Plan>) -> Vec<String> {
+    let mut lines = Vec::new();
+    let (ranges, bytes) = bad_ranges(&contents.replay.report);
+    if ranges > 0 {
+        let ranges = count(ranges, "range");
+        lines.push(format!("set aside {ranges} of {} in torn/, where that is not done yet", count(bytes, "byte")));
+    }
+    if let Some(out) = &args.export {
+        let messages = export::pending(&contents.ledger).count() as u64;
+        lines.push(format!("export {} to {}", count(messages, "message"), out.display()));
+    }
+    for route in plan.map(|plan| plan.routes.as_slice()).unwrap_or_default() {
+        let hops: Vec<_> = route.next_hops.iter().map(ToString::to_string).collect();
+        let hops = if hops.is_empty() {
+            "nobody: its primary is not known, --to names it".into()
+        } else {
+            hops.join(", then ")
+        };
+        lines.push(format!("offer {} of {} to {hops}", count(route.jobs.len() as u64, "message"), route.name));
+    }
+    lines
+}
+
+/// As `set_aside` sees them.
+fn bad_ranges(report: &Report) -> (u64, u64) {
+    let places = report.torn.iter().chain(&report.damage);
+    let with_bytes = places.filter(|place| place.bytes > 0 && place.kind != DamageKind::MissingSegment);
+    with_bytes.fold((0, 0), |(ranges, bytes), place| (ranges + 1, bytes + place.bytes))
+}
+
+fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
+    let on_hold = on_hold(ledger);
+    if output.json {
+        let mut object = account.object("recover");
+        object.insert("set_aside".into(), done.set_aside.clone().into());
+        object.insert("on_hold".into(), on_hold.into());
+        if let Some(exported) = done.exported {
+            object.insert("exported".into(), exported.into());
+        }
+        if let Some(round) = &done.round {
+            object.append(&mut round_object(round));
+        }
+        output.object(&object.into());
+        return;
+    }
+    account.lines().iter().for_each(|line| output.line(line));
+    for name in &done.set_aside {
+        output.line(&format!("set aside: {name}"));
+    }
+    if let Some(exported) = done.exported {
+        output.line(&format!("exported: {}", count(exported, "message")));
+    }
+    if let Some(round) = &done.round {
+        round_lines(round).iter().for_each(|line| output.line(line));
+    }
+    output.line(&account.verdict());
+    next_steps(account.balance.pending, on_hold, done.round.is_some()).iter().for_each(|line| output.line(line));
+}
+
+/// Recipients that nothing moves but an operator.
+fn on_hold(ledger: &Ledger) -> u64 {
+    let recipients = ledger.iter().flat_map(|(_, transaction)| transaction.recipients.iter());
+    recipients.filter(|entry| entry.state == RecipientState::Hold).count() as u64
+}
+
+fn round_object(round: &Round) -> serde_json::Map<String, Value> {
+    let skipped = |skipped: &deliver::Skipped| json!({"route": skipped.route.as_str(), "recipients": skipped.recipients, "why": skipped.why});
+    let mut object = serde_json::Map::new();
+    for (key, recipients) in [
+        ("delivered", round.sent),
+        ("deferred", round.deferred),
+        ("held", round.held),
+        ("unreadable", round.quarantined),
+    ] {
+        object.insert(key.into(), recipients.into());
+    }
+    object.insert("skipped".into(), round.skipped.iter().map(skipped).collect());
+    object.insert("interrupted".into(), round.interrupted.into());
+    object
+}
+
+fn round_lines(round: &Round) -> Vec<String> {
+    let mut lines = vec![format!("delivery: {} sent, {} deferred", count(round.sent, "recipient"), round.deferred)];
+    for (recipients, what) in
+        [(round.held, "refused for good and put on hold"), (round.quarantined, "not readable any more and quarantined")]
+    {
+        if recipients > 0 {
+            lines.push(format!("delivery: {} {what}", count(recipients, "recipient")));
+        }
+    }
+    for skipped in &round.skipped {
+        let recipients = count(skipped.recipients, "recipient");
+        lines.push(format!(
+            "delivery: {recipients} of {} not tried: {}",
+            skipped.route,
+            super::log_line::printable(&skipped.why)
+        ));
+    }
+    lines
+}
+
+fn next_steps(pending: u64, on_hold: u64, delivered: bool) -> Vec<String> {
+    let mut lines = Vec::new();
+    let waiting = pending.saturating_sub(on_hold);
+    match (waiting, delivered) {
+        (0, _) if on_hold == 0 => lines.push("next: nothing to do, nothing is pending".to_owned()),
+        (0, _) => {}
+        (_, false) => lines.push(format!(
+            "next: {} waiting: start the daemon, or run `restante recover --deliver`",
+            count(waiting, "recipient")
+        )),
+        (_, true) => lines.push(format!(
+            "next: {} still waiting: start the daemon, which goes on trying, or run `restante recover --deliver` again",
+            count(waiting, "recipient")
+        )),
+    }
+    if on_hold > 0 {
+        lines.push(format!(
+            "next: {} on hold, which only a person ends: start the daemon, then `restante queue release --all --reason TEXT`",
+            count(on_hold, "recipient")
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::testing::{
+        OUTPUT, command_line, contents, first_segment, message, rot, sent, served, tear, write, writer,
+    };
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::path::PathBuf;
+
+    fn recover(dir: &Path, flags: &str) -> anyhow::Result<u8> {
+        let cli = command_line(dir, &format!("recover {flags}"));
+        let super::super::args::Command::Recover(args) = &cli.command else { panic!("not recover") };
+        run(&cli, args, OUTPUT)
+    }
+
+    /// Every file below `dir`, with its bytes.
+    fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.append(&mut files(&path));
+            } else {
+                found.insert(path.clone(), std::fs::read(path).unwrap());
+            }
+        }
+        found
+    }
+
+    fn segments(dir: &Path) -> usize {
+        files(dir).keys().filter(|path| path.extension().is_some_and(|ending| ending == "rj")).count()
+    }
+
+    /// A journal that was not closed, with one message sent and one pending.
+    fn crashed() -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let records = [
+            served("127.0.0.1:1"),
+            message(&[b'x'; 900], &["a@example.test"], None),
+            message(&[b'y'; 900], &["b@example.test"], None),
+        ];
+        let ids = write(&mut writer, &records);
+        write(&mut writer, &[sent(ids[1], 0)]);
+        writer.prove_last_batch().unwrap();
+        directory
+    }
+
+    #[test]
+    fn a_missing_directory_is_not_made_and_an_empty_one_is_clean() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("nowhere");
+        assert!(recover(&missing, "").unwrap_err().to_string().starts_with("there is no directory"));
+        assert!(!missing.exists());
+        assert_eq!(recover(directory.path(), "").unwrap(), 0);
+        assert_eq!(recover(directory.path(), "--deliver").unwrap(), 0);
+        assert_eq!(files(directory.path()).into_keys().collect::<Vec<_>>(), [directory.path().join("lock")]);
+    }
+
+    #[test]
+    fn a_torn_end_is_torn_once_and_an_old_segment_is_never_touched() {
+        let directory = crashed();
+        let dir = directory.path();
+        tear(dir);
+        std::fs::write(dir.join("index.sqlite-wal"), "old").unwrap();
+        let before = std::fs::read(first_segment(dir)).unwrap();
+        let balance = contents(dir).ledger.balance();
+        assert_eq!((balance.pending, balance.sent), (1, 1));
+        assert_eq!(recover(dir, "").unwrap(), 0);
+        assert_eq!(std::fs::read(first_segment(dir)).unwrap(), before);
+        assert!(!dir.join("index.sqlite-wal").exists());
+        let aside: Vec<_> = files(&dir.join("torn")).into_values().collect();
+        assert!(aside.concat().ends_with(&[0xA5; 333]));
+        let after = contents(dir);
+        assert_eq!((after.replay.report.state(), after.ledger.balance()), (State::Clean, balance));
+        // From here on it changes nothing.
+        let settled = segments(dir);
+        assert_eq!(recover(dir, "").unwrap(), 0);
+        assert_eq!((segments(dir), contents(dir).replay.report.state()), (settled, State::Clean));
+        let log = std::fs::read_to_string(dir.join("log").join(log::CURRENT)).unwrap();
+        assert!(log.contains("\"recovered\"") && log.contains("\"torn\""), "{log}");
+    }
+
+    #[test]
+    fn damage_stays_damage_and_costs_one_message() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        let mut writer = writer(dir);
+        let records = [b'x', b'y'].map(|b| message(&[b; 900], &["a@example.test"], None));
+        write(&mut writer, &records);
+        writer.close().unwrap();
+        rot(dir, &[b'x'; 900]);
+        for _ in 0..2 {
+            assert_eq!(recover(dir, "").unwrap(), 9);
+            let balance = contents(dir).ledger.balance();
+            assert_eq!((balance.pending, balance.quarantined), (1, 1));
+            assert_eq!((segments(dir), files(&dir.join("torn")).len()), (1, 1));
+        }
+    }
+
+    #[test]
+    fn a_dry_run_changes_nothing() {
+        let directory = crashed();
+        let dir = directory.path();
+        tear(dir);
+        let before = files(dir);
+        let out = dir.join("out");
+        let flags = format!("--dry-run --deliver --export {}", out.display());
+        assert_eq!(recover(dir, &flags).unwrap(), 0);
+        assert_eq!(files(dir), before);
+        assert!(!out.exists());
+        let cli = command_line(dir, &format!("recover {flags}"));
+        let super::super::args::Command::Recover(args) = &cli.command else { panic!("not recover") };
+        let contents = contents(dir);
+        let plan = deliver::plan(&cli, None, &contents.ledger).ok();
+        let said = intentions(&contents, args, plan.as_ref());
+        assert!(
+            said[0].starts_with("set aside 1 range of ") && said[1].starts_with("export 1 message to "),
+            "{said:?}"
+        );
+        assert_eq!(said[2], "offer 1 message of example.test to 127.0.0.1:1");
+    }
+
+    #[test]
+    fn a_journal_in_use_is_left_alone() {
+        let directory = crashed();
+        let _daemon = DirStorage::open(directory.path()).unwrap().lock().unwrap();
+        let before = files(directory.path());
+        assert_eq!(recover(directory.path(), "").unwrap(), 8);
+        assert_eq!(recover(directory.path(), "--dry-run").unwrap(), 8);
+        assert_eq!(files(directory.path()), before);
+    }
+
+    #[test]
+    fn an_export_over_an_existing_file_fails_before_anything_changes() {
+        let directory = crashed();
+        let dir = directory.path();
+        let out = dir.join("out");
+        let flags = format!("--export {}", out.display());
+        assert_eq!(recover(dir, &flags).unwrap(), 0);
+        tear(dir);
+        let before = files(dir);
+        assert!(recover(dir, &flags).unwrap_err().to_string().contains(" exists; nothing was exported"));
+        assert_eq!(files(dir), before);
+    }
+
+    #[test]
+    fn the_exit_code_of_a_delivery_counts_what_is_still_pending() {
+        let balance =
+            |pending, sent| Balance { transactions: 1, accepted: pending + sent, pending, sent, ..Balance::default() };
+        let round = |sent| Some(Round { sent, ..Round::default() });
+        let stopped = Some(Round { interrupted: true, ..Round::default() });
+        for (state, balance, round, expected) in [
+            (State::Clean, balance(5, 0), None, 0),
+            (State::Clean, balance(0, 5), round(5), 0),
+            (State::Torn, balance(0, 5), round(0), 0),
+            (State::Torn, balance(2, 3), round(3), 3),
+            (State::Clean, balance(5, 0), round(0), 1),
+            (State::Damaged, balance(0, 5), round(5), 9),
+            (State::Clean, balance(5, 0), stopped, 130),
+            (State::Clean, Balance { accepted: 1, ..Balance::default() }, None, 9),
+        ] {
+            assert_eq!(exit_code(state, balance, round.as_ref()), expected, "{state:?} {balance:?} {round:?}");
+        }
+    }
+
+    #[test]
+    fn the_last_words_say_what_to_do() {
+        assert_eq!(next_steps(0, 0, true), ["next: nothing to do, nothing is pending"]);
+        let only = |steps: Vec<String>| {
+            assert_eq!(steps.len(), 1, "{steps:?}");
+            steps.concat()
+        };
+        assert!(only(next_steps(3, 0, false)).starts_with("next: 3 recipients waiting: start the daemon, or run"));
+        assert!(only(next_steps(1, 0, true)).starts_with("next: 1 recipient still waiting"));
+        assert!(only(next_steps(2, 2, false)).contains("queue release"));
+        assert_eq!(next_steps(3, 2, false).len(), 2);
+    }
+}

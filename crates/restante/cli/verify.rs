@@ -1,0 +1,151 @@
+//! `restante verify`: reads every byte of the journal and proves the balance. Takes no lock and changes nothing, so it may
+//! run beside a daemon at work.
+
+use super::account::Account;
+use super::args::Cli;
+use super::exit;
+use super::journal::{self, Contents};
+use super::output::Output;
+use anyhow::Context as _;
+use restante_journal::{Damage, DirStorage, ReplayError, State};
+use std::path::Path;
+
+/// A batch written while we read can look like damage, in another place each time; real damage stays where it is.
+const READS_MAX: usize = 4;
+
+pub(crate) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
+    let dir = match journal::data_dir(cli, output) {
+        Ok(dir) => dir,
+        Err(code) => return Ok(code),
+    };
+    let contents = check(&dir, output)?;
+    let account = Account { replay: &contents.replay, balance: contents.ledger.balance() };
+    if output.json {
+        output.object(&account.object("verify").into());
+    } else {
+        for line in account.lines() {
+            output.line(&line);
+        }
+        output.line(&account.verdict());
+        match account.state() {
+            State::Clean => {}
+            State::Torn => output.line("The next start of the daemon, or `restante recover`, sets them aside."),
+            State::Damaged => {
+                output.line("`restante recover` sets the damaged bytes aside and delivers what is intact.")
+            }
+        }
+    }
+    let sound = account.state() != State::Damaged && account.balance.is_even();
+    Ok(if sound { exit::DONE } else { exit::DAMAGED })
+}
+
+fn check(dir: &Path, output: Output) -> anyhow::Result<Contents> {
+    let storage = journal::open(dir)?;
+    let mut earlier: Option<Vec<Damage>> = None;
+    let mut reads = 0;
+    loop {
+        reads += 1;
+        // A daemon that starts or stops while we read is a daemon all the same.
+        let was_live = is_live(&storage, dir)?;
+        let read = journal::read(&storage, dir, output, "verify");
+        let live = was_live || is_live(&storage, dir)?;
+        let mut contents = match read {
+            // A segment that the daemon removed between our listing and our opening it.
+            Err(ReplayError::Io(_)) if live && reads < READS_MAX => continue,
+            read => read?,
+        };
+        if !live {
+            return Ok(contents);
+        }
+        let report = &mut contents.replay.report;
+        report.torn.clear();
+        let seen = std::mem::take(&mut report.damage);
+        if reads < READS_MAX && !seen.is_empty() && earlier.as_ref() != Some(&seen) {
+            earlier = Some(seen);
+            continue;
+        }
+        let earlier = earlier.unwrap_or_default();
+        report.damage = seen.into_iter().filter(|place| earlier.contains(place)).collect();
+        return Ok(contents);
+    }
+}
+
+fn is_live(storage: &DirStorage, dir: &Path) -> anyhow::Result<bool> {
+    storage.is_locked().with_context(|| format!("cannot see whether a daemon runs on {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::journal::testing::{OUTPUT, command_line, message, rot, sent, tear, write, writer};
+    use super::*;
+
+    fn exit_code(dir: &Path) -> u8 {
+        run(&command_line(dir, "verify"), OUTPUT).unwrap()
+    }
+
+    #[test]
+    fn a_missing_directory_is_an_error_in_plain_words() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("nowhere");
+        let error = run(&command_line(&missing, "verify"), OUTPUT).unwrap_err();
+        assert!(error.to_string().starts_with("there is no directory "), "{error}");
+        assert!(!missing.exists());
+        std::fs::write(&missing, "").unwrap();
+        let error = run(&command_line(&missing, "verify"), OUTPUT).unwrap_err();
+        assert!(error.to_string().ends_with(" is not a directory"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_directory_is_clean_and_stays_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(exit_code(directory.path()), 0);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+        let contents = check(directory.path(), OUTPUT).unwrap();
+        assert_eq!(contents.ledger.balance(), restante_ledger::Balance::default());
+    }
+
+    #[test]
+    fn one_rotten_byte_is_found_and_costs_one_message() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let ids = write(
+            &mut writer,
+            &[message(&[b'x'; 900], &["a@example.test"], None), message(&[b'y'; 900], &["b@example.test"], None)],
+        );
+        write(&mut writer, &[sent(ids[0], 0)]);
+        writer.close().unwrap();
+        assert_eq!(exit_code(directory.path()), 0);
+        let at = rot(directory.path(), &[b'y'; 900]);
+        assert_eq!(exit_code(directory.path()), 9);
+        let contents = check(directory.path(), OUTPUT).unwrap();
+        let place = &contents.replay.report.damage[0];
+        assert_eq!(place.ids, [ids[1]]);
+        assert!((place.offset..place.offset + place.bytes).contains(&at));
+        let balance = contents.ledger.balance();
+        assert_eq!((balance.sent, balance.quarantined, balance.pending), (1, 1, 0));
+    }
+
+    #[test]
+    fn a_tail_in_flight_is_clean_while_a_daemon_runs_and_torn_without_one() {
+        let directory = tempfile::tempdir().unwrap();
+        write(&mut writer(directory.path()), &[message(b"m\r\n", &["a@example.test"], None)]);
+        tear(directory.path());
+        let state = || check(directory.path(), OUTPUT).unwrap().replay.report.state();
+        assert_eq!(state(), State::Torn);
+        let lock = DirStorage::open(directory.path()).unwrap().lock().unwrap();
+        assert_eq!(state(), State::Clean);
+        drop(lock);
+        assert_eq!((state(), exit_code(directory.path())), (State::Torn, 0));
+    }
+
+    #[test]
+    fn damage_is_damage_while_a_daemon_runs_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        write(&mut writer, &[message(&[b'x'; 900], &["a@example.test"], None)]);
+        writer.close().unwrap();
+        rot(directory.path(), &[b'x'; 900]);
+        let _daemon = DirStorage::open(directory.path()).unwrap().lock().unwrap();
+        assert_eq!(exit_code(directory.path()), 9);
+    }
+}
