@@ -49,7 +49,7 @@ pub(crate) fn run(output: Output) -> anyhow::Result<u8> {
         None => {
             remove(dir, output);
             output.note("restante: interrupted; the daemon is stopped, and nothing is left behind");
-            Ok(crate::cli::exit::INTERRUPTED)
+            Ok(exit::INTERRUPTED)
         }
     }
 }
