@@ -13,7 +13,7 @@ use std::process::{Child, Stdio};
 fn traced(data: &Path, primary: u16, output: &Path) -> Daemon {
     let output = output.to_str().unwrap();
     Serve::new(data, primary)
-        .under(&["strace", "-D", "-f", "-yy", "-s", "2000000", "-e", CALLS, "-e", "signal=none", "-o", output])
+        .under(&["strace", "-D", "-f", "-yy", "-s", "16000000", "-e", CALLS, "-e", "signal=none", "-o", output])
         .start()
 }
 

@@ -226,7 +226,7 @@ impl Postman<'_> {
             Ok(message) => message,
             Err(fact) => {
                 let at = fact.at;
-                return self.record(fact, None).map(|()| at).map_err(Failed::Route);
+                return self.record(*fact, None).map(|()| at).map_err(Failed::Route);
             }
         };
         let mut why = String::new();

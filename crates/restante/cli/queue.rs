@@ -102,7 +102,7 @@ fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
             continue;
         }
         for entry in entries(id, transaction, &ledger, &mut reader, &live) {
-            if !selector.routes.is_empty() && !selector.routes.iter().any(|r| *r == entry.route) {
+            if !selector.routes.is_empty() && !selector.routes.contains(&entry.route) {
                 continue;
             }
             if shown == 0 && !output.json {

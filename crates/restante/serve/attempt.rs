@@ -41,7 +41,7 @@ const READ_RETRY: Duration = Duration::from_secs(60);
 
 /// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
 /// answer is tried again later.
-pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Attempted> {
+pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Box<Attempted>> {
     let why = match reader.message(job.position) {
         Ok(stored) => match stored.fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
@@ -58,7 +58,7 @@ pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message
     };
     tracing::error!("{}: {why}", job.id);
     let results = job.recipients.iter().map(|recipient| (*recipient, outcome.clone())).collect();
-    Err(Attempted { id: job.id, at: now, next_hop: None, timings: Timings::default(), results })
+    Err(Box::new(Attempted { id: job.id, at: now, next_hop: None, timings: Timings::default(), results }))
 }
 
 /// Offers the message to the server behind `connection`.

@@ -117,7 +117,7 @@ impl Courier {
         }
         let message = match self.read(&job).await {
             Ok(message) => message,
-            Err(Some(fact)) => return record(self.office.journal.clone(), fact, None),
+            Err(Some(fact)) => return record(self.office.journal.clone(), *fact, None),
             Err(None) => return,
         };
         let Some(connection) = &mut self.connection else { return };
@@ -135,7 +135,7 @@ impl Courier {
     }
 
     /// Reads on a thread that may block.
-    async fn read(&mut self, job: &Job) -> Result<attempt::Message, Option<Attempted>> {
+    async fn read(&mut self, job: &Job) -> Result<attempt::Message, Option<Box<Attempted>>> {
         let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(self.office.storage.clone()));
         let wanted = job.clone();
         let read = tokio::task::spawn_blocking(move || {

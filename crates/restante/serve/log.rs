@@ -14,7 +14,7 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
 /// Lines waiting for the disk: some seconds of a busy server, about 50 MiB.
 const QUEUE_LINES: usize = 65_536;
@@ -248,10 +248,7 @@ impl Writer {
                 day = self.render(line, &mut text);
                 count += 1;
                 if text.len() < (1 << 20) {
-                    next = match lines.try_recv() {
-                        Ok(line) => Some(line),
-                        Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-                    };
+                    next = lines.try_recv().ok();
                 }
             }
             if let Err(error) = self.write(&text, &day) {

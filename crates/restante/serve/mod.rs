@@ -113,7 +113,11 @@ impl Sockets {
             return Err(error).with_context(|| format!("cannot remove {}", path.display()));
         }
         let admin_socket = match UnixListener::bind(&path) {
-            Ok(socket) => Some(socket),
+            Ok(socket) => {
+                use std::os::unix::fs::PermissionsExt as _;
+                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+                Some(socket)
+            }
             // A socket's path may have 107 bytes.
             Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
                 tracing::warn!("{}: {error}; the commands reach this daemon by --admin alone", path.display());

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 /// Without a key for so long, nobody is there.
 const NOBODY_THERE: Duration = Duration::from_secs(20);
 const KEYS: &str =
-    "[m]ail  [d]own: primary off  [u]p: primary on  [k]ill -9 and restart  [q]uit   (letter, then Enter)";
+    "[m]ail  [d]own: primary off  [u]p: primary on  [k]ill -9 and restart  (letter, then Enter)   Enter alone: end";
 
 /// Until `q`, the end of input, or silence; then waits for what is still owed.
 pub(super) async fn play(stage: &mut Stage, narrator: &mut Narrator) -> anyhow::Result<Account> {
@@ -27,7 +27,8 @@ pub(super) async fn play(stage: &mut Stage, narrator: &mut Narrator) -> anyhow::
                 narrator.say(&format!("the primary has mail for {to}"));
             }
             key = timeout(NOBODY_THERE, narrator.key()) => match key {
-                Ok(Some(key)) if key.trim() != "q" => press(stage, narrator, key.trim()).await?,
+                // Enter alone ends it as well: that is what went on all along, and nobody types on.
+                Ok(Some(key)) if !matches!(key.trim(), "q" | "") => press(stage, narrator, key.trim()).await?,
                 Ok(_) => break,
                 Err(_silence) => {
                     narrator.say(&format!("No key for {} s.", NOBODY_THERE.as_secs()));
