@@ -215,3 +215,21 @@ fn usage_is_2_and_help_is_0() {
         run(restante().args(wrong)).expect_code(2);
     }
 }
+
+#[test]
+fn what_a_crash_kept_from_the_log_is_written_at_the_next_start() {
+    let (directory, primary, mut daemon, id) = waiting();
+    daemon.kill9();
+    // The crash took the whole log along, and the cursor with it.
+    std::fs::remove_dir_all(directory.path().join("log")).unwrap();
+    let logged = |daemon: &Daemon, event: &str| {
+        daemon.ask(&["log"]).iter().filter(|e| e["id"] == id.as_str() && e["ev"] == event).count()
+    };
+    let mut daemon = Serve::new(&daemon.data, primary.port).start();
+    eventually("accepted in the log", || (logged(&daemon, "accepted") == 1).then_some(()));
+    daemon.stop();
+    // A clean stop leaves nothing to be told again.
+    let daemon = Serve::new(directory.path(), primary.port).start();
+    eventually("the message to wait again", || (logged(&daemon, "waiting") >= 2).then_some(()));
+    assert_eq!(logged(&daemon, "accepted"), 1);
+}

@@ -135,9 +135,11 @@ fn start_log(dir: &Path, book: &Book, plan: Option<&Plan>, output: Output) -> Op
     }
     let served = book.ledger.served().map(|served| served.hostname.as_str());
     let node = plan.map(|plan| plan.us.as_str()).or(served).unwrap_or("localhost");
-    match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default())) {
+    // The cursor stays: what the crash kept from the log is for the next start to tell, before what is told now.
+    match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default()), |_| true) {
         Ok(log) => {
             let state = book.replay().report.state();
+            let log = (log.handle, log.thread);
             log.0.write(Line::recovered(clock::now(), state.as_str(), book.ledger.balance().pending));
             Some(log)
         }

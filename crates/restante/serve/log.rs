@@ -3,9 +3,10 @@
 //! Mail never waits for the log. If its disk is full or slow, lines are dropped, counted, and the gap is said in the log
 //! itself as soon as it takes lines again.
 
+use super::log_cursor::Cursor;
 use super::metrics::Metrics;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
-use restante_ledger::{Accepted, Attempted, Cause, Outcome};
+use restante_ledger::{Accepted, Attempted, Cause, Outcome, Position};
 use restante_relay::Event;
 use restante_smtp::{Counts, RefusedCommand};
 use serde_json::{Map, Value, json};
@@ -14,7 +15,8 @@ use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
 
 /// Lines waiting for the disk: some seconds of a busy server, about 50 MiB.
 const QUEUE_LINES: usize = 65_536;
@@ -22,13 +24,27 @@ const QUEUE_LINES: usize = 65_536;
 const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Files kept beside the current one: at most 2 GiB of log.
 const FILES_KEPT: usize = 32;
+/// Written at once.
+const WRITE_BYTES: usize = 1 << 20;
+/// How often the log is synced and the cursor moved: what is told twice after a crash is what was told in this time.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// Recipients named in one line; the count tells how many there are.
 const RECIPIENTS_NAMED_MAX: usize = 10;
 /// The file that is written.
 pub(crate) const CURRENT: &str = "delivery.jsonl";
 
-/// One event.
-pub(crate) struct Line(Map<String, Value>);
+/// One event, and the fact it tells of.
+pub(crate) struct Line {
+    fields: Map<String, Value>,
+    position: Option<Position>,
+}
+
+/// What the log's thread is told.
+pub(crate) enum Item {
+    Line(Line),
+    /// All that the last crash kept from the log has been told.
+    CaughtUp,
+}
 
 impl Line {
     fn new(event: &str, at: Timestamp) -> Self {
@@ -36,11 +52,17 @@ impl Line {
         line.insert("type".into(), "log".into());
         line.insert("ts".into(), at.to_string().into());
         line.insert("ev".into(), event.into());
-        Self(line)
+        Self { fields: line, position: None }
+    }
+
+    /// The line of a fact at this position.
+    pub(crate) fn at(mut self, position: Position) -> Self {
+        self.position = Some(position);
+        self
     }
 
     fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.0.insert(key.into(), value.into());
+        self.fields.insert(key.into(), value.into());
         self
     }
 
@@ -156,7 +178,7 @@ impl Line {
             .with("why", why)
     }
 
-    pub(crate) fn released(operated: &restante_ledger::Operated, about: &Accepted) -> Vec<Self> {
+    pub(crate) fn operated(operated: &restante_ledger::Operated, about: &Accepted) -> Vec<Self> {
         let event = match operated.action {
             restante_ledger::Action::Hold => "held",
             restante_ledger::Action::Release => "released",
@@ -195,31 +217,48 @@ impl Line {
 /// The way to the log's thread. Never waits.
 #[derive(Clone)]
 pub(crate) struct LogHandle {
-    lines: SyncSender<Line>,
+    items: SyncSender<Item>,
     metrics: Arc<Metrics>,
 }
 
 impl LogHandle {
     /// Hands a line over, or counts it as dropped.
     pub(crate) fn write(&self, line: Line) {
-        match self.lines.try_send(line) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => self.metrics.log_dropped(1),
+        if self.items.try_send(Item::Line(line)).is_err() {
+            self.metrics.log_dropped(1);
         }
+    }
+
+    /// For lines that may wait.
+    pub(crate) fn patient(&self) -> SyncSender<Item> {
+        self.items.clone()
     }
 }
 
-/// Starts the thread; it ends when the last handle is dropped.
+/// The log, running.
+pub(crate) struct Started {
+    pub(crate) handle: LogHandle,
+    pub(crate) thread: std::thread::JoinHandle<()>,
+    /// Where the log had come to when it was last written.
+    pub(crate) cursor: Option<Position>,
+}
+
+/// Starts the thread; it ends when the last handle is dropped. With `behind`, facts in front of the running daemon's
+/// are still to be told, and the cursor stays where it is until they have been.
 pub(crate) fn start(
     directory: PathBuf,
     node: String,
     metrics: Arc<Metrics>,
-) -> io::Result<(LogHandle, std::thread::JoinHandle<()>)> {
+    behind: impl FnOnce(Option<Position>) -> bool,
+) -> io::Result<Started> {
     std::fs::create_dir_all(&directory)?;
-    let (lines, receiver) = sync_channel(QUEUE_LINES);
-    let mut writer = Writer { directory, node, metrics: metrics.clone(), file: None, lost: 0 };
+    let (items, receiver) = sync_channel(QUEUE_LINES);
+    let cursor = Cursor::open(&directory)?;
+    let saved = cursor.saved();
+    let (behind, lost, unsaved) = (behind(saved), 0, None);
+    let mut writer = Writer { directory, node, metrics: metrics.clone(), file: None, lost, cursor, behind, unsaved };
     let thread = std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&receiver))?;
-    Ok((LogHandle { lines, metrics }, thread))
+    Ok(Started { handle: LogHandle { items, metrics }, thread, cursor: saved })
 }
 
 struct Writer {
@@ -229,6 +268,11 @@ struct Writer {
     file: Option<Open>,
     /// Lines that were not written since the last one that was.
     lost: u64,
+    cursor: Cursor,
+    /// Older facts are still being told: what is told now must not move the cursor over them.
+    behind: bool,
+    /// The last fact written, if the cursor is not there yet.
+    unsaved: Option<Position>,
 }
 
 struct Open {
@@ -239,40 +283,76 @@ struct Open {
 }
 
 impl Writer {
-    fn run(&mut self, lines: &Receiver<Line>) {
+    fn run(&mut self, items: &Receiver<Item>) {
         let mut text = Vec::new();
-        while let Ok(first) = lines.recv() {
-            // What is there goes into one write: a busy server writes hundreds of lines at a time, a quiet one each at once.
-            let (mut next, mut count, mut day) = (Some(first), 0, String::new());
-            while let Some(line) = next.take() {
-                day = self.render(line, &mut text);
-                count += 1;
-                if text.len() < (1 << 20) {
-                    next = lines.try_recv().ok();
-                }
+        let mut saved_at = Instant::now();
+        loop {
+            match items.recv_timeout(SAVE_EVERY) {
+                Ok(first) => self.take(first, items, &mut text),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return self.save(),
             }
-            if let Err(error) = self.write(&text, &day) {
-                if self.lost == 0 {
-                    tracing::warn!("cannot write the delivery log, mail goes on without it: {error}");
-                }
-                self.file = None;
-                self.lost += count;
-                self.metrics.log_dropped(count);
+            if saved_at.elapsed() >= SAVE_EVERY {
+                self.save();
+                saved_at = Instant::now();
             }
-            text.clear();
+        }
+    }
+
+    /// What is there goes into one write: a busy server writes hundreds of lines at a time, a quiet one each at once.
+    fn take(&mut self, first: Item, items: &Receiver<Item>, text: &mut Vec<u8>) {
+        let (mut next, mut count, mut day, mut last) = (Some(first), 0, String::new(), None);
+        while let Some(item) = next.take() {
+            match item {
+                Item::Line(line) => {
+                    last = last.max(line.position);
+                    day = self.render(line, text);
+                    count += 1;
+                }
+                Item::CaughtUp => self.behind = false,
+            }
+            if text.len() < WRITE_BYTES {
+                next = items.try_recv().ok();
+            }
+        }
+        if let Err(error) = self.write(text, &day) {
+            if self.lost == 0 {
+                tracing::warn!("cannot write the delivery log, mail goes on without it: {error}");
+            }
+            self.file = None;
+            self.lost += count;
+            self.metrics.log_dropped(count);
+        }
+        self.unsaved = self.unsaved.max(last);
+        text.clear();
+    }
+
+    /// Moves the cursor behind what is on stable storage.
+    fn save(&mut self) {
+        let Some(place) = self.unsaved.filter(|place| !self.behind && Some(*place) > self.cursor.saved()) else {
+            return;
+        };
+        let synced = self.file.as_ref().map_or(Ok(()), |open| open.file.sync_data());
+        match synced.and_then(|()| self.cursor.save(place)) {
+            Ok(()) => self.unsaved = None,
+            Err(error) => tracing::debug!("the log's cursor stays behind: {error}"),
         }
     }
 
     fn render(&self, mut line: Line, text: &mut Vec<u8>) -> String {
-        line.0.insert("node".into(), self.node.as_str().into());
-        let day = line.0.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default().to_owned();
-        if serde_json::to_writer(&mut *text, &line.0).is_ok() {
+        line.fields.insert("node".into(), self.node.as_str().into());
+        let day =
+            line.fields.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default().to_owned();
+        if serde_json::to_writer(&mut *text, &line.fields).is_ok() {
             text.push(b'\n');
         }
         day
     }
 
     fn write(&mut self, text: &[u8], day: &str) -> io::Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
         let due = |open: &Open| open.bytes > FILE_BYTES_MAX || open.day.as_str() < day;
         if self.file.as_ref().is_some_and(due) {
             self.file = None;

@@ -11,6 +11,7 @@ pub(crate) mod couriers;
 mod journal;
 mod listener;
 pub(crate) mod log;
+mod log_cursor;
 pub(crate) mod metrics;
 mod relay;
 mod session;
@@ -20,10 +21,11 @@ use crate::cli::exit;
 use crate::clock;
 use crate::config::{Config, Route};
 use anyhow::{Context as _, bail};
+use log_cursor::Boot;
 use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_journal::{Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer};
-use restante_ledger::{Fact, Ledger, RouteRecord, Served};
+use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -87,8 +89,8 @@ async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Ha
         Err(error) => return Err(error).with_context(|| format!("data directory {data}")),
     };
     let sockets = Sockets::open(&config)?;
-    let (ledger, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, ledger, writer, handle)?;
+    let (boot, writer) = open_journal(&config, &storage)?;
+    let daemon = Daemon::assemble(&config, storage, boot, writer, handle)?;
     daemon.run(config, sockets, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
@@ -130,9 +132,9 @@ impl Sockets {
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Ledger, Writer<DirStorage>)> {
-    let mut ledger = Ledger::new();
-    let replay = restante_journal::replay(storage, Depth::Records, &mut ledger)?;
+fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Writer<DirStorage>)> {
+    let mut boot = Boot::default();
+    let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
     match replay.report.state() {
         State::Clean => {}
@@ -156,7 +158,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Ledger
     }
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy() };
     let mut writer =
-        Writer::open(storage.clone(), Options::default(), &replay, ledger.largest_id(), seed, clock::now())?;
+        Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = Fact::Served(Served {
         at: clock::now(),
         hostname: config.hostname.clone(),
@@ -164,7 +166,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Ledger
     });
     writer.stage(&Prepared::fact(&served, Vec::new()), clock::now())?;
     writer.commit(clock::now())?;
-    Ok((ledger, writer))
+    Ok((boot, writer))
 }
 
 fn route_record(route: &Route) -> RouteRecord {
@@ -173,6 +175,26 @@ fn route_record(route: &Route) -> RouteRecord {
         domains: route.domains.iter().map(ToString::to_string).collect(),
         primary: route.primary.iter().map(ToString::to_string).collect(),
     }
+}
+
+/// Starts the delivery log, and has it told what the last crash kept from it.
+fn open_log(
+    config: &Config,
+    storage: &DirStorage,
+    metrics: &Arc<metrics::Metrics>,
+    last: Option<Position>,
+    until: u64,
+) -> anyhow::Result<log::Started> {
+    let behind = |cursor: Option<Position>| last > cursor;
+    let directory = config.data_dir.join("log");
+    let log = log::start(directory, config.hostname.clone(), metrics.clone(), behind)
+        .context("cannot open the delivery log")?;
+    if behind(log.cursor) {
+        let (storage, after, lines) = (storage.clone(), log.cursor, log.handle.patient());
+        let tell = move || log_cursor::catch_up(&storage, after, until, &lines);
+        std::thread::Builder::new().name("log-catch-up".into()).spawn(tell)?;
+    }
+    Ok(log)
 }
 
 /// Everything that runs, before it does.
@@ -189,15 +211,14 @@ impl Daemon {
     fn assemble(
         config: &Config,
         storage: DirStorage,
-        ledger: Ledger,
+        boot: Boot,
         writer: Writer<DirStorage>,
         handle: tokio::runtime::Handle,
     ) -> anyhow::Result<Self> {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
         let metrics = Arc::new(metrics::Metrics::new(routes.iter().map(|route| route.name.clone())));
-        let (log, log_thread) = log::start(config.data_dir.join("log"), config.hostname.clone(), metrics.clone())
-            .context("cannot open the delivery log")?;
+        let log = open_log(config, &storage, &metrics, boot.last, writer.segment_number())?;
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
@@ -210,14 +231,14 @@ impl Daemon {
             reports: report_sender,
         });
         let relay = relay::RelayTask {
-            relay: Relay::new(routes.clone(), ledger, clock::entropy(), clock::now()),
+            relay: Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now()),
             office,
             next_hops: config.routes.iter().map(next_hops).collect(),
             facts,
             reports,
             requests,
             stopping: stopping.clone(),
-            log: log.clone(),
+            log: log.handle.clone(),
             metrics: metrics.clone(),
             idle: HashMap::new(),
         };
@@ -227,7 +248,7 @@ impl Daemon {
             routes,
             journal: journal.clone(),
             memory: session::memory_budget(config.max_message_bytes),
-            log,
+            log: log.handle,
             metrics: metrics.clone(),
             stopping: stopping.clone(),
         });
@@ -241,7 +262,7 @@ impl Daemon {
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
         });
-        Ok(Self { door, admin, relay, stop, journal_thread, log_thread })
+        Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread })
     }
 
     async fn run(self, config: Config, sockets: Sockets, stop_with_stdin: bool) -> anyhow::Result<()> {

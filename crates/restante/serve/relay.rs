@@ -127,14 +127,14 @@ impl RelayTask {
             self.metrics.fact(&fact, |index| recipients.get(usize::from(index)).map(|r| &r.route));
             match (&fact, &about) {
                 (Fact::Accepted(accepted), _) => {
-                    self.log.write(Line::accepted(accepted));
+                    self.log.write(Line::accepted(accepted).at(position));
                     self.log_if_waiting(accepted.id, &accepted.envelope.recipients);
                 }
                 (Fact::Attempted(attempted), Some(about)) => {
-                    Line::attempted(attempted, about).into_iter().for_each(|line| self.log.write(line));
+                    Line::attempted(attempted, about).into_iter().for_each(|line| self.log.write(line.at(position)));
                 }
                 (Fact::Operated(operated), Some(about)) => {
-                    Line::released(operated, about).into_iter().for_each(|line| self.log.write(line));
+                    Line::operated(operated, about).into_iter().for_each(|line| self.log.write(line.at(position)));
                 }
                 _ => {}
             }
