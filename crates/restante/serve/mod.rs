@@ -277,10 +277,11 @@ impl Daemon {
             tokio::spawn(axum::serve(listener, admin::router(admin.clone(), true)).into_future());
         }
         let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
+        let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
         announce(&smtp, admin_address)?;
 
         let journal = door.journal.clone();
-        shutdown::wait(&journal, stop_with_stdin).await;
+        shutdown::wait(signals, &journal, stop_with_stdin).await;
         let _no_receiver_left = stop.send(true);
         // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
         if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Sessions have this long to say good-bye; the whole stop has 3 s.
 pub(crate) const SESSIONS: Duration = Duration::from_millis(1_000);
@@ -20,12 +20,21 @@ const THREADS: Duration = Duration::from_millis(900);
 /// How often a failed journal is looked for.
 const FAILURE_CHECK: Duration = Duration::from_millis(50);
 
+/// SIGTERM and SIGINT, from the moment this exists. It must exist before `ready:` is said: a script may stop us at once.
+pub(crate) struct Signals {
+    term: Signal,
+    int: Signal,
+}
+
+impl Signals {
+    pub(crate) fn catch() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
+    }
+}
+
 /// Returns when it is time to stop: a signal, a failed journal, or the end of standard input where that was asked for.
-pub(crate) async fn wait(journal: &Journal, stop_with_stdin: bool) {
-    let (Ok(mut term), Ok(mut int)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-        tracing::error!("cannot listen for signals");
-        return;
-    };
+pub(crate) async fn wait(signals: Signals, journal: &Journal, stop_with_stdin: bool) {
+    let Signals { mut term, mut int } = signals;
     let failed = async {
         while !journal.has_failed() {
             tokio::time::sleep(FAILURE_CHECK).await;
