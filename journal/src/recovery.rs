@@ -1,7 +1,7 @@
 //! Sets damaged and torn bytes aside: copies them to `torn/`, changes nothing else.
 
 use crate::header::file_name;
-use crate::scan::{Damage, DamageKind, Report};
+use crate::scan::{Damage, DamageKind, Report, read_around};
 use crate::storage::{SegmentFile, Storage};
 use std::io;
 
@@ -17,25 +17,35 @@ pub fn set_aside<S: Storage>(storage: &S, report: &Report) -> io::Result<Vec<Str
             continue;
         }
         let name = format!("torn/{:020}-{}.bin", place.segment, place.offset);
-        match storage.create(&name) {
-            Ok(copy) => {
-                copy_range(storage, place, copy)?;
-                made.push(name);
-            }
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+        if storage.open(&name).is_ok() {
+            continue;
         }
+        // Under another name until it is whole: a copy cut short by a crash must not pass for one.
+        let part = format!("{name}.part");
+        match storage.remove(&part) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+        let mut copy = storage.create(&part)?;
+        copy_range(storage, place, &mut copy)?;
+        storage.rename(&part, &name)?;
+        made.push(name);
+    }
+    if !made.is_empty() {
+        storage.sync_directory()?;
     }
     Ok(made)
 }
 
-fn copy_range<S: Storage>(storage: &S, place: &Damage, mut copy: S::File) -> io::Result<()> {
+fn copy_range<S: Storage>(storage: &S, place: &Damage, copy: &mut S::File) -> io::Result<()> {
     let source = storage.open(&file_name(place.segment))?;
+    let len = source.len()?;
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut done = 0;
-    while done < place.bytes {
-        let want = usize::try_from(place.bytes - done).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
-        let n = source.read_at(place.offset + done, chunk.get_mut(..want).unwrap_or_default())?;
+    while done < place.bytes && place.offset + done < len {
+        let left = (place.bytes - done).min(len - place.offset - done);
+        let want = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        let n = read_around(&source, place.offset + done, chunk.get_mut(..want).unwrap_or_default())?;
         if n == 0 {
             break;
         }

@@ -2,7 +2,7 @@
 
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name, parse_file_name};
 use crate::scan::{
-    Damage, DamageKind, Report, Scan, ScanError, Successor, Totals, Window, find_tag, succession, unnamed,
+    Damage, DamageKind, Report, Scan, ScanError, Successor, Totals, Window, find_tag, read_around, succession, unnamed,
 };
 use crate::storage::{SegmentFile, Storage};
 use restante_envelope::TransactionId;
@@ -123,9 +123,10 @@ pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mu
     let mut expected = 1;
     while let Some(segment) = current {
         let next = numbers.next().map(|n| open(storage, n)).transpose()?;
-        for missing in expected..segment.number {
+        if expected < segment.number {
+            // One entry for a hole, however wide: a stray file may have any number in its name.
             let kind = DamageKind::MissingSegment;
-            replay.report.add(Damage { segment: missing, offset: 0, bytes: 0, kind, ids: Vec::new() }, true);
+            replay.report.add(Damage { segment: expected, offset: 0, bytes: 0, kind, ids: Vec::new() }, true);
         }
         expected = segment.number.saturating_add(1);
         read_segment(&segment, next.as_ref(), depth, &mut replay, sink)?;
@@ -192,7 +193,7 @@ fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Succes
 fn open<S: Storage>(storage: &S, number: u64) -> Result<Opened<S::File>, ReplayError> {
     let file = storage.open(&file_name(number))?;
     let mut page = vec![0; PAGE_BYTES];
-    let n = file.read_at(0, &mut page)?;
+    let n = read_around(&file, 0, &mut page)?;
     page.truncate(n);
     let (header, page_damaged) = match SegmentHeader::decode(&page) {
         Page::Intact(header) => (Some(header), header.number != number),

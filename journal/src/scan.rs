@@ -14,6 +14,17 @@ use std::io;
 const WINDOW_BYTES: usize = 1 << 20;
 /// A seal's frame: header and three numbers.
 const SEAL_BYTES: u64 = HEADER_BYTES as u64 + 24;
+/// The second seal stands in another block than the first: one bad sector or page must not take both.
+const SEAL_BLOCK_BYTES: u64 = 4096;
+/// Read one by one where a window cannot be read.
+const UNREADABLE_BYTES: usize = 4096;
+/// Stands for bytes that the disk does not give back. Not zero: zeros are no damage everywhere.
+const UNREADABLE_FILL: u8 = 0xEE;
+
+/// Where the second seal stands when the first ends at `first_end`.
+pub(crate) fn second_seal_offset(first_end: u64) -> u64 {
+    first_end.checked_next_multiple_of(SEAL_BLOCK_BYTES).unwrap_or(u64::MAX)
+}
 /// Damage reported one by one; a disk that rotted more than that needs no longer list.
 const DAMAGE_ENTRIES_MAX: usize = 10_000;
 
@@ -192,6 +203,7 @@ pub(crate) struct Open {
     forgiven: Totals,
     /// Behind the first seal.
     sealed_at: Option<u64>,
+    seals: u32,
 }
 
 impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
@@ -211,28 +223,58 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
                 end = at;
             } else {
                 let next = self.resync(at, limit)?;
-                let gap_end = if next == limit { self.trim_zeros(at, limit)? } else { next };
-                if gap_end > at {
+                let gap_end = if next == limit { self.tail_end(at, limit)? } else { next };
+                // Between the seals, and nowhere else, there are zeros in front of a frame.
+                let between_seals = next < limit && self.open.seals == 1 && self.tail_end(at, next)? == at;
+                if gap_end > at && !between_seals {
                     self.open.items.push_back(Item::Gap { offset: at, bytes: gap_end - at, named: Vec::new() });
                 }
                 at = next;
             }
         }
+        self.missing_end(len);
+        let sealed = self.judge_seals(len)?;
+        let proven = sealed || self.successor.is_some();
+        self.tell(u64::MAX, proven)?;
+        Ok(Ending { bytes: end.min(len), sealed, last_sequence: self.last_sequence })
+    }
+
+    /// A file shorter than the next segment says it was has lost its end.
+    fn missing_end(&mut self, len: u64) {
         let told = self.successor.as_ref().map(|s| s.bytes).filter(|bytes| *bytes != u64::MAX);
         if let Some(missing) = told.and_then(|told| told.checked_sub(len)).filter(|missing| *missing > 0) {
             self.open.items.push_back(Item::Gap { offset: len, bytes: missing, named: Vec::new() });
         }
-        let mut sealed = self.open.sealed_at.is_some();
-        if let Some(seal_end) = self.open.sealed_at.filter(|_| self.successor.is_none()) {
-            // The file is cut behind the second seal, after that is synced. A longer file with something else behind
-            // the first seal was left by a crash in between: torn, not rotten.
-            self.tell(seal_end, true)?;
-            let in_flight = len > seal_end + SEAL_BYTES && !self.open.items.is_empty();
-            sealed = !in_flight || matches!(self.open.items.front(), Some(Item::Frame { .. }));
+    }
+
+    /// Whether the segment was ended cleanly, as far as its seals and its length tell.
+    fn judge_seals(&mut self, len: u64) -> Result<bool, ScanError> {
+        let Some(first_end) = self.open.sealed_at else { return Ok(false) };
+        if self.open.seals > 1 {
+            return Ok(true);
         }
-        let proven = sealed || self.successor.is_some();
-        self.tell(u64::MAX, proven)?;
-        Ok(Ending { bytes: end.min(len), sealed, last_sequence: self.last_sequence })
+        // All in front of the first seal was synced before it was written.
+        self.tell(first_end, true)?;
+        let second = second_seal_offset(first_end);
+        let told = self.successor.as_ref().map(|s| s.bytes).filter(|bytes| *bytes != u64::MAX);
+        let in_gap = |at: u64| move |item: &Item| matches!(item, Item::Gap { offset, bytes, .. } if *offset <= at && at < *offset + *bytes);
+        if told.unwrap_or(len) == second.saturating_add(SEAL_BYTES) {
+            // The file was cut behind the second seal, so that was safe once, and is not there.
+            if !self.open.items.iter().any(in_gap(second)) {
+                self.open.items.push_back(Item::Gap { offset: second, bytes: SEAL_BYTES, named: Vec::new() });
+            }
+            return Ok(true);
+        }
+        // A crash came between the seals: what stands behind the first was in flight.
+        let followed = self.successor.is_some();
+        Ok(followed || !self.open.items.iter().any(|item| matches!(item, Item::Gap { .. })))
+    }
+
+    /// Where something else than zeros ends. Zeros count for nothing only where the file was filled ahead: behind a seal,
+    /// or where nobody recorded how far the segment reaches.
+    fn tail_end(&mut self, from: u64, limit: u64) -> Result<u64, ScanError> {
+        let told = self.successor.as_ref().is_some_and(|s| s.bytes != u64::MAX);
+        if told && self.open.sealed_at.is_none() { Ok(limit) } else { self.trim_zeros(from, limit) }
     }
 
     /// The end of the torn range that starts at or around `at`.
@@ -358,6 +400,7 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
     fn take_seal(&mut self, meta: &[u8], end: u64) -> Result<(), ScanError> {
         let Ok(seal) = Seal::decode(meta) else { return Ok(()) };
         self.open.sealed_at = self.open.sealed_at.or(Some(end));
+        self.open.seals += 1;
         self.open
             .items
             .push_back(Item::Totals(Totals { transactions: seal.transactions, recipients: seal.recipients }));
@@ -535,7 +578,7 @@ impl<'a, F: SegmentFile> Window<'a, F> {
             let left = usize::try_from(self.file.len()?.saturating_sub(offset)).unwrap_or(usize::MAX);
             // Never more than the file holds: a rotten length must not allocate.
             self.bytes.resize(len.max(WINDOW_BYTES).min(left), 0);
-            let n = self.file.read_at(offset, &mut self.bytes)?;
+            let n = read_around(self.file, offset, &mut self.bytes)?;
             self.bytes.truncate(n);
             self.start = offset;
         }
@@ -543,4 +586,27 @@ impl<'a, F: SegmentFile> Window<'a, F> {
         let to = from.saturating_add(len).min(self.bytes.len());
         Ok(self.bytes.get(from..to).unwrap_or_default())
     }
+}
+
+/// Reads what can be read. A sector that cannot is filled with a pattern that no checksum accepts: it costs what stands
+/// in it, and not what stands around it.
+pub(crate) fn read_around<F: SegmentFile>(file: &F, offset: u64, bytes: &mut [u8]) -> io::Result<usize> {
+    let error = match file.read_at(offset, bytes) {
+        Ok(n) => return Ok(n),
+        Err(error) => error,
+    };
+    let mut unreadable = 0_usize;
+    let mut at = offset;
+    for block in bytes.chunks_mut(UNREADABLE_BYTES) {
+        match file.read_at(at, block) {
+            Ok(_) => {}
+            Err(_) => {
+                block.fill(UNREADABLE_FILL);
+                unreadable += 1;
+            }
+        }
+        at += block.len() as u64;
+    }
+    // Not one block could be read: that is no bad sector, that is no disk.
+    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > 1 { Err(error) } else { Ok(bytes.len()) }
 }

@@ -24,6 +24,8 @@ struct Disk {
     calls: u64,
     fail_at: Option<(u64, io::ErrorKind)>,
     room: Option<usize>,
+    /// Reads that touch these bytes of this image fail.
+    unreadable: Option<(usize, std::ops::Range<u64>)>,
     seed: u64,
 }
 
@@ -102,6 +104,13 @@ impl SimStorage {
         cut
     }
 
+    /// The disk does not give these bytes back any more.
+    pub(crate) fn make_unreadable(&self, name: &str, bytes: std::ops::Range<u64>) {
+        let mut disk = self.0.borrow_mut();
+        let n = disk.live[name];
+        disk.unreadable = Some((n, bytes));
+    }
+
     /// Changes bytes at rest.
     pub(crate) fn alter(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.0.borrow_mut();
@@ -172,6 +181,12 @@ impl SegmentFile for SimFile {
         let disk = self.0.borrow();
         let from = disk.images[self.1].live.get(offset as usize..).unwrap_or_default();
         let n = from.len().min(buf.len());
+        let bad = |(image, bytes): &(usize, std::ops::Range<u64>)| {
+            *image == self.1 && offset < bytes.end && bytes.start < offset + n as u64
+        };
+        if disk.unreadable.as_ref().is_some_and(bad) {
+            return Err(io::Error::other("bad sector"));
+        }
         buf[..n].copy_from_slice(&from[..n]);
         Ok(n)
     }

@@ -21,7 +21,7 @@ pub trait Storage {
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Puts the directory's entries on stable storage.
+    /// Puts the directory's entries on stable storage, and those of `torn/` in it.
     fn sync_directory(&self) -> io::Result<()>;
 }
 
@@ -76,12 +76,17 @@ impl DirStorage {
         Ok(Self { directory: directory.to_owned() })
     }
 
-    /// Makes the directory if it is missing, and its entry in the parent durable, then opens it.
+    /// Makes the directory and those above it where they are missing, and each entry durable, then opens it.
     pub fn create_directory(directory: &Path) -> io::Result<Self> {
-        if !directory.is_dir() {
-            std::fs::create_dir_all(directory)?;
-            let parent = directory.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent)?.sync_all()?;
+        let mut missing = directory;
+        let mut made = Vec::new();
+        while !missing.is_dir() {
+            made.push(missing);
+            missing = parent(missing);
+        }
+        std::fs::create_dir_all(directory)?;
+        for made in made {
+            File::open(parent(made))?.sync_all()?;
         }
         Self::open(directory)
     }
@@ -113,6 +118,11 @@ impl DirStorage {
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
     }
+}
+
+/// The directory that holds the entry of `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 impl Storage for DirStorage {
@@ -148,6 +158,9 @@ impl Storage for DirStorage {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
+        if let Ok(torn) = File::open(self.directory.join("torn")) {
+            torn.sync_all()?;
+        }
         File::open(&self.directory)?.sync_all()
     }
 }

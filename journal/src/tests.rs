@@ -11,7 +11,7 @@ use restante_ledger::{Attempted, Fact, Ledger, Outcome, Timings};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 
-const SEED: Seed = Seed { journal: 42, entropy: 7 };
+const SEED: Seed = Seed { journal: 42, entropy: 7, tags: 8 };
 /// Small, so that short histories see several segments.
 const SMALL: Options = Options { segment_bytes: 16 << 10 };
 
@@ -287,4 +287,85 @@ fn content_that_rots_after_the_start_is_not_delivered() {
     });
     assert!(matches!(reader.message(position), Err(ReadError::Damaged { what: "content", .. })));
     assert!(reader.record(position).is_ok());
+}
+
+/// Every sector of a journal that was stopped cleanly, one after the other, is spoilt by `spoil`.
+fn spoil_each_sector(sector: usize, spoil: impl Fn(&SimStorage, &str, usize)) {
+    use crate::storage::Storage;
+    let golden = SimStorage::default();
+    history(&golden, 14);
+    let (_, whole) = fold(&golden, Depth::Everything);
+    for name in golden.list().unwrap() {
+        let bytes = golden.bytes(&name);
+        for at in (0..bytes.len()).step_by(sector) {
+            if bytes[at..(at + sector).min(bytes.len())].iter().all(|b| *b == 0) {
+                continue;
+            }
+            let storage = golden.fork();
+            spoil(&storage, &name, at);
+            let (replay, ledger) = fold(&storage, Depth::Everything);
+            assert_eq!(replay.report.state(), State::Damaged, "{name} sector at {at}");
+            assert_eq!(ledger.balance().accepted, whole.balance().accepted, "{name} sector at {at}");
+        }
+    }
+}
+
+#[test]
+fn a_zeroed_sector_never_passes_for_room_filled_ahead() {
+    for sector in [512, 4096] {
+        spoil_each_sector(sector, |storage, name, at| {
+            storage.alter(name, |bytes| {
+                let end = (at + sector).min(bytes.len());
+                bytes[at..end].fill(0);
+            });
+        });
+    }
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_what_stands_in_it_and_not_the_journal() {
+    spoil_each_sector(4096, |storage, name, at| {
+        storage.make_unreadable(name, at as u64..at as u64 + 4096);
+        let (replay, _) = fold(storage, Depth::Everything);
+        set_aside(storage, &replay.report).unwrap();
+    });
+}
+
+#[test]
+fn what_a_start_folds_from_the_page_cache_is_safe_before_it_is_counted() {
+    for call in 1..40 {
+        let storage = SimStorage::default();
+        storage.fail_call(call, ErrorKind::Other);
+        let (promised, settled) = history(&storage, 6);
+        // The process is gone, the machine is not: the next start sees all that was written.
+        let Ok(writer) = open(&storage) else { continue };
+        drop(writer);
+        for seed in 0..8 {
+            let cut = storage.power_cut(seed);
+            let (replay, ledger) = fold(&cut, Depth::Everything);
+            assert_ne!(replay.report.state(), State::Damaged, "call {call} seed {seed}: {:?}", replay.report);
+            assert_kept(&cut, &ledger, &promised, &settled);
+        }
+    }
+}
+
+#[test]
+fn a_start_on_a_full_disk_waits_for_room() {
+    let storage = SimStorage::default();
+    storage.fail_call(30, ErrorKind::Other);
+    let (promised, settled) = history(&storage, 12);
+    let crashed = storage.power_cut(5);
+    crashed.set_room(Some(0));
+    let (replay, ledger) = fold(&crashed, Depth::Records);
+    let mut writer = Writer::open(crashed.clone(), SMALL, &replay, ledger.largest_id(), SEED, now()).unwrap();
+    assert!(matches!(writer.stage(&message(b"a\r\n", 1), now()), Err(CommitError::Full(_))));
+    crashed.set_room(None);
+    set_aside(&crashed, &replay.report).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    let (replay, again) = fold(&crashed, Depth::Everything);
+    assert_eq!(replay.report.state(), State::Clean, "{:?}", replay.report);
+    assert_eq!(again.balance().accepted, ledger.balance().accepted + 1);
+    assert_kept(&crashed, &again, &promised, &settled);
 }

@@ -8,7 +8,7 @@ use crate::frame::{FrameHeader, HEADER_BYTES, Kind};
 use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinished_name};
 use crate::record::{Mark, Named, Prepared, Seal, Succession};
 use crate::replay::Replay;
-use crate::scan::Totals;
+use crate::scan::{Totals, second_seal_offset};
 use crate::storage::{SegmentFile, Storage};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
 use restante_ledger::Position;
@@ -41,8 +41,10 @@ impl Default for Options {
 pub struct Seed {
     /// Names a new journal.
     pub journal: u128,
-    /// Where the tags of segments and the low bits of identifiers are derived from.
+    /// Where the low bits of identifiers are derived from. Senders see identifiers.
     pub entropy: u64,
+    /// Where the tags of segments are derived from. Apart from `entropy`: nobody may guess a tag from an identifier.
+    pub tags: u64,
 }
 
 /// Proof that a batch is on stable storage. Only [`Writer::commit`] makes one.
@@ -97,7 +99,8 @@ pub struct Writer<S: Storage> {
     storage: S,
     options: Options,
     journal: u128,
-    entropy: u64,
+    entropy: Spread,
+    tags: Spread,
     ids: IdGenerator,
     segment: Option<Segment<S::File>>,
     next_number: u64,
@@ -105,6 +108,8 @@ pub struct Writer<S: Storage> {
     sequence: u64,
     totals: Totals,
     batch: Batch,
+    /// What the first frame of the next segment must tell.
+    succession: Option<Succession>,
     failure: Option<String>,
 }
 
@@ -131,6 +136,7 @@ struct Batch {
     named: Vec<Named>,
     receipts: Vec<Receipt>,
     accepted: Totals,
+    succession: Option<Succession>,
 }
 
 impl<S: Storage> Writer<S> {
@@ -149,26 +155,48 @@ impl<S: Storage> Writer<S> {
             storage,
             options,
             journal: replay.journal.unwrap_or(seed.journal),
-            entropy: seed.entropy,
+            entropy: Spread(seed.entropy),
+            tags: Spread(seed.tags),
             ids: IdGenerator::after(largest_id),
             segment: None,
-            next_number: last.map_or(1, |l| l.number + 1),
+            next_number: last.map_or(1, |l| l.number.saturating_add(1)),
             previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
             sequence: replay.last_sequence,
             totals: replay.totals,
             batch: Batch::default(),
+            succession: None,
             failure: None,
         };
         writer.remove_unfinished().map_err(CommitError::Failed)?;
-        writer.begin_segment(now)?;
+        if let Some(last) = last {
+            // What a process left in the page cache was folded and will be counted: it must be as safe as what is said of it.
+            let synced = writer.storage.open(&file_name(last.number)).and_then(|mut file| file.sync());
+            synced.map_err(CommitError::Failed)?;
+        }
         if let Some(last) = last.filter(|l| !l.sealed) {
             let torn = replay.report.torn.iter().filter(|t| t.segment == last.number);
             let torn = torn.map(|t| (t.offset, t.bytes)).collect();
-            let succession = Succession { number: last.number, bytes: last.bytes, torn };
-            writer.stage(&Prepared::new(Kind::Succession, None, 0, succession.encode(), Vec::new()), now)?;
-            writer.commit(now)?;
+            writer.succession = Some(Succession { number: last.number, bytes: last.bytes, torn });
         }
-        Ok(writer)
+        match writer.begin_batch(now).and_then(|()| writer.commit(now)) {
+            // The segment is made when there is room again.
+            Ok(_) | Err(CommitError::Full(_)) => Ok(writer),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A segment to write into, and its first frame where one is owed.
+    fn begin_batch(&mut self, now: Timestamp) -> Result<(), CommitError> {
+        if self.segment.is_none() {
+            self.begin_segment(now)?;
+        }
+        if let Some(succession) = self.succession.take() {
+            let record = Prepared::new(Kind::Succession, None, 0, succession.encode(), Vec::new());
+            let place = self.push(&record, NO_ID);
+            self.batch.named.push(place);
+            self.batch.succession = Some(succession);
+        }
+        Ok(())
     }
 
     /// Whether the batch takes another record. Memory and waiting are bounded by this.
@@ -190,13 +218,11 @@ impl<S: Storage> Writer<S> {
     /// [`Writer::commit`]; only a segment may have to be made, where the disk was too full for one before.
     pub fn stage(&mut self, record: &Prepared, now: Timestamp) -> Result<(), CommitError> {
         self.check()?;
-        if self.segment.is_none() {
-            self.begin_segment(now)?;
-        }
+        self.begin_batch(now)?;
         let id = match (record.id, record.kind) {
             (Some(id), _) => id,
             (None, Kind::Accepted) => {
-                let entropy = self.draw();
+                let entropy = self.entropy.draw();
                 self.ids.next(now, entropy)
             }
             (None, _) => NO_ID,
@@ -229,7 +255,10 @@ impl<S: Storage> Writer<S> {
         if full {
             // This batch is durable whatever happens now, and its waiters must hear so: a failure is kept in
             // `failure`, a full disk is met again by the next batch.
-            let _met_again = self.seal().and_then(|()| self.begin_segment(now));
+            let _met_again = self.seal().and_then(|()| match self.segment {
+                None => self.begin_segment(now),
+                Some(_) => Ok(()),
+            });
         }
         Ok(Durable { receipts: batch.receipts })
     }
@@ -291,6 +320,7 @@ impl<S: Storage> Writer<S> {
             }
             Err(trouble) => {
                 self.sequence -= batch.frames;
+                self.succession = batch.succession;
                 Err(match trouble {
                     Trouble::Full(error) => CommitError::Full(error),
                     Trouble::Failed(error) => self.fail(error),
@@ -343,7 +373,15 @@ impl<S: Storage> Writer<S> {
         let seal = Seal { frames: segment.frames, transactions: totals.transactions, recipients: totals.recipients };
         let record = Prepared::new(Kind::Seal, None, 0, seal.encode(), Vec::new());
         self.push(&record, NO_ID);
-        self.write_batch()?;
+        match self.write_batch() {
+            Ok(_) => {}
+            // It stays unsealed, which is how a crash would have left it: nothing is lost.
+            Err(CommitError::Full(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+        if let Some(segment) = &mut self.segment {
+            segment.end = second_seal_offset(segment.end);
+        }
         self.push(&record, NO_ID);
         match self.write_batch() {
             Ok(_) | Err(CommitError::Full(_)) => {}
@@ -361,7 +399,7 @@ impl<S: Storage> Writer<S> {
     fn begin_segment(&mut self, now: Timestamp) -> Result<(), CommitError> {
         let number = self.next_number;
         let header = SegmentHeader {
-            tag: self.draw() as u32,
+            tag: self.tags.draw() as u32,
             journal: self.journal,
             number,
             first_sequence: self.sequence + 1,
@@ -406,11 +444,16 @@ impl<S: Storage> Writer<S> {
         }
         Ok(())
     }
+}
 
-    /// The next number of a splitmix64 sequence: spreads the seed, which is all that tags and identifiers need.
+/// A splitmix64 sequence: spreads a seed, which is all that tags and identifiers need.
+#[derive(Debug)]
+struct Spread(u64);
+
+impl Spread {
     fn draw(&mut self) -> u64 {
-        self.entropy = self.entropy.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.entropy;
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)

@@ -117,7 +117,7 @@ impl Book {
     /// Makes the new segment, in which it stands that the torn end of the last one counts no more.
     pub(crate) fn begin(&mut self) -> Result<(), CommitError> {
         if self.writer.is_none() {
-            let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy() };
+            let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
             let (storage, largest_id) = (self.storage.clone(), self.ledger.largest_id());
             let writer = Writer::open(storage, Options::default(), &self.replay, largest_id, seed, clock::now())?;
             self.writer = Some(writer);
@@ -196,7 +196,7 @@ pub(crate) mod testing {
         let storage = DirStorage::open(dir).unwrap();
         let mut ledger = Ledger::new();
         let replay = replay(&storage, Depth::Records, &mut ledger).unwrap();
-        let seed = Seed { journal: 7, entropy: 7 };
+        let seed = Seed { journal: 7, entropy: 7, tags: 8 };
         Writer::open(storage, Options::default(), &replay, ledger.largest_id(), seed, clock::now()).unwrap()
     }
 

@@ -156,7 +156,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     for name in aside {
         tracing::warn!("set aside: {name}");
     }
-    let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy() };
+    let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = Fact::Served(Served {
