@@ -18,6 +18,8 @@ const SEAL_BYTES: u64 = HEADER_BYTES as u64 + 24;
 const SEAL_BLOCK_BYTES: u64 = 4096;
 /// Read one by one where a window cannot be read.
 const UNREADABLE_BYTES: usize = 4096;
+/// So many neighbours may be bad on a disk that still works.
+const BAD_BLOCKS_MAX: usize = 16;
 /// Stands for bytes that the disk does not give back. Not zero: zeros are no damage everywhere.
 const UNREADABLE_FILL: u8 = 0xEE;
 
@@ -607,6 +609,6 @@ pub(crate) fn read_around<F: SegmentFile>(file: &F, offset: u64, bytes: &mut [u8
         }
         at += block.len() as u64;
     }
-    // Not one block could be read: that is no bad sector, that is no disk.
-    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > 1 { Err(error) } else { Ok(bytes.len()) }
+    // Not one block of many could be read: that is no bad sector, that is no disk.
+    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX { Err(error) } else { Ok(bytes.len()) }
 }
