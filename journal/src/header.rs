@@ -21,6 +21,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) previous_bytes: u64,
     pub(crate) transactions: u64,
     pub(crate) recipients: u64,
+    /// How long the file was when it came into use, zeros included.
+    pub(crate) made_bytes: u32,
 }
 
 /// What became of reading a page.
@@ -56,7 +58,7 @@ impl SegmentHeader {
         ] {
             put.u64(field);
         }
-        put.u32(0);
+        put.u32(self.made_bytes);
         put.u32(crc32c::crc32c(&put.0));
         let mut page = put.0;
         let copy = page.clone();
@@ -105,6 +107,7 @@ impl SegmentHeader {
                 previous_bytes: take.u64()?,
                 transactions: take.u64()?,
                 recipients: take.u64()?,
+                made_bytes: take.u32()?,
             }))
         };
         let mut read = read;
@@ -148,6 +151,7 @@ mod tests {
             previous_bytes: 7,
             transactions: 8,
             recipients: 9,
+            made_bytes: 10,
         }
     }
 

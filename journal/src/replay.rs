@@ -159,6 +159,7 @@ fn read_segment<F: SegmentFile, K: Sink + ?Sized>(
         window: Window::new(&segment.file),
         number: segment.number,
         tag: segment.tag.unwrap_or_default(),
+        made_bytes: segment.header.map_or(0, |h| u64::from(h.made_bytes)),
         successor: next.map(|n| successor(segment.number, n)).transpose()?,
         depth,
         totals: &mut replay.totals,

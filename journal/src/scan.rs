@@ -186,6 +186,8 @@ pub(crate) struct Scan<'a, F, K: ?Sized> {
     pub(crate) window: Window<'a, F>,
     pub(crate) number: u64,
     pub(crate) tag: u32,
+    /// The file was at least so long when it came into use.
+    pub(crate) made_bytes: u64,
     pub(crate) successor: Option<Successor>,
     pub(crate) depth: Depth,
     pub(crate) totals: &'a mut Totals,
@@ -236,6 +238,10 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
         }
         self.missing_end(len);
         let sealed = self.judge_seals(len)?;
+        if self.open.sealed_at.is_none() && self.successor.is_none() && len < self.made_bytes {
+            // It was never shorter: a crash does not cut files, somebody or something else did.
+            self.report_at(len, self.made_bytes - len, DamageKind::Frame, Vec::new(), true);
+        }
         let proven = sealed || self.successor.is_some();
         self.tell(u64::MAX, proven)?;
         Ok(Ending { bytes: end.min(len), sealed, last_sequence: self.last_sequence })
@@ -610,5 +616,9 @@ pub(crate) fn read_around<F: SegmentFile>(file: &F, offset: u64, bytes: &mut [u8
         at += block.len() as u64;
     }
     // Not one block of many could be read: that is no bad sector, that is no disk.
-    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX { Err(error) } else { Ok(bytes.len()) }
+    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX {
+        Err(error)
+    } else {
+        Ok(bytes.len())
+    }
 }

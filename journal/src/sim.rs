@@ -160,7 +160,9 @@ impl Storage for SimStorage {
     fn remove(&self, name: &str) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
         disk.call()?;
-        disk.live.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        let n = disk.live.remove(name).ok_or(io::ErrorKind::NotFound)?;
+        // Its room is free again; what a power cut brings back of it is in the durable image.
+        disk.images[n].live.clear();
         Ok(())
     }
 

@@ -62,7 +62,7 @@ pub enum LockError {
     #[error("another process holds the journal")]
     Held,
     /// The lock file could not be opened or locked.
-    #[error("cannot lock the journal: {0}")]
+    #[error("cannot lock the journal")]
     Io(#[from] io::Error),
 }
 

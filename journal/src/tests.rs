@@ -369,3 +369,42 @@ fn a_start_on_a_full_disk_waits_for_room() {
     assert_eq!(again.balance().accepted, ledger.balance().accepted + 1);
     assert_kept(&crashed, &again, &promised, &settled);
 }
+
+#[test]
+fn on_a_full_disk_settlements_are_written_and_new_mail_is_not() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    let mut promised = Vec::new();
+    // The disk ends a little behind what is filled ahead.
+    storage.set_room(Some(storage.bytes(&crate::header::file_name(1)).len() + 4096));
+    loop {
+        writer.stage(&message(&content(promised.len()), 1), now()).unwrap();
+        match writer.commit(now()) {
+            Ok(durable) => promised.push(durable.receipts()[0].id()),
+            Err(CommitError::Full(_)) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(promised.len() > 100, "{}", promised.len());
+    for id in &promised {
+        writer.stage(&sent(*id), now()).unwrap();
+        writer.commit(now()).unwrap();
+    }
+    writer.close().unwrap();
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!(replay.report.state(), State::Clean, "{:?}", replay.report);
+    assert_eq!((ledger.balance().pending, ledger.balance().sent), (0, promised.len() as u64));
+}
+
+#[test]
+fn an_unsealed_segment_that_was_cut_short_is_damaged() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    for len in [4096, 6000, 1 << 20] {
+        let cut = storage.fork();
+        cut.alter(&crate::header::file_name(1), |bytes| bytes.truncate(len));
+        assert_eq!(fold(&cut, Depth::Everything).0.report.state(), State::Damaged, "{len}");
+    }
+}

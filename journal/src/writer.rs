@@ -16,6 +16,11 @@ use std::io;
 
 /// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
 const FILL_BYTES: u64 = 1 << 20;
+/// Room that new mail may not take: on a full disk, what is pending is still delivered, and each settlement needs its
+/// record. Some thousand of them fit, which lasts until settled mail makes room or an operator does.
+const RESERVE_BYTES: u64 = 512 << 10;
+/// A segment made on a nearly full disk: enough for settlements.
+const FILL_SMALL_BYTES: u64 = 64 << 10;
 /// A mark of this many frames is 32 KiB.
 const BATCH_FRAMES_MAX: usize = 1024;
 /// Bounds the memory of a batch and how long the first in it waits for the sync. One message may go beyond it.
@@ -307,7 +312,9 @@ impl<S: Storage> Writer<S> {
     fn write_batch(&mut self) -> Result<Batch, CommitError> {
         let batch = std::mem::take(&mut self.batch);
         let written = match &mut self.segment {
-            Some(segment) => segment.write(&batch.bytes).and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
+            Some(segment) => segment
+                .write(&batch.bytes, batch.accepted.transactions > 0)
+                .and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
             None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
         };
         match written {
@@ -398,7 +405,7 @@ impl<S: Storage> Writer<S> {
     /// Makes the next segment and its directory entry durable.
     fn begin_segment(&mut self, now: Timestamp) -> Result<(), CommitError> {
         let number = self.next_number;
-        let header = SegmentHeader {
+        let mut header = SegmentHeader {
             tag: self.tags.draw() as u32,
             journal: self.journal,
             number,
@@ -408,15 +415,21 @@ impl<S: Storage> Writer<S> {
             previous_bytes: self.previous.1,
             transactions: self.totals.transactions,
             recipients: self.totals.recipients,
+            made_bytes: 0,
         };
-        let made = self.make_file(number, &header);
-        let file = made.map_err(|error| {
-            if is_full(&error) {
-                return CommitError::Full(error);
+        let fills = [FILL_BYTES, FILL_SMALL_BYTES];
+        let mut made = Err(io::Error::from(io::ErrorKind::StorageFull));
+        for fill in fills {
+            header.made_bytes = u32::try_from(PAGE_BYTES as u64 + fill).unwrap_or(0);
+            made = self.make_file(number, &header).map(|file| (file, PAGE_BYTES as u64 + fill));
+            if !made.as_ref().is_err_and(is_full) {
+                break;
             }
-            self.fail(error)
+        }
+        let (file, filled) = made.map_err(|error| {
+            // Nothing stands in it yet, so nothing is in doubt: it can be tried again when there is room, or a descriptor.
+            if is_full(&error) || is_out_of_files(&error) { CommitError::Full(error) } else { self.fail(error) }
         })?;
-        let filled = PAGE_BYTES as u64 + FILL_BYTES;
         self.next_number += 1;
         let end = PAGE_BYTES as u64;
         self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
@@ -430,8 +443,12 @@ impl<S: Storage> Writer<S> {
         }
         let mut file = self.storage.create(&unfinished)?;
         let mut page = header.encode();
-        page.resize(PAGE_BYTES + FILL_BYTES as usize, 0);
-        file.write_at(0, &page)?;
+        page.resize(header.made_bytes as usize, 0);
+        if let Err(error) = file.write_at(0, &page) {
+            // On a full disk this is what keeps it full.
+            self.storage.remove(&unfinished)?;
+            return Err(error);
+        }
         file.sync()?;
         self.storage.rename(&unfinished, &file_name(number))?;
         self.storage.sync_directory()?;
@@ -461,32 +478,43 @@ impl Spread {
 }
 
 impl<F: SegmentFile> Segment<F> {
-    /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes the bytes back: whole
-    /// frames of the batch may stand there, and would validate.
-    fn write(&mut self, bytes: &[u8]) -> Result<(), Trouble> {
+    /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes all of it back: whole
+    /// frames of the batch may stand there, and would validate. New mail leaves the reserve alone.
+    fn write(&mut self, bytes: &[u8], new_mail: bool) -> Result<(), Trouble> {
         let end = self.end + bytes.len() as u64;
-        match self.file.write_at(self.end, bytes) {
-            Ok(()) => {}
-            Err(error) if is_full(&error) => {
-                return Err(self.cut(self.end).map_or_else(Trouble::Failed, |()| Trouble::Full(error)));
-            }
-            Err(error) => return Err(Trouble::Failed(error)),
+        if let Err(error) = self.file.write_at(self.end, bytes) {
+            return Err(self.take_back(end, error));
         }
-        if end > self.filled {
-            let fill = end.next_multiple_of(FILL_BYTES).saturating_add(FILL_BYTES) - end;
-            match self.file.write_at(end, &vec![0; usize::try_from(fill).unwrap_or(0)]) {
-                Ok(()) => self.filled = end + fill,
-                // There was room for the batch, and that is what counts.
-                Err(error) if is_full(&error) => self.cut(end).map_err(Trouble::Failed)?,
-                Err(error) => return Err(Trouble::Failed(error)),
+        let reserve = if new_mail { RESERVE_BYTES } else { 0 };
+        if end + reserve <= self.filled {
+            return Ok(());
+        }
+        let from = end.max(self.filled);
+        let to = (end + RESERVE_BYTES).next_multiple_of(FILL_BYTES);
+        let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
+        match self.file.write_at(from, &zeros) {
+            Ok(()) => self.filled = to,
+            // A settlement that found room has it, whatever is behind it.
+            Err(error) if is_full(&error) && !new_mail => {
+                self.filled = from;
+                self.file.truncate(from).map_err(Trouble::Failed)?;
             }
+            Err(error) => return Err(self.take_back(end, error)),
         }
         Ok(())
     }
 
-    fn cut(&mut self, end: u64) -> io::Result<()> {
-        self.filled = end;
-        self.file.truncate(end)
+    /// After a write that failed: makes the room filled ahead what it was. What else than a full disk it is, is a failure.
+    fn take_back(&mut self, end: u64, error: io::Error) -> Trouble {
+        if !is_full(&error) {
+            return Trouble::Failed(error);
+        }
+        let written = end.min(self.filled).saturating_sub(self.end);
+        let zeros = vec![0; usize::try_from(written).unwrap_or(0)];
+        match self.file.write_at(self.end, &zeros).and_then(|()| self.file.truncate(self.filled)) {
+            Ok(()) => Trouble::Full(error),
+            Err(error) => Trouble::Failed(error),
+        }
     }
 }
 
@@ -498,4 +526,11 @@ enum Trouble {
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
+}
+
+/// EMFILE and ENFILE: as passing as a full disk.
+fn is_out_of_files(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }
