@@ -20,6 +20,7 @@ mod recovery;
 mod replay;
 mod scan;
 mod storage;
+mod window;
 mod writer;
 
 #[cfg(test)]

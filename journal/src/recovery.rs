@@ -1,8 +1,9 @@
 //! Sets damaged and torn bytes aside: copies them to `torn/`, changes nothing else.
 
 use crate::header::file_name;
-use crate::scan::{Damage, DamageKind, Report, read_around};
+use crate::scan::{Damage, DamageKind, Report};
 use crate::storage::{SegmentFile, Storage};
+use crate::window::read_around;
 use std::io;
 
 /// Copied at once.

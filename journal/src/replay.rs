@@ -1,10 +1,9 @@
 //! Goes through all segments of a journal in order and tells every fact: the way in for boot, `verify` and `recover`.
 
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name, parse_file_name};
-use crate::scan::{
-    Damage, DamageKind, Report, Scan, ScanError, Successor, Totals, Window, find_tag, read_around, succession, unnamed,
-};
+use crate::scan::{Damage, DamageKind, Report, Scan, ScanError, Successor, Totals, find_tag, succession, unnamed};
 use crate::storage::{SegmentFile, Storage};
+use crate::window::{Window, read_around};
 use restante_envelope::TransactionId;
 use restante_ledger::{Accepted, Fact, Ledger, Position};
 use std::io;
