@@ -19,7 +19,7 @@ pub(crate) fn chunk_len(left: u64) -> usize {
 
 /// A file, read a window at a time.
 pub(crate) struct Window<'a, F> {
-    file: &'a F,
+    pub(crate) file: &'a F,
     start: u64,
     bytes: Vec<u8>,
 }

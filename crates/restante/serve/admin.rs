@@ -208,8 +208,12 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
     let which = which(params)?;
     let chosen = desk.admin.ask(|answer| Request::Choose(which, action, answer)).await?;
     let matched = chosen.len();
-    for one in chosen {
-        operate_one(&desk.admin, one, action, &actor, &reason).await?;
+    let order = Order { action, actor, reason };
+    // A task of its own: a client that leaves does not leave half of it done.
+    let done = tokio::spawn(operate_all(desk.admin.clone(), chosen, order)).await.unwrap_or(0);
+    if done < matched {
+        let why = format!("{done} of {matched} done; the journal did not take the rest, run the command again");
+        return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, why));
     }
     let verb = match action {
         Action::Hold => "hold",
@@ -218,25 +222,48 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
     Ok(Json(json!({"type": verb, "matched": matched})))
 }
 
-async fn operate_one(admin: &Admin, chosen: Chosen, action: Action, actor: &str, reason: &str) -> Result<(), Refusal> {
-    let trouble = |why: String| Refusal(StatusCode::INTERNAL_SERVER_ERROR, why);
-    let storage = admin.storage.clone();
-    let read = tokio::task::spawn_blocking(move || Reader::new(storage).accepted(chosen.position, chosen.id)).await;
-    let about = read.map_err(|e| trouble(e.to_string()))?.map_err(|e| trouble(e.to_string()))?;
-    let fact = Fact::Operated(Operated {
-        id: chosen.id,
-        at: clock::now(),
-        action,
-        recipients: chosen.recipients,
-        actor: actor.to_owned(),
-        reason: reason.to_owned(),
-    });
-    let (answer, outcome) = oneshot::channel();
-    let record = Prepared::fact(&fact, Vec::new());
-    let entry = Entry { record, fact, about: Some(Arc::new(about)), answer: Some(answer), memory: None };
-    let not_durable = || trouble("the journal does not take it now; run the command again".into());
-    admin.journal.submit(entry).await.map_err(|_| not_durable())?;
-    outcome.await.map_err(|_| not_durable())?.map(|_| ()).map_err(|_| not_durable())
+struct Order {
+    action: Action,
+    actor: String,
+    reason: String,
+}
+
+/// Hands all of it to the journal, then waits: a thousand share a few syncs. Returns how many are durable.
+async fn operate_all(admin: Arc<Admin>, chosen: Vec<Chosen>, order: Order) -> usize {
+    let mut answers = Vec::with_capacity(chosen.len());
+    let mut reader = Some(Reader::new(admin.storage.clone()));
+    for one in chosen {
+        // For the log alone: a message whose envelope cannot be read is held or released all the same.
+        let about = match reader.take() {
+            Some(mut open) => {
+                let read = move || (open.accepted(one.position, one.id).ok(), open);
+                let Ok((about, open)) = tokio::task::spawn_blocking(read).await else { continue };
+                reader = Some(open);
+                about
+            }
+            None => None,
+        };
+        let fact = Fact::Operated(Operated {
+            id: one.id,
+            at: clock::now(),
+            action: order.action,
+            recipients: one.recipients,
+            actor: order.actor.clone(),
+            reason: order.reason.clone(),
+        });
+        let (answer, outcome) = oneshot::channel();
+        let record = Prepared::fact(&fact, Vec::new());
+        let entry = Entry { record, fact, about: about.map(Arc::new), answer: Some(answer), memory: None };
+        if admin.journal.submit(entry).await.is_err() {
+            break;
+        }
+        answers.push(outcome);
+    }
+    let mut done = 0;
+    for answer in answers {
+        done += usize::from(matches!(answer.await, Ok(Ok(_))));
+    }
+    done
 }
 
 impl Desk {

@@ -28,11 +28,11 @@ pub(crate) struct Message {
     pub(crate) content: Vec<u8>,
 }
 
-/// What an attempt came to.
+/// What an attempt came to: one of the two.
 pub(crate) struct Tried {
-    /// To be made durable; none if nothing was heard that is worth it.
+    /// To be made durable; that ends the attempt.
     pub(crate) fact: Option<Attempted>,
-    /// The connection failed before the final dot.
+    /// The connection failed before the final dot, and nothing was heard: there is nothing to record.
     pub(crate) broke: Option<String>,
 }
 
@@ -52,13 +52,25 @@ pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message
         Err(error) => error,
     };
     let now = clock::now();
-    let outcome = match &why {
-        ReadError::Damaged { .. } => Outcome::Quarantined(Cause::Local(why.to_string())),
-        ReadError::Io(_) => Outcome::Deferred { cause: Cause::Local(why.to_string()), next_at: now + READ_RETRY },
-    };
+    match &why {
+        ReadError::Damaged { .. } => {
+            tracing::error!("{}: {why}", job.id);
+            Err(for_all(job, now, &Outcome::Quarantined(Cause::Local(why.to_string()))))
+        }
+        ReadError::Io(_) => Err(unread(job, &why.to_string())),
+    }
+}
+
+/// A message that could not be read for now.
+pub(crate) fn unread(job: &Job, why: &str) -> Box<Attempted> {
     tracing::error!("{}: {why}", job.id);
+    let now = clock::now();
+    for_all(job, now, &Outcome::Deferred { cause: Cause::Local(why.to_owned()), next_at: now + READ_RETRY })
+}
+
+fn for_all(job: &Job, at: Timestamp, outcome: &Outcome) -> Box<Attempted> {
     let results = job.recipients.iter().map(|recipient| (*recipient, outcome.clone())).collect();
-    Err(Box::new(Attempted { id: job.id, at: now, next_hop: None, timings: Timings::default(), results }))
+    Box::new(Attempted { id: job.id, at, next_hop: None, timings: Timings::default(), results })
 }
 
 /// Offers the message to the server behind `connection`.
@@ -92,6 +104,16 @@ pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &Me
         match judge(&heard, job.attempt.saturating_sub(1), job.id, seed, now) {
             Verdict::Record(outcome) => results.push((*index, outcome)),
             Verdict::RetryUnrecorded => broke = Some(in_words(&heard)),
+        }
+    }
+    if !results.is_empty()
+        && let Some(why) = broke.take()
+    {
+        // Something was heard for others: one record ends the attempt for all, and these are due again at once.
+        let known: Vec<RecipientIndex> = results.iter().map(|(index, _)| *index).collect();
+        let cause = Cause::Connection(why);
+        for (index, _) in tried.iter().filter(|(index, _)| !known.contains(index)) {
+            results.push((*index, Outcome::Deferred { cause: cause.clone(), next_at: now }));
         }
     }
     let timings = timings(&message.accepted, started, connection.connect_ms(), delivery.transfer_ms);

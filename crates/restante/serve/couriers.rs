@@ -12,8 +12,15 @@ use restante_ledger::{Accepted, Attempted, Fact};
 use restante_relay::ConnectionTrouble;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
+/// A probe that has no greeting and no answer to EHLO by then has its answer: such a primary takes no mail. An attempt is
+/// more patient, but not so patient that a dead connection keeps the next probe from being made for minutes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Content of all attempts together, in memory: the largest message of the default size fits twice.
+const MEMORY_BYTES_MAX: u64 = 256 << 20;
+const MEMORY_STEP_BYTES: u64 = 64 << 10;
 /// An idle connection is kept this long. Postfix closes a client's connection after 300 s without a command, in stress
 /// after 10 s.
 const IDLE: Duration = Duration::from_secs(5);
@@ -27,12 +34,50 @@ pub(crate) struct Office {
     pub(crate) journal: Journal,
     pub(crate) seed: u64,
     pub(crate) reports: mpsc::Sender<Report>,
+    /// What is left of the memory for content, in steps.
+    pub(crate) memory: Semaphore,
+}
+
+/// The memory for the content of attempts.
+pub(crate) fn memory_budget() -> Semaphore {
+    Semaphore::new(usize::try_from(MEMORY_BYTES_MAX / MEMORY_STEP_BYTES).unwrap_or(Semaphore::MAX_PERMITS))
+}
+
+/// A job, and how large it is.
+#[derive(Debug)]
+pub(crate) struct Assignment {
+    pub(crate) job: Job,
+    pub(crate) content_len: u64,
+}
+
+/// Sends a report when dropped, unless something better was said. Whatever ends a task (a panic, too), the relay must
+/// hear that its attempt or probe is over: it would wait for it for ever.
+struct Promise {
+    reports: mpsc::Sender<Report>,
+    report: Option<Report>,
+}
+
+impl Promise {
+    fn keep(mut self) {
+        self.report = None;
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        let Some(report) = self.report.take() else { return };
+        let reports = self.reports.clone();
+        // From a task that is being dropped nothing can be awaited.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { reports.send(report).await });
+        }
+    }
 }
 
 /// What a courier tells the relay's task. Settlements are not among it: they come by way of the journal.
 pub(crate) enum Report {
     /// It can take another message.
-    Idle { route: RouteName, courier: mpsc::Sender<Job> },
+    Idle { route: RouteName, courier: mpsc::Sender<Assignment> },
     /// Nothing was recorded for this attempt.
     Failed { id: TransactionId, route: RouteName, why: ConnectionTrouble },
     /// A probe ended.
@@ -51,21 +96,27 @@ pub(crate) async fn connect(next_hops: &[Target], settings: &Settings) -> Result
     Err(why)
 }
 
+async fn connect_within(limit: Duration, next_hops: &[Target], settings: &Settings) -> Result<Connection, String> {
+    let connected = tokio::time::timeout(limit, connect(next_hops, settings)).await;
+    connected.unwrap_or_else(|_late| Err(format!("no answer within {} s", limit.as_secs())))
+}
+
 /// Sees whether the primary takes mail; if so, the connection becomes a courier's.
 pub(crate) async fn probe(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>) {
-    match connect(&next_hops, &office.settings).await {
-        Ok(connection) => {
-            let _stopping = office.reports.send(Report::Probed { route: route.clone(), result: Ok(()) }).await;
-            Courier { route, next_hops, office, connection: Some(connection), reader: None }.wait_for_jobs().await;
-        }
-        Err(why) => {
-            let _stopping = office.reports.send(Report::Probed { route, result: Err(why) }).await;
-        }
-    }
+    let died = Report::Probed { route: route.clone(), result: Err("the probe ended by a defect of ours".into()) };
+    let promise = Promise { reports: office.reports.clone(), report: Some(died) };
+    let connected = connect_within(PROBE_TIMEOUT, &next_hops, &office.settings).await;
+    let (result, connection) = match connected {
+        Ok(connection) => (Ok(()), Some(connection)),
+        Err(why) => (Err(why), None),
+    };
+    promise.keep();
+    let _stopping = office.reports.send(Report::Probed { route: route.clone(), result }).await;
+    Courier { route, next_hops, office, connection, reader: None }.wait_for_jobs().await;
 }
 
 /// A new courier, with its first job.
-pub(crate) async fn run(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>, first: Job) {
+pub(crate) async fn run(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>, first: Assignment) {
     let mut courier = Courier { route, next_hops, office, connection: None, reader: None };
     courier.take(first).await;
     courier.wait_for_jobs().await;
@@ -105,51 +156,73 @@ impl Courier {
         }
     }
 
-    async fn take(&mut self, job: Job) {
+    async fn take(&mut self, assignment: Assignment) {
+        let Assignment { job, content_len } = assignment;
+        let died = ConnectionTrouble::Broke("the attempt ended by a defect of ours".into());
+        let died = Report::Failed { id: job.id, route: self.route.clone(), why: died };
+        let promise = Promise { reports: self.office.reports.clone(), report: Some(died) };
+        let ended = self.attempt(&job, content_len).await;
+        promise.keep();
+        match ended {
+            Ok((fact, about)) => record(self.office.journal.clone(), fact, about),
+            Err(why) => {
+                let _stopping =
+                    self.office.reports.send(Report::Failed { id: job.id, route: self.route.clone(), why }).await;
+            }
+        }
+    }
+
+    /// A fact to record, with the message it is about, or what was wrong with the connection.
+    async fn attempt(
+        &mut self,
+        job: &Job,
+        content_len: u64,
+    ) -> Result<(Attempted, Option<Arc<Accepted>>), ConnectionTrouble> {
         if self.connection.as_mut().is_some_and(|c| !c.is_usable() || c.peer_closed()) {
             self.connection = None;
         }
-        if self.connection.is_none() {
-            match connect(&self.next_hops, &self.office.settings).await {
-                Ok(connection) => self.connection = Some(connection),
-                Err(why) => return self.report_failure(job.id, ConnectionTrouble::NotMade(why)).await,
-            }
-        }
-        let message = match self.read(&job).await {
-            Ok(message) => message,
-            Err(Some(fact)) => return record(self.office.journal.clone(), *fact, None),
-            Err(None) => return,
+        let office = self.office.clone();
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => connect_within(CONNECT_TIMEOUT, &self.next_hops, &office.settings)
+                .await
+                .map_err(ConnectionTrouble::NotMade)?,
         };
-        let Some(connection) = &mut self.connection else { return };
-        let Tried { fact, broke } =
-            attempt::attempt(connection, &job, &message, &self.office.settings.hostname, self.office.seed).await;
-        if !connection.is_usable() {
-            self.connection = None;
+        let steps = content_len.min(MEMORY_BYTES_MAX).div_ceil(MEMORY_STEP_BYTES);
+        // The semaphore is never closed.
+        let _share = office.memory.acquire_many(u32::try_from(steps).unwrap_or(u32::MAX)).await.ok();
+        let message = match self.read(job).await {
+            Ok(message) => message,
+            Err(fact) => {
+                self.connection = Some(connection);
+                return Ok((*fact, None));
+            }
+        };
+        let tried = attempt::attempt(&mut connection, job, &message, &office.settings.hostname, office.seed).await;
+        if connection.is_usable() {
+            self.connection = Some(connection);
         }
-        if let Some(why) = broke {
-            self.report_failure(job.id, ConnectionTrouble::Broke(why)).await;
-        }
-        if let Some(fact) = fact {
-            record(self.office.journal.clone(), fact, Some(message.accepted));
+        match tried {
+            Tried { fact: Some(fact), .. } => Ok((fact, Some(message.accepted))),
+            Tried { broke, .. } => Err(ConnectionTrouble::Broke(broke.unwrap_or_default())),
         }
     }
 
     /// Reads on a thread that may block.
-    async fn read(&mut self, job: &Job) -> Result<attempt::Message, Option<Box<Attempted>>> {
+    async fn read(&mut self, job: &Job) -> Result<attempt::Message, Box<Attempted>> {
         let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(self.office.storage.clone()));
         let wanted = job.clone();
         let read = tokio::task::spawn_blocking(move || {
             let message = attempt::read(&mut reader, &wanted);
             (reader, message)
         });
-        // The only way to fail is the runtime shutting down.
-        let (reader, message) = read.await.map_err(|_| None)?;
-        self.reader = Some(reader);
-        message.map_err(Some)
-    }
-
-    async fn report_failure(&self, id: TransactionId, why: ConnectionTrouble) {
-        let _stopping = self.office.reports.send(Report::Failed { id, route: self.route.clone(), why }).await;
+        match read.await {
+            Ok((reader, message)) => {
+                self.reader = Some(reader);
+                message
+            }
+            Err(error) => Err(attempt::unread(job, &format!("the read ended by a defect of ours: {error}"))),
+        }
     }
 }
 

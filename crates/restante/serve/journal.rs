@@ -145,6 +145,8 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), CommitError> {
+        // However this thread ends, whoever hands over mail must learn of it.
+        let _on_panic = FailedOnPanic(self.failed.clone());
         loop {
             match runtime.block_on(async { tokio::time::timeout(QUIET, self.entries.recv()).await }) {
                 Ok(Some(Message::Entry(entry))) => self.one_batch(*entry)?,
@@ -175,20 +177,60 @@ impl Thread {
         }
         match outcome.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
-                self.full.store(false, Ordering::Relaxed);
+                self.is_full(None);
                 self.tell(durable.receipts());
-                match self.writer.failure() {
-                    None => Ok(()),
-                    Some(why) => Err(self.stop(CommitError::Poisoned(why.to_owned()))),
-                }
+                self.check()
             }
             Err(CommitError::Full(error)) => {
-                tracing::warn!("the journal's disk is full, senders are told to come back: {error}");
-                self.full.store(true, Ordering::Relaxed);
+                self.is_full(Some(&error));
+                self.without_new_mail()
+            }
+            Err(error) => Err(self.stop(error)),
+        }
+    }
+
+    /// On a full disk: new mail is refused, and what settles pending mail is tried again by itself. Room is kept for it.
+    fn without_new_mail(&mut self) -> Result<(), CommitError> {
+        let (mail, rest): (Vec<Entry>, Vec<Entry>) =
+            self.batch.drain(..).partition(|entry| matches!(entry.fact, Fact::Accepted(_)));
+        let mixed = !mail.is_empty();
+        self.batch = mail;
+        self.refuse(Refused::Full);
+        self.batch = rest;
+        if self.batch.is_empty() || !mixed {
+            self.refuse(Refused::Full);
+            return Ok(());
+        }
+        let now = clock::now();
+        let staged = self.batch.iter().try_for_each(|entry| self.writer.stage(&entry.record, now));
+        match staged.and_then(|()| self.writer.commit(now)) {
+            Ok(durable) => {
+                self.tell(durable.receipts());
+                self.check()
+            }
+            Err(CommitError::Full(_)) => {
                 self.refuse(Refused::Full);
                 Ok(())
             }
             Err(error) => Err(self.stop(error)),
+        }
+    }
+
+    /// The batch is durable; the writer may have met its end in making the next segment.
+    fn check(&mut self) -> Result<(), CommitError> {
+        match self.writer.failure() {
+            None => Ok(()),
+            Some(why) => Err(self.stop(CommitError::Poisoned(why.to_owned()))),
+        }
+    }
+
+    /// Said once when it begins, and once when it ends.
+    fn is_full(&self, error: Option<&std::io::Error>) {
+        let was = self.full.swap(error.is_some(), Ordering::Relaxed);
+        match (was, error) {
+            (false, Some(error)) => tracing::warn!("no room for the journal, senders are told to come back: {error}"),
+            (true, None) => tracing::info!("there is room for the journal again"),
+            _ => {}
         }
     }
 
@@ -228,6 +270,17 @@ impl Thread {
         }
         self.refuse(Refused::Failed);
         error
+    }
+}
+
+/// Says that the journal has failed when the thread ends by a panic.
+struct FailedOnPanic(Arc<AtomicBool>);
+
+impl Drop for FailedOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
 }
 

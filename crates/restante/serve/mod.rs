@@ -8,6 +8,7 @@
 mod admin;
 pub(crate) mod attempt;
 pub(crate) mod couriers;
+mod http;
 mod journal;
 mod listener;
 pub(crate) mod log;
@@ -24,7 +25,9 @@ use anyhow::{Context as _, bail};
 use log_cursor::Boot;
 use restante_courier::Target;
 use restante_envelope::RouteName;
-use restante_journal::{Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer};
+use restante_journal::{
+    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer,
+};
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
 use std::collections::HashMap;
@@ -35,8 +38,10 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 
-/// Descriptors beside those of the SMTP connections: segments, logs, couriers, admin.
-const FILES_BESIDE_CONNECTIONS: u64 = 512;
+/// Descriptors beside those of SMTP connections and couriers: segments, logs, admin, the runtime.
+const FILES_BESIDE: u64 = 256;
+/// A courier has a connection and an open segment.
+const FILES_A_COURIER: u64 = 2;
 /// Another command may look whether the journal is locked; such a look is over at once.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -47,13 +52,9 @@ pub(crate) enum Ended {
 }
 
 /// Runs the daemon until it is told to stop.
-pub(crate) fn run(config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
+pub(crate) fn run(mut config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
-    let wanted = u64::from(config.limits.max_connections) + FILES_BESIDE_CONNECTIONS;
-    let granted = rlimit::increase_nofile_limit(wanted).unwrap_or(0);
-    if granted < wanted {
-        tracing::warn!("the system allows {granted} open files, {wanted} are wanted: fewer connections at once");
-    }
+    limit_connections_to_files(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(start(config, stop_with_stdin, runtime.handle().clone()));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
@@ -62,6 +63,24 @@ pub(crate) fn run(config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
         Ended::Stopped => exit::DONE,
         Ended::Locked => exit::LOCKED,
     })
+}
+
+/// Raises the limit of open files as far as the system allows, and takes no more connections than that leaves room for:
+/// a daemon without descriptors could not even make the journal's next segment.
+fn limit_connections_to_files(config: &mut Config) {
+    let couriers = config.routes.len().saturating_mul(MAX_CONNECTIONS_DEFAULT) as u64;
+    let beside = FILES_BESIDE + FILES_A_COURIER * couriers;
+    let wanted = u64::from(config.limits.max_connections) + beside;
+    let granted = rlimit::increase_nofile_limit(u64::MAX).unwrap_or(0);
+    if granted < wanted {
+        // Half of a limit that small is for connections, the rest for getting mail out.
+        let left = granted.saturating_sub(beside).max(granted / 2);
+        let connections = u32::try_from(left).unwrap_or(u32::MAX).min(config.limits.max_connections);
+        tracing::warn!(
+            "the system allows {granted} open files, {wanted} are wanted: {connections} connections at once"
+        );
+        config.limits.max_connections = connections;
+    }
 }
 
 /// Takes the right to write to the journal.
@@ -80,18 +99,20 @@ pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
 async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Handle) -> anyhow::Result<Ended> {
     let data = config.data_dir.display().to_string();
     let storage = DirStorage::create_directory(&config.data_dir).with_context(|| format!("data directory {data}"))?;
-    let _lock = match lock(&storage) {
-        Ok(lock) => lock,
+    let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
+    match lock(&storage) {
+        // Until the process is gone: its journal thread may still be writing when everything else has ended.
+        Ok(lock) => std::mem::forget(lock),
         Err(LockError::Held) => {
             tracing::error!("{data} is in use by another restante process; stop it, or give this one its own --data");
             return Ok(Ended::Locked);
         }
         Err(error) => return Err(error).with_context(|| format!("data directory {data}")),
-    };
+    }
     let sockets = Sockets::open(&config)?;
     let (boot, writer) = open_journal(&config, &storage)?;
     let daemon = Daemon::assemble(&config, storage, boot, writer, handle)?;
-    daemon.run(config, sockets, stop_with_stdin).await?;
+    daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
 
@@ -164,8 +185,15 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         hostname: config.hostname.clone(),
         routes: config.routes.iter().map(route_record).collect(),
     });
-    writer.stage(&Prepared::fact(&served, Vec::new()), clock::now())?;
-    writer.commit(clock::now())?;
+    let recorded =
+        writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
+    match recorded {
+        Ok(_) => {}
+        Err(CommitError::Full(error)) => {
+            tracing::warn!("no room for the journal, mail is refused until there is: {error}")
+        }
+        Err(error) => return Err(error.into()),
+    }
     Ok((boot, writer))
 }
 
@@ -203,7 +231,7 @@ struct Daemon {
     admin: Arc<admin::Admin>,
     relay: relay::RelayTask,
     stop: watch::Sender<bool>,
-    journal_thread: std::thread::JoinHandle<Result<(), restante_journal::CommitError>>,
+    journal_thread: std::thread::JoinHandle<Result<(), CommitError>>,
     log_thread: std::thread::JoinHandle<()>,
 }
 
@@ -229,6 +257,7 @@ impl Daemon {
             journal: journal.clone(),
             seed: clock::entropy(),
             reports: report_sender,
+            memory: couriers::memory_budget(),
         });
         let relay = relay::RelayTask {
             relay: Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now()),
@@ -265,23 +294,31 @@ impl Daemon {
         Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread })
     }
 
-    async fn run(self, config: Config, sockets: Sockets, stop_with_stdin: bool) -> anyhow::Result<()> {
+    async fn run(
+        self,
+        config: Config,
+        sockets: Sockets,
+        signals: shutdown::Signals,
+        stop_with_stdin: bool,
+    ) -> anyhow::Result<()> {
         let Self { door, admin, relay, stop, journal_thread, log_thread } = self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
-        let relay = tokio::spawn(relay.run());
+        let mut relay = tokio::spawn(relay.run());
         if let Some(socket) = sockets.admin_socket {
-            tokio::spawn(axum::serve(socket, admin::router(admin.clone(), false)).into_future());
+            tokio::spawn(http::on_socket(socket, admin::router(admin.clone(), false)));
         }
         if let Some(listener) = sockets.admin_tcp {
-            tokio::spawn(axum::serve(listener, admin::router(admin.clone(), true)).into_future());
+            tokio::spawn(http::on_tcp(listener, admin::router(admin.clone(), true)));
         }
         let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
-        let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
         announce(&smtp, admin_address)?;
 
         let journal = door.journal.clone();
-        shutdown::wait(signals, &journal, stop_with_stdin).await;
+        let relay_died = tokio::select! {
+            () = shutdown::wait(signals, &journal, stop_with_stdin) => false,
+            _ = &mut relay => true,
+        };
         let _no_receiver_left = stop.send(true);
         // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
         if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {
@@ -290,7 +327,7 @@ impl Daemon {
         // Attempts under way may still be told their outcome.
         shutdown::attempts(&admin).await;
         let failed = journal.has_failed();
-        journal.close().await;
+        shutdown::close(&journal).await;
         drop(door);
         let result = shutdown::finish(journal_thread, relay, log_thread).await;
         shutdown::remove_socket(&config.data_dir);
@@ -298,6 +335,7 @@ impl Daemon {
             Err(error) => {
                 Err(error).context("the journal failed; nothing acknowledged is lost, the next start recovers")
             }
+            Ok(()) if relay_died => bail!("the relay ended by a defect of ours, please report it; nothing is lost"),
             Ok(()) if failed => bail!("the journal failed; nothing acknowledged is lost, the next start recovers"),
             Ok(()) => Ok(()),
         }

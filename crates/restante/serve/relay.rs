@@ -1,7 +1,7 @@
 //! The relay's task: the one owner of the relay. Facts and reports go in, attempts and probes come out, one at a time.
 
 use super::attempt::Job;
-use super::couriers::{self, Office, Report};
+use super::couriers::{self, Assignment, Office, Report};
 use super::journal::Recorded;
 use super::log::{Line, LogHandle};
 use super::metrics::Metrics;
@@ -55,7 +55,7 @@ pub(crate) struct RelayTask {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) log: LogHandle,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Job>>>,
+    pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Assignment>>>,
 }
 
 impl RelayTask {
@@ -69,7 +69,6 @@ impl RelayTask {
             }
             let next = self.relay.poll_timeout().filter(|_| !stopped);
             tokio::select! {
-                biased;
                 batch = self.facts.recv() => match batch {
                     Some(batch) => self.take_facts(batch),
                     None => return,
@@ -90,7 +89,9 @@ impl RelayTask {
         while let Some(action) = self.relay.poll(clock::now()) {
             match action {
                 Action::Attempt { id, route, position, recipients, attempt } => {
-                    self.hand_over(route, Job { id, position, recipients, attempt });
+                    let content_len = self.relay.ledger().get(id).map_or(0, |t| t.content_len);
+                    let job = Job { id, position, recipients, attempt };
+                    self.hand_over(route, Assignment { job, content_len });
                 }
                 Action::Probe { route } => {
                     let next_hops = self.next_hops.get(&route).cloned().unwrap_or_default();
@@ -108,7 +109,7 @@ impl RelayTask {
     }
 
     /// To a courier with an open connection if there is one, else to a new one.
-    fn hand_over(&mut self, route: RouteName, mut job: Job) {
+    fn hand_over(&mut self, route: RouteName, mut job: Assignment) {
         while let Some(courier) = self.idle.get_mut(&route).and_then(Vec::pop) {
             match courier.try_send(job) {
                 Ok(()) => return,

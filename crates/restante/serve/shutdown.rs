@@ -12,11 +12,13 @@ use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Sessions have this long to say good-bye; the whole stop has 3 s.
-pub(crate) const SESSIONS: Duration = Duration::from_millis(1_000);
+pub(crate) const SESSIONS: Duration = Duration::from_millis(800);
 /// Attempts under way have this long for their last reply.
-const ATTEMPTS: Duration = Duration::from_millis(700);
+const ATTEMPTS: Duration = Duration::from_millis(600);
 /// The journal's last batch and the log's last lines have this long.
-const THREADS: Duration = Duration::from_millis(900);
+const THREADS: Duration = Duration::from_millis(700);
+/// The relay and the log have this long each to write what they were told.
+const LAST_LINES: Duration = Duration::from_millis(200);
 /// How often a failed journal is looked for.
 const FAILURE_CHECK: Duration = Duration::from_millis(50);
 
@@ -78,6 +80,11 @@ pub(crate) async fn attempts(admin: &Admin) {
     }
 }
 
+/// Tells the journal that nothing more comes, as far as it still listens.
+pub(crate) async fn close(journal: &Journal) {
+    let _hung_disk = tokio::time::timeout(LAST_LINES, journal.close()).await;
+}
+
 /// Waits for the journal to seal and the log to be written.
 pub(crate) async fn finish(
     journal: std::thread::JoinHandle<Result<(), CommitError>>,
@@ -91,8 +98,10 @@ pub(crate) async fn finish(
         // The disk is slow beyond measure. All that was acknowledged is synced; the seal is not.
         Err(_late) => Err(anyhow::anyhow!("the disk did not finish the journal's last write in time")),
     };
-    let _late = tokio::time::timeout(Duration::from_millis(200), relay).await;
-    let _late = tokio::time::timeout(Duration::from_millis(200), tokio::task::spawn_blocking(move || log.join())).await;
+    if !relay.is_finished() {
+        let _late = tokio::time::timeout(LAST_LINES, relay).await;
+    }
+    let _late = tokio::time::timeout(LAST_LINES, tokio::task::spawn_blocking(move || log.join())).await;
     sealed
 }
 
