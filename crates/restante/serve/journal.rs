@@ -234,20 +234,23 @@ impl Thread {
         }
     }
 
+    /// The relay first: whoever has a 250 finds the message in every listing and count.
     fn tell(&mut self, receipts: &[Receipt]) {
         let mut recorded = Vec::with_capacity(receipts.len());
+        let mut answers = Vec::with_capacity(receipts.len());
         for (mut entry, receipt) in self.batch.drain(..).zip(receipts) {
             if let Fact::Accepted(accepted) = &mut entry.fact {
                 accepted.id = receipt.id();
             }
-            if let Some(answer) = entry.answer {
-                // Nobody there any more: the client left after its dot. The message is ours all the same.
-                let _gone = answer.send(Ok(*receipt));
-            }
+            answers.extend(entry.answer.map(|answer| (answer, *receipt)));
             recorded.push(Recorded { position: receipt.position(), fact: entry.fact, about: entry.about });
         }
         // The relay is gone only when the process ends; the facts are on disk.
         let _ended = self.facts.blocking_send(recorded);
+        for (answer, receipt) in answers {
+            // Nobody there any more: the client left after its dot. The message is ours all the same.
+            let _gone = answer.send(Ok(receipt));
+        }
     }
 
     fn refuse(&mut self, why: Refused) {

@@ -174,6 +174,11 @@ impl RelayTask {
     }
 
     fn answer(&mut self, request: Request) {
+        // What was durable before the question is part of the answer.
+        for _ in 0..QUEUE {
+            let Ok(batch) = self.facts.try_recv() else { break };
+            self.take_facts(batch);
+        }
         // Whoever asked may have gone; that changes nothing here.
         match request {
             Request::Routes(answer) => drop(answer.send(self.relay.route_status(clock::now()))),
