@@ -379,6 +379,7 @@ struct Batch {
     /// The last one of the lines' days.
     day: String,
     has_facts: bool,
+    ends_past: bool,
     /// The last fact whose lines are all here, or were in a batch before.
     last: Option<Position>,
 }
@@ -412,7 +413,7 @@ impl Writer {
                     let _makes_room = self.past_queued.try_recv();
                     self.render(line, &mut batch);
                 }
-                Item::CaughtUp => self.behind = false,
+                Item::CaughtUp => batch.ends_past = true,
             }
             if batch.text.len() < WRITE_BYTES {
                 next = items.try_recv().ok();
@@ -445,14 +446,16 @@ impl Writer {
         if !self.frozen {
             self.unsaved = self.unsaved.max(batch.last);
         }
+        self.behind &= !batch.ends_past;
     }
 
-    /// The cursor goes no further than what was written in front of the first lost fact.
+    /// The cursor goes no further than what was written in front of the first lost fact; nowhere if that may be old.
     fn freeze(&mut self) {
         if !self.frozen {
             tracing::warn!("lines of the delivery log were lost; the next start tells it again from there");
         }
         self.frozen = true;
+        self.unsaved = self.unsaved.filter(|_| !self.behind);
     }
 
     /// Lets go of the file. What is in it must be on stable storage before the cursor moves over it.

@@ -169,6 +169,27 @@ fn a_catch_up_tells_all_and_then_moves_the_cursor() {
 }
 
 #[test]
+fn a_past_that_was_not_written_is_not_passed_by_what_was_told_meanwhile() {
+    let directory = tempfile::tempdir().unwrap();
+    let (log, items, mut writer) = parts(directory.path(), 10);
+    writer.behind = true;
+    log.write(line(9));
+    work(&mut writer, &items);
+    let current = directory.path().join(CURRENT);
+    std::fs::remove_file(&current).unwrap();
+    std::fs::create_dir(&current).unwrap();
+    writer.file = None;
+    log.patient().write(line(1));
+    log.patient().caught_up();
+    work(&mut writer, &items);
+    std::fs::remove_dir(&current).unwrap();
+    log.write(line(10));
+    work(&mut writer, &items);
+    assert!(!writer.behind);
+    assert_eq!(writer.cursor.saved(), None);
+}
+
+#[test]
 fn a_file_put_aside_unsynced_holds_the_cursor() {
     let directory = tempfile::tempdir().unwrap();
     let (log, items, mut writer) = parts(directory.path(), 10);
