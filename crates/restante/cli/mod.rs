@@ -5,7 +5,7 @@ pub(crate) mod args;
 mod client;
 mod deliver;
 mod export;
-mod journal;
+pub(crate) mod journal;
 pub(crate) mod log;
 mod log_line;
 pub(crate) mod output;

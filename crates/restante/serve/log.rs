@@ -1,7 +1,8 @@
 //! The delivery log: one JSON object per event, written after the fact is durable, by a thread of its own.
 //!
 //! Mail never waits for the log. If its disk is full or slow, lines are dropped, counted, and the gap is said in the log
-//! itself as soon as it takes lines again.
+//! itself as soon as it takes lines again. From then on the cursor stays in front of the first lost fact: the next start
+//! tells all from there once more. At least once, never silently missing.
 
 use super::log_cursor::Cursor;
 use super::metrics::Metrics;
@@ -13,13 +14,18 @@ use serde_json::{Map, Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-/// Lines waiting for the disk: some seconds of a busy server, about 50 MiB.
-const QUEUE_LINES: usize = 65_536;
+/// Lines waiting for the disk: a second or more of a busy server. A line is a map of up to 20 strings, some 4 KiB with
+/// the map's own slots, so about 64 MiB when full.
+const QUEUE_LINES: usize = 16_384;
+/// Lines of the past among them: few, so that telling it leaves the room to what happens now.
+const PAST_LINES_MAX: usize = QUEUE_LINES / 16;
 /// A file is put aside when it is larger than this, or a day old.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 /// Files kept beside the current one: at most 2 GiB of log.
@@ -36,12 +42,17 @@ pub(crate) const CURRENT: &str = "delivery.jsonl";
 /// One event, and the fact it tells of.
 pub(crate) struct Line {
     fields: Map<String, Value>,
+    /// Of the fact; none for what is in no journal.
     position: Option<Position>,
+    /// More lines of the same fact follow: the cursor moves over it with the last one.
+    continues: bool,
 }
 
 /// What the log's thread is told.
 pub(crate) enum Item {
     Line(Line),
+    /// A line that a crash kept from the log.
+    Past(Line),
     /// All that the last crash kept from the log has been told.
     CaughtUp,
 }
@@ -52,13 +63,21 @@ impl Line {
         line.insert("type".into(), "log".into());
         line.insert("ts".into(), at.to_string().into());
         line.insert("ev".into(), event.into());
-        Self { fields: line, position: None }
+        Self { fields: line, position: None, continues: false }
     }
 
     /// The line of a fact at this position.
     pub(crate) fn at(mut self, position: Position) -> Self {
         self.position = Some(position);
         self
+    }
+
+    /// The lines of one fact.
+    fn together(mut lines: Vec<Self>) -> Vec<Self> {
+        if let Some((_last, others)) = lines.split_last_mut() {
+            others.iter_mut().for_each(|line| line.continues = true);
+        }
+        lines
     }
 
     fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
@@ -117,7 +136,8 @@ impl Line {
 
     /// One line for each recipient tried.
     pub(crate) fn attempted(attempted: &Attempted, about: &Accepted) -> Vec<Self> {
-        attempted.results.iter().map(|(index, outcome)| Self::result(attempted, about, *index, outcome)).collect()
+        let result = |(index, outcome): &(u16, Outcome)| Self::result(attempted, about, *index, outcome);
+        Self::together(attempted.results.iter().map(result).collect())
     }
 
     fn result(attempted: &Attempted, about: &Accepted, index: u16, outcome: &Outcome) -> Self {
@@ -179,9 +199,9 @@ impl Line {
     }
 
     pub(crate) fn operated(operated: &restante_ledger::Operated, about: &Accepted) -> Vec<Self> {
-        let event = match operated.action {
-            restante_ledger::Action::Hold => "held",
-            restante_ledger::Action::Release => "released",
+        let (event, status) = match operated.action {
+            restante_ledger::Action::Hold => ("held", "hold"),
+            restante_ledger::Action::Release => ("released", "released"),
         };
         let addressed = operated.recipients.iter().filter_map(|i| about.envelope.recipients.get(usize::from(*i)));
         let line = |to: &restante_envelope::Recipient| {
@@ -189,11 +209,11 @@ impl Line {
                 .with("id", operated.id.to_string())
                 .with("route", to.route.as_str())
                 .with("to", to.forward_path.as_str())
-                .with("status", event)
+                .with("status", status)
                 .with("actor", operated.actor.as_str())
                 .with("reason", operated.reason.as_str())
         };
-        addressed.map(line).collect()
+        Self::together(addressed.map(line).collect())
     }
 
     pub(crate) fn primary(event: &Event, at: Timestamp) -> Self {
@@ -209,29 +229,68 @@ impl Line {
         }
     }
 
-    pub(crate) fn recovered(at: Timestamp, state: &str, pending: u64) -> Self {
-        Self::new("recovered", at).with("status", state).with("pending", pending)
+    /// With the number of messages that wait.
+    pub(crate) fn pending(self, messages: u64) -> Self {
+        self.with("pending", messages)
     }
+
+    pub(crate) fn recovered(at: Timestamp, state: &str, pending: u64) -> Self {
+        Self::new("recovered", at).with("status", state).pending(pending)
+    }
+}
+
+/// What found no room in the queue. Set before any later line is queued, so whoever takes that one sees it.
+#[derive(Default)]
+struct Overflow {
+    /// Since they were last told of.
+    lines: AtomicU64,
+    /// A line of a fact was among them, ever.
+    facts: AtomicBool,
 }
 
 /// The way to the log's thread. Never waits.
 #[derive(Clone)]
 pub(crate) struct LogHandle {
     items: SyncSender<Item>,
+    /// Holds one for each line of the past that is queued.
+    past: SyncSender<()>,
+    overflow: Arc<Overflow>,
     metrics: Arc<Metrics>,
 }
 
 impl LogHandle {
     /// Hands a line over, or counts it as dropped.
     pub(crate) fn write(&self, line: Line) {
+        let is_fact = line.position.is_some();
         if self.items.try_send(Item::Line(line)).is_err() {
+            self.overflow.lines.fetch_add(1, Ordering::Release);
+            self.overflow.facts.fetch_or(is_fact, Ordering::Release);
             self.metrics.log_dropped(1);
         }
     }
 
-    /// For lines that may wait.
-    pub(crate) fn patient(&self) -> SyncSender<Item> {
-        self.items.clone()
+    /// For lines of the past, which may wait.
+    pub(crate) fn patient(&self) -> Patient {
+        Patient { items: self.items.clone(), past: self.past.clone() }
+    }
+}
+
+/// The way for lines of the past. Waits for the thread to have taken those before; does nothing once it has ended.
+pub(crate) struct Patient {
+    items: SyncSender<Item>,
+    past: SyncSender<()>,
+}
+
+impl Patient {
+    pub(crate) fn write(&self, line: Line) {
+        if self.past.send(()).is_ok() {
+            let _ended = self.items.send(Item::Past(line));
+        }
+    }
+
+    /// All of the past has been handed over.
+    pub(crate) fn caught_up(&self) {
+        let _ended = self.items.send(Item::CaughtUp);
     }
 }
 
@@ -251,26 +310,56 @@ pub(crate) fn start(
     metrics: Arc<Metrics>,
     behind: impl FnOnce(Option<Position>) -> bool,
 ) -> io::Result<Started> {
+    let (handle, items, mut writer) = assemble(directory, node, metrics, QUEUE_LINES)?;
+    let cursor = writer.cursor.saved();
+    writer.behind = behind(cursor);
+    let thread = std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&items))?;
+    Ok(Started { handle, thread, cursor })
+}
+
+fn assemble(
+    directory: PathBuf,
+    node: String,
+    metrics: Arc<Metrics>,
+    queue_lines: usize,
+) -> io::Result<(LogHandle, Receiver<Item>, Writer)> {
     std::fs::create_dir_all(&directory)?;
-    let (items, receiver) = sync_channel(QUEUE_LINES);
-    let cursor = Cursor::open(&directory)?;
-    let saved = cursor.saved();
-    let (behind, lost, unsaved) = (behind(saved), 0, None);
-    let mut writer = Writer { directory, node, metrics: metrics.clone(), file: None, lost, cursor, behind, unsaved };
-    let thread = std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&receiver))?;
-    Ok(Started { handle: LogHandle { items, metrics }, thread, cursor: saved })
+    let (items, receiver) = sync_channel(queue_lines);
+    let (past, past_queued) = sync_channel(PAST_LINES_MAX);
+    let overflow = Arc::new(Overflow::default());
+    let writer = Writer {
+        cursor: Cursor::open(&directory)?,
+        directory,
+        node,
+        metrics: metrics.clone(),
+        overflow: overflow.clone(),
+        past_queued,
+        file: None,
+        lost: 0,
+        is_failing: false,
+        behind: false,
+        frozen: false,
+        unsaved: None,
+    };
+    Ok((LogHandle { items, past, overflow, metrics }, receiver, writer))
 }
 
 struct Writer {
     directory: PathBuf,
     node: String,
     metrics: Arc<Metrics>,
+    overflow: Arc<Overflow>,
+    past_queued: Receiver<()>,
     file: Option<Open>,
     /// Lines that were not written since the last one that was.
     lost: u64,
+    /// The last write failed, and that was said.
+    is_failing: bool,
     cursor: Cursor,
     /// Older facts are still being told: what is told now must not move the cursor over them.
     behind: bool,
+    /// Lines of a fact were lost: the cursor stays in front of it, for the next start to tell it.
+    frozen: bool,
     /// The last fact written, if the cursor is not there yet.
     unsaved: Option<Position>,
 }
@@ -282,15 +371,30 @@ struct Open {
     day: String,
 }
 
+/// Lines that go into one write.
+#[derive(Default)]
+struct Batch {
+    text: Vec<u8>,
+    lines: u64,
+    /// The last one of the lines' days.
+    day: String,
+    has_facts: bool,
+    ends_past: bool,
+    /// The last fact whose lines are all here, or were in a batch before.
+    last: Option<Position>,
+}
+
 impl Writer {
     fn run(&mut self, items: &Receiver<Item>) {
-        let mut text = Vec::new();
         let mut saved_at = Instant::now();
         loop {
             match items.recv_timeout(SAVE_EVERY) {
-                Ok(first) => self.take(first, items, &mut text),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return self.save(),
+                Ok(first) => self.take(first, items),
+                Err(RecvTimeoutError::Timeout) => self.append(&Batch::default()),
+                Err(RecvTimeoutError::Disconnected) => {
+                    self.append(&Batch::default());
+                    return self.save();
+                }
             }
             if saved_at.elapsed() >= SAVE_EVERY {
                 self.save();
@@ -300,31 +404,73 @@ impl Writer {
     }
 
     /// What is there goes into one write: a busy server writes hundreds of lines at a time, a quiet one each at once.
-    fn take(&mut self, first: Item, items: &Receiver<Item>, text: &mut Vec<u8>) {
-        let (mut next, mut count, mut day, mut last) = (Some(first), 0, String::new(), None);
+    fn take(&mut self, first: Item, items: &Receiver<Item>) {
+        let (mut next, mut batch) = (Some(first), Batch::default());
         while let Some(item) = next.take() {
             match item {
-                Item::Line(line) => {
-                    last = last.max(line.position);
-                    day = self.render(line, text);
-                    count += 1;
+                Item::Line(line) => self.render(line, &mut batch),
+                Item::Past(line) => {
+                    let _makes_room = self.past_queued.try_recv();
+                    self.render(line, &mut batch);
                 }
-                Item::CaughtUp => self.behind = false,
+                Item::CaughtUp => batch.ends_past = true,
             }
-            if text.len() < WRITE_BYTES {
+            if batch.text.len() < WRITE_BYTES {
                 next = items.try_recv().ok();
             }
         }
-        if let Err(error) = self.write(text, &day) {
-            if self.lost == 0 {
-                tracing::warn!("cannot write the delivery log, mail goes on without it: {error}");
-            }
-            self.file = None;
-            self.lost += count;
-            self.metrics.log_dropped(count);
+        self.append(&batch);
+    }
+
+    /// Writes a batch, in front of it what is to be said of a gap.
+    fn append(&mut self, batch: &Batch) {
+        self.lost += self.overflow.lines.swap(0, Ordering::Acquire);
+        if self.overflow.facts.load(Ordering::Acquire) {
+            self.freeze();
         }
-        self.unsaved = self.unsaved.max(last);
-        text.clear();
+        match self.write(batch) {
+            Ok(()) => self.is_failing = false,
+            Err(error) => {
+                if !self.is_failing {
+                    tracing::warn!("cannot write the delivery log, mail goes on without it: {error}");
+                }
+                self.is_failing = true;
+                self.put_down();
+                self.lost += batch.lines;
+                self.metrics.log_dropped(batch.lines);
+                if batch.has_facts {
+                    self.freeze();
+                }
+            }
+        }
+        if !self.frozen {
+            self.unsaved = self.unsaved.max(batch.last);
+        }
+        self.behind &= !batch.ends_past;
+    }
+
+    /// The cursor goes no further than what was written in front of the first lost fact; nowhere if that may be old.
+    fn freeze(&mut self) {
+        if !self.frozen {
+            tracing::warn!("lines of the delivery log were lost; the next start tells it again from there");
+        }
+        self.frozen = true;
+        self.unsaved = self.unsaved.filter(|_| !self.behind);
+    }
+
+    /// Lets go of the file. What is in it must be on stable storage before the cursor moves over it.
+    fn put_down(&mut self) {
+        let Some(open) = self.file.take() else { return };
+        if let Err(error) = open.file.sync_data() {
+            self.not_synced(&error);
+        }
+    }
+
+    /// The kernel tells of bytes that it could not store once only: nothing written since the last save can be relied on.
+    fn not_synced(&mut self, error: &io::Error) {
+        tracing::debug!("the log's cursor stays behind: {error}");
+        self.unsaved = None;
+        self.freeze();
     }
 
     /// Moves the cursor behind what is on stable storage.
@@ -332,30 +478,38 @@ impl Writer {
         let Some(place) = self.unsaved.filter(|place| !self.behind && Some(*place) > self.cursor.saved()) else {
             return;
         };
-        let synced = self.file.as_ref().map_or(Ok(()), |open| open.file.sync_data());
-        match synced.and_then(|()| self.cursor.save(place)) {
+        if let Err(error) = self.file.as_ref().map_or(Ok(()), |open| open.file.sync_data()) {
+            return self.not_synced(&error);
+        }
+        match self.cursor.save(place) {
             Ok(()) => self.unsaved = None,
             Err(error) => tracing::debug!("the log's cursor stays behind: {error}"),
         }
     }
 
-    fn render(&self, mut line: Line, text: &mut Vec<u8>) -> String {
+    fn render(&self, mut line: Line, batch: &mut Batch) {
         line.fields.insert("node".into(), self.node.as_str().into());
-        let day =
-            line.fields.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default().to_owned();
-        if serde_json::to_writer(&mut *text, &line.fields).is_ok() {
-            text.push(b'\n');
+        let day = line.fields.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default();
+        if batch.day.as_str() < day {
+            day.clone_into(&mut batch.day);
         }
-        day
+        if serde_json::to_writer(&mut batch.text, &line.fields).is_ok() {
+            batch.text.push(b'\n');
+        }
+        batch.lines += 1;
+        batch.has_facts |= line.position.is_some();
+        batch.last = batch.last.max(line.position.filter(|_| !line.continues));
     }
 
-    fn write(&mut self, text: &[u8], day: &str) -> io::Result<()> {
-        if text.is_empty() {
+    fn write(&mut self, batch: &Batch) -> io::Result<()> {
+        if batch.text.is_empty() && self.lost == 0 {
             return Ok(());
         }
+        let now = crate::clock::now().to_string();
+        let day = if batch.day.is_empty() { now.get(..10).unwrap_or_default() } else { batch.day.as_str() };
         let due = |open: &Open| open.bytes > FILE_BYTES_MAX || open.day.as_str() < day;
         if self.file.as_ref().is_some_and(due) {
-            self.file = None;
+            self.put_down();
             rotate(&self.directory)?;
         }
         if self.file.is_none() {
@@ -363,13 +517,13 @@ impl Writer {
         }
         let Some(open) = &mut self.file else { return Ok(()) };
         if self.lost > 0 {
-            let gap = json!({"type": "log", "ts": crate::clock::now().to_string(), "ev": "log_gap", "node": self.node,
+            let gap = json!({"type": "log", "ts": now, "ev": "log_gap", "node": self.node,
                 "why": format!("{} records could not be written", self.lost)});
-            writeln!(open.file, "{gap}")?;
+            open.file.write_all(format!("{gap}\n").as_bytes())?;
             self.lost = 0;
         }
-        open.file.write_all(text)?;
-        open.bytes += text.len() as u64;
+        open.file.write_all(&batch.text)?;
+        open.bytes += batch.text.len() as u64;
         Ok(())
     }
 }
@@ -380,8 +534,18 @@ fn open(directory: &Path, day: &str) -> io::Result<Open> {
         tracing::debug!("the log of {old} is put aside");
         rotate(directory)?;
     }
-    let file = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    // The name too must outlast a crash before the cursor moves.
+    File::open(directory)?.sync_all()?;
     let bytes = file.metadata()?.len();
+    let mut end = [b'\n'];
+    if let Some(last) = bytes.checked_sub(1) {
+        file.read_exact_at(&mut end, last)?;
+    }
+    // A write that failed, or a crash, has left the beginning of a line: ours is not its end.
+    if end != [b'\n'] {
+        file.write_all(b"\n")?;
+    }
     Ok(Open { file, bytes, day: day.to_owned() })
 }
 
@@ -428,3 +592,6 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     found.sort();
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;

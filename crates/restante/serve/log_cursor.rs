@@ -3,7 +3,7 @@
 //! The cursor is saved after the lines in front of it are on stable storage, so an event may be logged twice and is
 //! never missing. It is one small file beside the log; without it the whole journal is told again.
 
-use super::log::{Item, Line};
+use super::log::{Line, Patient};
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, DirStorage, Reader, Sink};
 use restante_ledger::{Accepted, Fact, Ledger, Position};
@@ -11,7 +11,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
-use std::sync::mpsc::SyncSender;
 
 /// The file.
 const NAME: &str = "cursor";
@@ -80,24 +79,24 @@ impl Sink for Boot {
 
 /// Tells the log every fact behind `after` and in front of segment `until`, which the running daemon tells itself.
 /// Reads the journal a second time, on a thread of its own: the start does not wait for the log.
-pub(crate) fn catch_up(storage: &DirStorage, after: Option<Position>, until: u64, lines: &SyncSender<Item>) {
-    let mut teller =
-        Teller { boot: Boot::default(), reader: Reader::new(storage.clone()), after, until, lines: lines.clone() };
-    if let Err(error) = restante_journal::replay(storage, Depth::Records, &mut teller) {
-        tracing::warn!("the delivery log could not be completed from the journal: {error}");
+pub(crate) fn catch_up(storage: &DirStorage, after: Option<Position>, until: u64, lines: &Patient) {
+    let mut teller = Teller { boot: Boot::default(), reader: Reader::new(storage.clone()), after, until, lines };
+    match restante_journal::replay(storage, Depth::Records, &mut teller) {
+        Ok(_) => lines.caught_up(),
+        // The cursor stays: the next start tries again.
+        Err(error) => tracing::warn!("the delivery log could not be completed from the journal: {error}"),
     }
-    let _ended = lines.send(Item::CaughtUp);
 }
 
-struct Teller {
+struct Teller<'a> {
     boot: Boot,
     reader: Reader<DirStorage>,
     after: Option<Position>,
     until: u64,
-    lines: SyncSender<Item>,
+    lines: &'a Patient,
 }
 
-impl Teller {
+impl Teller<'_> {
     /// The message that a fact is about.
     fn about(&mut self, id: TransactionId) -> Option<Accepted> {
         let position = self.boot.ledger.get(id)?.position;
@@ -105,7 +104,7 @@ impl Teller {
     }
 }
 
-impl Sink for Teller {
+impl Sink for Teller<'_> {
     fn fact(&mut self, position: Position, fact: &Fact) {
         if position.segment >= self.until {
             return;
@@ -122,7 +121,7 @@ impl Sink for Teller {
                 Fact::Served(_) => Vec::new(),
             };
             for line in lines {
-                let _ended = self.lines.send(Item::Line(line.at(position)));
+                self.lines.write(line.at(position));
             }
         }
         self.boot.fact(position, fact);

@@ -8,7 +8,7 @@ use super::metrics::Metrics;
 use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
-use restante_ledger::{Action as Operation, Fact, Position, RecipientIndex, RecipientState};
+use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
 use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,6 +17,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Batches of facts and reports on their way here. The journal's thread waits when this is full: the relay never waits
 /// for the journal, so they cannot wait for one another.
 pub(crate) const QUEUE: usize = 256;
+
+/// Messages that get a `waiting` line when a primary goes down. One that flaps with a million messages due must not bury
+/// the log; its line tells how many there are.
+const WAITING_NAMED_MAX: usize = 1_000;
 
 /// A question, or an order of an operator.
 pub(crate) enum Request {
@@ -101,9 +105,10 @@ impl RelayTask {
         }
         for event in self.relay.take_events() {
             announce(&event);
-            self.log.write(Line::primary(&event, clock::now()));
-            if let Event::PrimaryDown { route, why } = &event {
-                self.log_waiting(route, why);
+            let line = Line::primary(&event, clock::now());
+            match &event {
+                Event::PrimaryDown { route, why } => self.log_waiting(line, route, why),
+                _ => self.log.write(line),
             }
         }
     }
@@ -154,13 +159,11 @@ impl RelayTask {
     }
 
     /// Everything due on a route that has just gone down begins to wait.
-    fn log_waiting(&self, route: &RouteName, why: &str) {
-        let ledger = self.relay.ledger();
-        let Some(index) = ledger.find_route(route) else { return };
-        for (id, transaction) in ledger.iter() {
-            if transaction.recipients.iter().any(|r| r.route == index && r.state == RecipientState::Due) {
-                self.log.write(Line::waiting(id, route, why));
-            }
+    fn log_waiting(&self, down: Line, route: &RouteName, why: &str) {
+        let (named, pending) = due_on(self.relay.ledger(), route);
+        self.log.write(down.pending(pending));
+        for id in named {
+            self.log.write(Line::waiting(id, route, why));
         }
     }
 
@@ -216,6 +219,21 @@ impl RelayTask {
     }
 }
 
+/// The first messages due on a route, and how many there are.
+fn due_on(ledger: &Ledger, route: &RouteName) -> (Vec<TransactionId>, u64) {
+    let (mut named, mut pending) = (Vec::new(), 0);
+    let Some(index) = ledger.find_route(route) else { return (named, pending) };
+    for (id, transaction) in ledger.iter() {
+        if transaction.recipients.iter().any(|r| r.route == index && r.state == RecipientState::Due) {
+            pending += 1;
+            if named.len() < WAITING_NAMED_MAX {
+                named.push(id);
+            }
+        }
+    }
+    (named, pending)
+}
+
 fn announce(event: &Event) {
     match event {
         Event::PrimaryUp { route, down_for: Some(down) } => {
@@ -232,4 +250,23 @@ fn announce(event: &Event) {
 /// Whether a route's primary takes mail, for a page that wants one word.
 pub(crate) fn is_up(status: &RouteStatus) -> bool {
     status.state == RouteState::Up
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::journal::testing::{contents, message, write, writer};
+
+    #[test]
+    fn a_primary_that_flaps_does_not_bury_the_log() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let messages: Vec<_> = (0..=WAITING_NAMED_MAX).map(|_| message(b"x", &["a@x.test"], None)).collect();
+        write(&mut writer, &messages);
+        write(&mut writer, &[message(b"x", &["a@x.test"], Some("virus"))]);
+        let ledger = contents(directory.path()).ledger;
+        let (named, pending) = due_on(&ledger, &RouteName::new("example.test"));
+        assert_eq!((named.len(), pending), (WAITING_NAMED_MAX, 1_001));
+        assert_eq!(due_on(&ledger, &RouteName::new("other.test")), (Vec::new(), 0));
+    }
 }
