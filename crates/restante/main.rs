@@ -16,6 +16,10 @@ fn main() -> ExitCode {
     // Whatever we make is for us alone: mail is in it.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     match run(&cli, output) {
+        Ok(_) if Output::was_lost() => {
+            output.note("restante: cannot write to standard output");
+            ExitCode::from(cli::exit::FAILED)
+        }
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             output.note(&format!("restante: {error:#}"));

@@ -97,7 +97,7 @@ impl Account<'_> {
         match self.state() {
             State::Clean => "clean: every byte is as written, every accepted recipient is accounted for".to_owned(),
             State::Torn => format!(
-                "torn: {} in flight at a crash are incomplete; nobody was promised anything about them",
+                "torn: {} behind the last proof are incomplete: after a crash, what nobody had a 250 for; after a disk failure, perhaps more",
                 count(report.torn.iter().map(|place| place.bytes).sum(), "byte")
             ),
             State::Damaged => format!(

@@ -18,6 +18,9 @@ Exit codes:
   4 a selector matched nothing
 Any other code means failure.";
 
+/// An operator's reason, in bytes.
+const REASON_BYTES_MAX: usize = 1_000;
+
 const SERVE_HELP: &str = "\
 Without --config and --route: ./restante.toml, then /etc/restante/restante.toml.
 With --route and no --config no file is read. With both, the routes given replace those of the file.
@@ -51,7 +54,7 @@ Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachabl
 /// Journaling SMTP relay and backup MX: mail is on stable storage before the 250.
 #[derive(Debug, Parser)]
 #[command(name = "restante", version, after_help = EXIT_CODES)]
-#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -191,7 +194,7 @@ pub(crate) struct Operation {
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     /// Why; it is written to the journal and the delivery log
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub(crate) reason: String,
     #[command(flatten)]
     pub(crate) daemon: Daemon,
@@ -227,6 +230,15 @@ impl Cli {
             flags.hostname.clone_from(&serve.hostname);
         }
         flags
+    }
+}
+
+/// Some words, so that whoever reads the log in a year knows; not a book.
+fn reason(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("say why in a few words".to_owned()),
+        text if text.len() > REASON_BYTES_MAX => Err(format!("longer than {REASON_BYTES_MAX} bytes")),
+        text => Ok(text.to_owned()),
     }
 }
 
@@ -270,7 +282,11 @@ mod tests {
         assert_eq!(refused("restante queue flush"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --reason x"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --all"), ErrorKind::MissingRequiredArgument);
-        assert_eq!(refused("restante queue release --all --reason="), ErrorKind::InvalidValue);
+        assert_eq!(refused("restante queue release --all --reason="), ErrorKind::ValueValidation);
+        assert_eq!(
+            refused(&format!("restante queue hold --all --reason={}", "x".repeat(1_001))),
+            ErrorKind::ValueValidation
+        );
         assert_eq!(refused(&format!("restante queue flush --all --id {ID}")), ErrorKind::ArgumentConflict);
         assert_eq!(refused("restante queue flush --id 12"), ErrorKind::ValueValidation);
         for line in

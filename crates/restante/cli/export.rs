@@ -4,7 +4,7 @@
 
 use anyhow::{Context as _, bail};
 use restante_envelope::{BodyType, Recipient, TransactionId};
-use restante_journal::{DirStorage, Reader};
+use restante_journal::{DirStorage, Reader, Stored};
 use restante_ledger::{Accepted, Fact, Ledger, RecipientEntry, RecipientState, Transaction};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
@@ -16,9 +16,18 @@ pub(crate) fn pending(ledger: &Ledger) -> impl Iterator<Item = (TransactionId, &
     ledger.iter().filter(|(_, transaction)| !transaction.is_settled())
 }
 
+/// What an export came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Exported {
+    /// Messages written.
+    pub(crate) written: u64,
+    /// Messages whose bytes cannot be read.
+    pub(crate) unreadable: Vec<TransactionId>,
+}
+
 /// Writes `ID.eml` and `ID.json` of each pending message to `dir`, makes it if it is missing, and returns when all is on
-/// stable storage. Returns how many messages that were.
-pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyhow::Result<u64> {
+/// stable storage.
+pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyhow::Result<Exported> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     for (id, _) in pending(ledger) {
         for ending in ["eml", "json"] {
@@ -29,14 +38,16 @@ pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyho
         }
     }
     let mut reader = Reader::new(storage.clone());
-    let mut exported = 0;
+    let mut exported = Exported::default();
     for (id, transaction) in pending(ledger) {
-        let stored = reader.message(transaction.position).with_context(|| format!("cannot export {id}"))?;
-        let Fact::Accepted(accepted) = &stored.fact else { bail!("cannot export {id}: another record stands there") };
-        let description = format!("{:#}\n", describe(accepted, transaction));
-        write_new(&dir.join(format!("{id}.eml")), &stored.content)?;
+        let Ok(Stored { fact: Fact::Accepted(accepted), content }) = reader.message(transaction.position) else {
+            exported.unreadable.push(id);
+            continue;
+        };
+        let description = format!("{:#}\n", describe(&accepted, transaction));
+        write_new(&dir.join(format!("{id}.eml")), &content)?;
         write_new(&dir.join(format!("{id}.json")), description.as_bytes())?;
-        exported += 1;
+        exported.written += 1;
     }
     let synced = File::open(dir).and_then(|directory| directory.sync_all());
     synced.with_context(|| format!("cannot sync {}", dir.display()))?;
@@ -122,7 +133,7 @@ mod tests {
         let contents = contents(directory.path());
         let storage = DirStorage::open(directory.path()).unwrap();
         let out = directory.path().join("made/if/missing");
-        assert_eq!(export(&storage, &contents.ledger, &out).unwrap(), 2);
+        assert_eq!(export(&storage, &contents.ledger, &out).unwrap().written, 2);
         assert_eq!(std::fs::read_dir(&out).unwrap().count(), 4);
         assert_eq!(std::fs::read(out.join(format!("{}.eml", ids[0]))).unwrap(), body);
         let text = std::fs::read_to_string(out.join(format!("{}.json", ids[0]))).unwrap();

@@ -1,6 +1,10 @@
 //! What commands print: data on standard output, everything else on standard error. A closed pipe is no error.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A script that gets an empty file and exit 0 would believe it.
+static LOST: AtomicBool = AtomicBool::new(false);
 
 /// How a command may print.
 #[derive(Debug, Clone, Copy)]
@@ -22,8 +26,18 @@ impl Output {
 
     /// Prints one line of data.
     pub(crate) fn line(self, text: &str) {
-        // Whoever reads the other end of a pipe may have seen enough.
-        let _closed = writeln!(io::stdout().lock(), "{text}");
+        let written = writeln!(io::stdout().lock(), "{text}");
+        match written {
+            // Whoever reads the other end of a pipe may have seen enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => LOST.store(true, Ordering::Relaxed),
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Whether some of what was printed did not arrive, and nobody closed the pipe: a full disk behind standard output.
+    pub(crate) fn was_lost() -> bool {
+        let flushed = io::stdout().lock().flush();
+        LOST.load(Ordering::Relaxed) || flushed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe)
     }
 
     /// Prints one JSON object as a line of data.

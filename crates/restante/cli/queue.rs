@@ -2,6 +2,7 @@
 
 use super::args::{Cli, Flush, Operation, Queue, Selector};
 use super::client::{Client, NoAnswer};
+use super::log_line::printable;
 use super::output::Output;
 use super::{exit, words};
 use crate::{clock, config};
@@ -172,7 +173,8 @@ impl Entry {
         for to in &self.to {
             let why = to.get("reason").and_then(Value::as_str).or_else(|| to.get("last_reply")?.as_str());
             if let Some(why) = why {
-                line += &format!("\n{:28}{}: {why}", "", to.get("addr").and_then(Value::as_str).unwrap_or("?"));
+                let addr = to.get("addr").and_then(Value::as_str).unwrap_or("?");
+                line += &format!("\n{:28}{addr}: {}", "", printable(why));
             }
         }
         line

@@ -7,7 +7,7 @@ use super::account::{Account, count};
 use super::args::{Cli, Recover};
 use super::deliver::{self, NoPlan, Plan, Round};
 use super::exit;
-use super::export;
+use super::export::{self, Exported};
 use super::journal::{self, Book, Contents};
 use super::output::Output;
 use crate::clock;
@@ -17,6 +17,7 @@ use anyhow::Context as _;
 use restante_journal::{DamageKind, DirStorage, DirectoryLock, LockError, Report, State, Storage as _, set_aside};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -33,9 +34,10 @@ const INDEX: &str = "index.sqlite";
 struct Done {
     /// Names of files in the data directory.
     set_aside: Vec<String>,
-    /// Messages.
-    exported: Option<u64>,
+    exported: Option<Exported>,
     round: Option<Round>,
+    /// What failed, in words.
+    errors: Vec<String>,
 }
 
 pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u8> {
@@ -62,28 +64,67 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         return Ok(say_what_would_be_done(&contents, args, plan.as_ref(), output));
     }
     let mut done = Done::default();
+    // Whatever fails from here on, the account is told: it is what the person at 03:00 came for.
     if let Some(out) = &args.export {
-        done.exported = Some(export::export(&storage, &contents.ledger, out)?);
+        match export::export(&storage, &contents.ledger, out) {
+            Ok(exported) => done.exported = Some(exported),
+            Err(error) => done.errors.push(format!("{error:#}")),
+        }
     }
-    done.set_aside = set_aside(&storage, &contents.replay.report).context("cannot set the bad bytes aside")?;
-    remove_index(&storage)?;
+    match set_aside(&storage, &contents.replay.report) {
+        Ok(made) => done.set_aside = made,
+        Err(error) => done.errors.push(format!("cannot set the bad bytes aside: {error}")),
+    }
+    if let Err(error) = remove_index(&storage) {
+        done.errors.push(format!("{error:#}"));
+    }
     let mut book = Book::new(storage, contents);
-    if !book.replay().report.torn.is_empty() {
-        book.begin().context("the torn end of the journal cannot be closed")?;
+    if !book.replay().report.torn.is_empty() && done.errors.is_empty() {
+        let begun = book.begin();
+        done.errors.extend(begun.err().map(|error| format!("the torn end of the journal cannot be closed: {error}")));
     }
     let log = start_log(&dir, &book, plan.as_ref(), output);
-    if let Some(plan) = plan {
-        let round = deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output)?;
-        done.round = Some(round);
+    if let Some(plan) = plan.filter(|_| done.errors.is_empty()) {
+        match deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output) {
+            Ok(round) => done.round = Some(round),
+            Err(error) => done.errors.push(format!("cannot deliver: {error}")),
+        }
     }
     let closed = book.close();
     stop_log(log);
+    if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
+        done.errors.extend(closed.err().map(|error| format!("the journal cannot be closed: {error}")));
+    }
+    if let Err(error) = give_to_owner(&dir) {
+        done.errors.push(format!("cannot give new files to the owner of {}: {error}", dir.display()));
+    }
     let account = Account { replay: book.replay(), balance: book.ledger.balance() };
     tell(&account, &book.ledger, &done, output);
-    if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
-        closed.context("the journal cannot be closed")?;
+    for error in &done.errors {
+        output.note(&format!("restante: {error}"));
     }
-    Ok(exit_code(account.state(), account.balance, done.round.as_ref()))
+    let code = exit_code(account.state(), account.balance, done.round.as_ref());
+    Ok(if done.errors.is_empty() || code == exit::DAMAGED { code } else { exit::FAILED })
+}
+
+/// Run by root on a journal of another user, we leave nothing that this user's daemon could not open.
+fn give_to_owner(dir: &Path) -> std::io::Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = std::fs::metadata(dir)?;
+    for place in [dir.to_owned(), dir.join("log"), dir.join("torn")] {
+        let Ok(entries) = std::fs::read_dir(&place) else { continue };
+        for path in entries.map(|entry| entry.map(|entry| entry.path())).chain([Ok(place.clone())]) {
+            let path = path?;
+            let about = path.symlink_metadata()?;
+            // Only what root alone can have made here: a link to somebody's file is not ours to give away.
+            if about.uid() == 0 && owner.uid() != 0 && (about.is_dir() || (about.is_file() && about.nlink() == 1)) {
+                std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The right to write; a dry run only sees to it that nobody has it.
@@ -223,8 +264,11 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
         let mut object = account.object("recover");
         object.insert("set_aside".into(), done.set_aside.clone().into());
         object.insert("on_hold".into(), on_hold.into());
-        if let Some(exported) = done.exported {
-            object.insert("exported".into(), exported.into());
+        object.insert("errors".into(), done.errors.clone().into());
+        if let Some(exported) = &done.exported {
+            object.insert("exported".into(), exported.written.into());
+            let unreadable = exported.unreadable.iter().map(|id| id.to_string().into()).collect();
+            object.insert("not_exported".into(), Value::Array(unreadable));
         }
         if let Some(round) = &done.round {
             object.append(&mut round_object(round));
@@ -236,8 +280,11 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     for name in &done.set_aside {
         output.line(&format!("set aside: {name}"));
     }
-    if let Some(exported) = done.exported {
-        output.line(&format!("exported: {}", count(exported, "message")));
+    if let Some(exported) = &done.exported {
+        output.line(&format!("exported: {}", count(exported.written, "message")));
+        for id in &exported.unreadable {
+            output.line(&format!("not exported, its bytes are damaged: {id}"));
+        }
     }
     if let Some(round) = &done.round {
         round_lines(round).iter().for_each(|line| output.line(line));
@@ -446,16 +493,15 @@ mod tests {
     }
 
     #[test]
-    fn an_export_over_an_existing_file_fails_before_anything_changes() {
+    fn an_export_over_an_existing_file_writes_none_and_the_account_is_told_all_the_same() {
         let directory = crashed();
         let dir = directory.path();
         let out = dir.join("out");
         let flags = format!("--export {}", out.display());
         assert_eq!(recover(dir, &flags).unwrap(), 0);
-        tear(dir);
-        let before = files(dir);
-        assert!(recover(dir, &flags).unwrap_err().to_string().contains(" exists; nothing was exported"));
-        assert_eq!(files(dir), before);
+        let before = files(&out);
+        assert_eq!(recover(dir, &flags).unwrap(), 1);
+        assert_eq!(files(&out), before);
     }
 
     #[test]
