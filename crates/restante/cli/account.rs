@@ -31,6 +31,8 @@ impl Account<'_> {
             self.balance;
         let report = self.report();
         let mut object = Map::new();
+        object.insert("type".into(), kind.into());
+        object.insert("state".into(), self.state().as_str().into());
         for (key, count) in [
             ("transactions", transactions),
             ("accepted", accepted),
@@ -47,8 +49,6 @@ impl Account<'_> {
         ] {
             object.insert(key.into(), count.into());
         }
-        object.insert("type".into(), kind.into());
-        object.insert("state".into(), self.state().as_str().into());
         object.insert("damage".into(), report.damage.iter().map(place_object).collect());
         object.insert("torn".into(), report.torn.iter().map(place_object).collect());
         object
