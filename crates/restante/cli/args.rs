@@ -51,7 +51,7 @@ Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachabl
 /// Journaling SMTP relay and backup MX: mail is on stable storage before the 250.
 #[derive(Debug, Parser)]
 #[command(name = "restante", version, after_help = EXIT_CODES)]
-#[command(arg_required_else_help = true, disable_help_subcommand = true, max_term_width = 100)]
+#[command(arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -191,7 +191,7 @@ pub(crate) struct Operation {
     #[command(flatten)]
     pub(crate) chosen: Chosen,
     /// Why; it is written to the journal and the delivery log
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub(crate) reason: String,
     #[command(flatten)]
     pub(crate) daemon: Daemon,
@@ -228,6 +228,19 @@ impl Cli {
         }
         flags
     }
+}
+
+/// Longer than any sentence; it stands in every line of the log that the operation leads to.
+const REASON_BYTES_MAX: usize = 1_000;
+
+fn reason(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        return Err("it must say why, in a word at least".to_owned());
+    }
+    if text.len() > REASON_BYTES_MAX {
+        return Err(format!("it has {} bytes, and may have {REASON_BYTES_MAX}", text.len()));
+    }
+    Ok(text.to_owned())
 }
 
 /// SMTP's port is no default for HTTP.
@@ -270,7 +283,7 @@ mod tests {
         assert_eq!(refused("restante queue flush"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --reason x"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --all"), ErrorKind::MissingRequiredArgument);
-        assert_eq!(refused("restante queue release --all --reason="), ErrorKind::InvalidValue);
+        assert_eq!(refused("restante queue release --all --reason="), ErrorKind::ValueValidation);
         assert_eq!(refused(&format!("restante queue flush --all --id {ID}")), ErrorKind::ArgumentConflict);
         assert_eq!(refused("restante queue flush --id 12"), ErrorKind::ValueValidation);
         for line in
@@ -279,6 +292,24 @@ mod tests {
             assert!(parse(&format!("restante queue {line}")).is_ok(), "{line}");
         }
         assert!(parse(&format!("restante queue flush --id {ID} --id {ID} --admin 127.0.0.1:8025")).is_ok());
+    }
+
+    #[test]
+    fn a_reason_that_says_nothing_or_a_novel_is_refused() {
+        let operate = |reason: &str| Cli::try_parse_from(["restante", "queue", "hold", "--all", "--reason", reason]);
+        for (reason, why) in [(" \t", "must say why"), (&"x".repeat(REASON_BYTES_MAX + 1), "1001 bytes")] {
+            let error = operate(reason).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().contains(why), "{error}");
+        }
+        assert!(operate(&"x".repeat(REASON_BYTES_MAX)).is_ok());
+    }
+
+    #[test]
+    fn help_is_a_command_too() {
+        for line in ["restante help", "restante help queue", "restante queue help hold"] {
+            let error = parse(line).expect_err(line);
+            assert_eq!((error.kind(), error.exit_code()), (ErrorKind::DisplayHelp, 0), "{line}");
+        }
     }
 
     #[test]
