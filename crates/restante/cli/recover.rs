@@ -9,7 +9,9 @@ use super::deliver::{self, NoPlan, Plan, Round};
 use super::exit;
 use super::export;
 use super::journal::{self, Book, Contents};
+use super::log_line::printable;
 use super::output::Output;
+use super::{owner, words};
 use crate::clock;
 use crate::serve::log::{self, Line, LogHandle};
 use crate::serve::metrics::Metrics;
@@ -17,6 +19,7 @@ use anyhow::Context as _;
 use restante_journal::{DamageKind, DirStorage, DirectoryLock, LockError, Report, State, Storage as _, set_aside};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -36,6 +39,15 @@ struct Done {
     /// Messages.
     exported: Option<u64>,
     round: Option<Round>,
+    /// Steps that failed, in words. None of them hides the account.
+    errors: Vec<String>,
+}
+
+impl Done {
+    /// What the step gave; if it failed, that is noted.
+    fn note<T, E: Into<anyhow::Error>>(&mut self, what: &'static str, step: Result<T, E>) -> Option<T> {
+        step.map_err(|error| self.errors.push(words::causes(&error.into().context(what)))).ok()
+    }
 }
 
 pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u8> {
@@ -53,7 +65,22 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         }
         Err(error) => return Err(error).with_context(|| format!("in {}", dir.display())),
     };
-    let contents = journal::read(&storage, &dir, output, "recover")?;
+    let worked = work(cli, args, &dir, storage, output);
+    if args.dry_run {
+        return worked;
+    }
+    match (worked, owner::hand_over(&dir)) {
+        (worked, Ok(())) => worked,
+        (worked, Err(error)) => {
+            let dir = dir.display();
+            output.note(&format!("restante: cannot give what was made to the owner of {dir}, run chown: {error}"));
+            worked.map(|code| if code == exit::DONE { exit::FAILED } else { code })
+        }
+    }
+}
+
+fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Output) -> anyhow::Result<u8> {
+    let contents = journal::read(&storage, dir, output, "recover")?;
     let plan = match args.deliver.then(|| deliver::plan(cli, args.to.as_ref(), &contents.ledger)).transpose() {
         Ok(plan) => plan,
         Err(no_plan) => return Ok(refuse(no_plan, output)),
@@ -62,28 +89,39 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         return Ok(say_what_would_be_done(&contents, args, plan.as_ref(), output));
     }
     let mut done = Done::default();
-    if let Some(out) = &args.export {
-        done.exported = Some(export::export(&storage, &contents.ledger, out)?);
+    if let Some(out) = &args.export
+        && let Some(exported) = done.note("the export failed", export::export(&storage, &contents.ledger, out))
+    {
+        done.exported = Some(exported.messages);
+        done.errors.extend(exported.unreadable);
     }
-    done.set_aside = set_aside(&storage, &contents.replay.report).context("cannot set the bad bytes aside")?;
-    remove_index(&storage)?;
+    let kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
+    done.note("cannot remove the index", remove_index(&storage));
     let mut book = Book::new(storage, contents);
-    if !book.replay().report.torn.is_empty() {
-        book.begin().context("the torn end of the journal cannot be closed")?;
+    // A new segment says that the torn end counts no more: not before that end is set aside.
+    let mut may_write = kept.is_some();
+    done.set_aside = kept.unwrap_or_default();
+    if may_write && !book.replay().report.torn.is_empty() {
+        may_write = done.note("the torn end of the journal cannot be closed", book.begin()).is_some();
     }
-    let log = start_log(&dir, &book, plan.as_ref(), output);
-    if let Some(plan) = plan {
-        let round = deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output)?;
-        done.round = Some(round);
+    let log = start_log(dir, &book, plan.as_ref(), output);
+    match plan {
+        Some(plan) if may_write => {
+            let round = deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output);
+            done.round = done.note("the delivery failed", round);
+        }
+        Some(_) => done.errors.push("nothing was delivered: the journal cannot be written".to_owned()),
+        None => {}
     }
     let closed = book.close();
+    if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
+        done.note("the journal cannot be closed", closed);
+    }
     stop_log(log);
     let account = Account { replay: book.replay(), balance: book.ledger.balance() };
     tell(&account, &book.ledger, &done, output);
-    if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
-        closed.context("the journal cannot be closed")?;
-    }
-    Ok(exit_code(account.state(), account.balance, done.round.as_ref()))
+    let code = exit_code(account.state(), account.balance, done.round.as_ref());
+    Ok(if done.errors.is_empty() || code == exit::DAMAGED { code } else { exit::FAILED })
 }
 
 /// The right to write; a dry run only sees to it that nobody has it.
@@ -119,9 +157,9 @@ fn refuse(no_plan: NoPlan, output: Output) -> u8 {
     }
 }
 
-fn remove_index(storage: &DirStorage) -> anyhow::Result<()> {
+fn remove_index(storage: &DirStorage) -> io::Result<()> {
     for name in storage.list()?.iter().filter(|name| name.starts_with(INDEX)) {
-        storage.remove(name).context("cannot remove the index")?;
+        storage.remove(name)?;
     }
     Ok(())
 }
@@ -180,7 +218,7 @@ fn say_what_would_be_done(contents: &Contents, args: &Recover, plan: Option<&Pla
     }
     account.lines().iter().for_each(|line| output.line(line));
     for line in intentions(contents, args, plan) {
-        output.line(&format!("would {line}"));
+        output.line(&printable(&format!("would {line}")));
     }
     output.line(&account.verdict());
     output.line("dry run: nothing was changed");
@@ -223,6 +261,7 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
         let mut object = account.object("recover");
         object.insert("set_aside".into(), done.set_aside.clone().into());
         object.insert("on_hold".into(), on_hold.into());
+        object.insert("errors".into(), done.errors.clone().into());
         if let Some(exported) = done.exported {
             object.insert("exported".into(), exported.into());
         }
@@ -242,6 +281,7 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     if let Some(round) = &done.round {
         round_lines(round).iter().for_each(|line| output.line(line));
     }
+    done.errors.iter().for_each(|error| output.line(&format!("failed: {}", printable(error))));
     output.line(&account.verdict());
     next_steps(account.balance.pending, on_hold, done.round.is_some()).iter().for_each(|line| output.line(line));
 }
@@ -279,11 +319,7 @@ fn round_lines(round: &Round) -> Vec<String> {
     }
     for skipped in &round.skipped {
         let recipients = count(skipped.recipients, "recipient");
-        lines.push(format!(
-            "delivery: {recipients} of {} not tried: {}",
-            skipped.route,
-            super::log_line::printable(&skipped.why)
-        ));
+        lines.push(format!("delivery: {recipients} of {} not tried: {}", skipped.route, printable(&skipped.why)));
     }
     lines
 }
@@ -446,16 +482,33 @@ mod tests {
     }
 
     #[test]
-    fn an_export_over_an_existing_file_fails_before_anything_changes() {
+    fn an_export_blocks_itself_only_over_a_file_of_somebody_else() {
         let directory = crashed();
         let dir = directory.path();
         let out = dir.join("out");
         let flags = format!("--export {}", out.display());
         assert_eq!(recover(dir, &flags).unwrap(), 0);
+        assert_eq!(recover(dir, &flags).unwrap(), 0, "its own files block no second run");
+        let eml = files(&out).into_keys().find(|path| path.extension().is_some_and(|e| e == "eml")).unwrap();
+        std::fs::write(&eml, "mine").unwrap();
+        assert_eq!(recover(dir, &flags).unwrap(), 1);
+        assert_eq!(std::fs::read(&eml).unwrap(), b"mine");
+    }
+
+    #[test]
+    fn a_step_that_fails_hides_neither_the_account_nor_what_comes_after() {
+        let directory = crashed();
+        let dir = directory.path();
         tear(dir);
-        let before = files(dir);
-        assert!(recover(dir, &flags).unwrap_err().to_string().contains(" exists; nothing was exported"));
-        assert_eq!(files(dir), before);
+        std::fs::write(dir.join("index.sqlite"), "old").unwrap();
+        std::fs::write(dir.join("torn"), "no directory").unwrap();
+        let segments_before = segments(dir);
+        assert_eq!(recover(dir, "--deliver").unwrap(), 1);
+        assert!(!dir.join("index.sqlite").exists(), "the steps behind it were done");
+        assert_eq!(segments(dir), segments_before, "nothing says that the torn end is dealt with");
+        std::fs::remove_file(dir.join("torn")).unwrap();
+        assert_eq!(recover(dir, "").unwrap(), 0);
+        assert_eq!(files(&dir.join("torn")).len(), 1);
     }
 
     #[test]
