@@ -610,9 +610,5 @@ pub(crate) fn read_around<F: SegmentFile>(file: &F, offset: u64, bytes: &mut [u8
         at += block.len() as u64;
     }
     // Not one block of many could be read: that is no bad sector, that is no disk.
-    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX {
-        Err(error)
-    } else {
-        Ok(bytes.len())
-    }
+    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX { Err(error) } else { Ok(bytes.len()) }
 }
