@@ -209,10 +209,31 @@ fn selectors_are_never_guessed() {
 #[test]
 fn usage_is_2_and_help_is_0() {
     assert_eq!(run(restante().arg("--help")).code, Some(0));
+    run(restante().args(["help", "queue"])).expect_code(0);
     assert!(run(restante().arg("--version")).expect_code(0).out.contains("restante"));
     for wrong in [&["nonsense"][..], &["queue", "nonsense"], &["serve", "--nonsense"], &["recover", "--deliver=maybe"]]
     {
         run(restante().args(wrong)).expect_code(2);
+    }
+}
+
+#[test]
+fn output_that_is_lost_is_1_and_a_closed_pipe_is_not() {
+    let directory = scratch();
+    let verify = |json: &[&str]| {
+        let mut command = restante();
+        command.arg("--data").arg(directory.path()).arg("verify").args(json);
+        command
+    };
+    for json in [&[][..], &["--json"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let ended = verify(json).stdout(full).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(1), "{said}");
+        assert!(said.contains("cannot write to standard output"), "{said}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(verify(json).stdout(writer).output().unwrap().status.code(), Some(0));
     }
 }
 

@@ -15,16 +15,16 @@ fn main() -> ExitCode {
     let output = Output::new(cli.global.json, cli.global.plain, cli.global.no_color);
     // Whatever we make is for us alone: mail is in it.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
-    match run(&cli, output) {
-        Ok(_) if Output::was_lost() => {
-            output.note("restante: cannot write to standard output");
-            ExitCode::from(cli::exit::FAILED)
+    let code = run(&cli, output).unwrap_or_else(|error| {
+        output.note(&format!("restante: {}", cli::words::causes(&error)));
+        cli::exit::FAILED
+    });
+    match output.lost() {
+        Some(why) => {
+            output.note(&format!("restante: cannot write to standard output: {why}"));
+            ExitCode::from(if code == cli::exit::DONE { cli::exit::FAILED } else { code })
         }
-        Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            output.note(&format!("restante: {error:#}"));
-            ExitCode::from(cli::exit::FAILED)
-        }
+        None => ExitCode::from(code),
     }
 }
 

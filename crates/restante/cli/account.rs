@@ -81,6 +81,13 @@ impl Account<'_> {
         let damaged = report.damage.iter().map(|place| in_words("damaged", place));
         let torn = report.torn.iter().map(|place| in_words("torn", place));
         lines.extend(damaged.chain(torn).take(PLACES_SHOWN_MAX));
+        if let Some(first) = report.torn.iter().min_by_key(|place| (place.segment, place.offset)) {
+            lines.push(format!(
+                "the daemon did not stop cleanly: {} cannot be proven beyond byte {}",
+                segment_name(first.segment),
+                first.offset
+            ));
+        }
         let places = (report.damage.len() + report.torn.len()) as u64 + report.unlisted;
         if let Some(more) = places.checked_sub(PLACES_SHOWN_MAX as u64).filter(|more| *more > 0) {
             lines.push(format!("and {}; --json lists the first 10000", count(more, "more place")));
@@ -97,7 +104,8 @@ impl Account<'_> {
         match self.state() {
             State::Clean => "clean: every byte is as written, every accepted recipient is accounted for".to_owned(),
             State::Torn => format!(
-                "torn: {} behind the last proof are incomplete: after a crash, what nobody had a 250 for; after a disk failure, perhaps more",
+                "torn: {} behind the last proof. After a mere crash nobody had a 250 for them; if the disk itself is \
+                 damaged, they may have been acknowledged mail",
                 count(report.torn.iter().map(|place| place.bytes).sum(), "byte")
             ),
             State::Damaged => format!(

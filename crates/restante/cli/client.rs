@@ -2,6 +2,7 @@
 
 use crate::cli::args::Cli;
 use crate::cli::exit;
+use crate::cli::log_line::printable;
 use crate::config::{self, HostPort};
 use anyhow::Context as _;
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -56,7 +57,7 @@ impl Client {
         match asked {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((status, answer))) => {
-                let why = answer.get("why").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
+                let why = printable(answer.get("why").and_then(Value::as_str).unwrap_or("no reason given"));
                 let code = match status.as_u16() {
                     403 => exit::NOT_PERMITTED,
                     400 => exit::USAGE,

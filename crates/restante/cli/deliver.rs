@@ -226,7 +226,9 @@ impl Postman<'_> {
             Ok(message) => message,
             Err(fact) => {
                 let at = fact.at;
-                return self.record(*fact, None).map(|()| at).map_err(Failed::Route);
+                // Damaged content leaves the envelope to tell of; without one the journal alone knows.
+                let about = self.reader.accepted(job.position, job.id).ok();
+                return self.record(*fact, about.as_ref()).map(|()| at).map_err(Failed::Route);
             }
         };
         let mut why = String::new();

@@ -4,12 +4,12 @@
 
 use anyhow::{Context as _, bail};
 use restante_envelope::{BodyType, Recipient, TransactionId};
-use restante_journal::{DirStorage, Reader, Stored};
+use restante_journal::{DirStorage, Reader};
 use restante_ledger::{Accepted, Fact, Ledger, RecipientEntry, RecipientState, Transaction};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
-use std::io::Write as _;
-use std::path::Path;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
 
 /// The messages with a recipient that is not settled, in order of acceptance.
 pub(crate) fn pending(ledger: &Ledger) -> impl Iterator<Item = (TransactionId, &Transaction)> {
@@ -17,47 +17,73 @@ pub(crate) fn pending(ledger: &Ledger) -> impl Iterator<Item = (TransactionId, &
 }
 
 /// What an export came to.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 pub(crate) struct Exported {
-    /// Messages written.
-    pub(crate) written: u64,
-    /// Messages whose bytes cannot be read.
-    pub(crate) unreadable: Vec<TransactionId>,
+    /// Messages that are there now.
+    pub(crate) messages: u64,
+    /// Those that could not be read, and why.
+    pub(crate) unreadable: Vec<String>,
 }
 
 /// Writes `ID.eml` and `ID.json` of each pending message to `dir`, makes it if it is missing, and returns when all is on
-/// stable storage.
+/// stable storage. A message that cannot be read costs itself alone.
 pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyhow::Result<Exported> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut reader = Reader::new(storage.clone());
     for (id, _) in pending(ledger) {
-        for ending in ["eml", "json"] {
-            let path = dir.join(format!("{id}.{ending}"));
-            if path.symlink_metadata().is_ok() {
-                bail!("{} exists; nothing was exported: name an empty directory", path.display());
-            }
+        if let Some(path) = paths(dir, id).iter().find(|path| path.symlink_metadata().is_ok()) {
+            bail!("{} exists; nothing was exported: name an empty directory", path.display());
         }
     }
-    let mut reader = Reader::new(storage.clone());
     let mut exported = Exported::default();
     for (id, transaction) in pending(ledger) {
-        let Ok(Stored { fact: Fact::Accepted(accepted), content }) = reader.message(transaction.position) else {
-            exported.unreadable.push(id);
-            continue;
-        };
-        let description = format!("{:#}\n", describe(&accepted, transaction));
-        write_new(&dir.join(format!("{id}.eml")), &content)?;
-        write_new(&dir.join(format!("{id}.json")), description.as_bytes())?;
-        exported.written += 1;
+        match files(&mut reader, id, transaction) {
+            Ok(files) => {
+                for (path, bytes) in paths(dir, id).iter().zip(&files) {
+                    write_new(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+                }
+                exported.messages += 1;
+            }
+            Err(why) => exported.unreadable.push(format!("cannot export {id}: {why:#}")),
+        }
     }
     let synced = File::open(dir).and_then(|directory| directory.sync_all());
     synced.with_context(|| format!("cannot sync {}", dir.display()))?;
     Ok(exported)
 }
 
-fn write_new(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let made = OpenOptions::new().write(true).create_new(true).open(path);
-    let written = made.and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()));
-    written.with_context(|| format!("cannot write {}", path.display()))
+fn paths(dir: &Path, id: TransactionId) -> [PathBuf; 2] {
+    ["eml", "json"].map(|ending| dir.join(format!("{id}.{ending}")))
+}
+
+/// The bytes of the two files.
+fn files(
+    reader: &mut Reader<DirStorage>,
+    id: TransactionId,
+    transaction: &Transaction,
+) -> anyhow::Result<[Vec<u8>; 2]> {
+    let stored = reader.message(transaction.position)?;
+    match &stored.fact {
+        Fact::Accepted(accepted) if accepted.id == id => {
+            let description = format!("{:#}\n", describe(accepted, transaction));
+            Ok([stored.content, description.into_bytes()])
+        }
+        _ => bail!("another record stands there"),
+    }
+}
+
+/// Under another name until it is whole: what a full disk or a crash cut short must not pass for a message.
+fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut part = path.as_os_str().to_owned();
+    part.push(".part");
+    match std::fs::remove_file(&part) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&part)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&part, path)
 }
 
 fn describe(accepted: &Accepted, transaction: &Transaction) -> Value {
@@ -112,7 +138,7 @@ fn state(entry: RecipientEntry) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::journal::testing::{contents, message, sent, write, writer};
+    use super::super::journal::testing::{contents, message, rot, sent, write, writer};
     use super::*;
 
     #[test]
@@ -133,7 +159,7 @@ mod tests {
         let contents = contents(directory.path());
         let storage = DirStorage::open(directory.path()).unwrap();
         let out = directory.path().join("made/if/missing");
-        assert_eq!(export(&storage, &contents.ledger, &out).unwrap().written, 2);
+        assert_eq!(export(&storage, &contents.ledger, &out).unwrap().messages, 2);
         assert_eq!(std::fs::read_dir(&out).unwrap().count(), 4);
         assert_eq!(std::fs::read(out.join(format!("{}.eml", ids[0]))).unwrap(), body);
         let text = std::fs::read_to_string(out.join(format!("{}.json", ids[0]))).unwrap();
@@ -162,5 +188,25 @@ mod tests {
         assert!(error.starts_with(mine.to_str().unwrap()), "{error}");
         assert_eq!(std::fs::read(&mine).unwrap(), b"mine");
         assert_eq!(std::fs::read_dir(&out).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_unreadable_message_and_a_half_written_file_stop_no_export() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut writer = writer(directory.path());
+        let records = [b'1', b'2', b'3'].map(|b| message(&[b; 500], &["a@example.test"], None));
+        let ids = write(&mut writer, &records);
+        writer.close().unwrap();
+        let contents = contents(directory.path());
+        rot(directory.path(), &[b'2'; 500]);
+        let storage = DirStorage::open(directory.path()).unwrap();
+        let out = directory.path().join("out");
+        std::fs::create_dir(&out).unwrap();
+        std::fs::write(out.join(format!("{}.eml.part", ids[0])), "cut sho").unwrap();
+        let exported = export(&storage, &contents.ledger, &out).unwrap();
+        assert_eq!((exported.messages, exported.unreadable.len()), (2, 1));
+        assert!(exported.unreadable[0].contains(&ids[1].to_string()), "{exported:?}");
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 4);
+        assert_eq!(std::fs::read(out.join(format!("{}.eml", ids[2]))).unwrap(), [b'3'; 500]);
     }
 }

@@ -9,6 +9,7 @@ pub(crate) mod journal;
 pub(crate) mod log;
 mod log_line;
 pub(crate) mod output;
+mod owner;
 mod progress;
 pub(crate) mod queue;
 pub(crate) mod recover;

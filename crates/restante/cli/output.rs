@@ -1,10 +1,11 @@
-//! What commands print: data on standard output, everything else on standard error. A closed pipe is no error.
+//! What commands print: data on standard output, everything else on standard error. A closed pipe is no error; any other
+//! failure of standard output is remembered, and `main` makes it the end of the command.
 
 use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
-/// A script that gets an empty file and exit 0 would believe it.
-static LOST: AtomicBool = AtomicBool::new(false);
+/// What first went wrong with standard output.
+static LOST: OnceLock<String> = OnceLock::new();
 
 /// How a command may print.
 #[derive(Debug, Clone, Copy)]
@@ -26,18 +27,7 @@ impl Output {
 
     /// Prints one line of data.
     pub(crate) fn line(self, text: &str) {
-        let written = writeln!(io::stdout().lock(), "{text}");
-        match written {
-            // Whoever reads the other end of a pipe may have seen enough.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => LOST.store(true, Ordering::Relaxed),
-            Ok(()) | Err(_) => {}
-        }
-    }
-
-    /// Whether some of what was printed did not arrive, and nobody closed the pipe: a full disk behind standard output.
-    pub(crate) fn was_lost() -> bool {
-        let flushed = io::stdout().lock().flush();
-        LOST.load(Ordering::Relaxed) || flushed.is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe)
+        remember(writeln!(io::stdout().lock(), "{text}"));
     }
 
     /// Prints one JSON object as a line of data.
@@ -45,8 +35,25 @@ impl Output {
         self.line(&object.to_string());
     }
 
+    /// Flushes; why not all data got out, if so.
+    pub(crate) fn lost(self) -> Option<&'static str> {
+        remember(io::stdout().flush());
+        LOST.get().map(String::as_str)
+    }
+
     /// Says something to the person, not to the pipe.
     pub(crate) fn note(self, text: &str) {
         let _closed = writeln!(io::stderr().lock(), "{text}");
+    }
+}
+
+fn remember(written: io::Result<()>) {
+    match written {
+        // Whoever reads the other end of a pipe may have seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            // The first one tells it; the others follow from it.
+            let _later = LOST.set(error.to_string());
+        }
+        Ok(()) | Err(_) => {}
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Speaks on standard error only; what it counts is the caller's.
 
+use super::log_line::printable;
 use super::output::Output;
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal as _};
@@ -37,6 +38,7 @@ impl Progress {
     /// `by` more is done; `where_we_are` is for the person who waits.
     pub(crate) fn advance(&mut self, by: u64, where_we_are: &str) {
         self.done = self.done.saturating_add(by);
+        let where_we_are = &printable(where_we_are);
         if self.started.elapsed() < SILENT {
             return;
         }

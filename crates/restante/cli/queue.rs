@@ -166,15 +166,20 @@ impl Entry {
 
     fn in_words(&self) -> String {
         let age = words::seconds(clock::now().since(self.accepted_at).as_secs());
-        let mut line =
-            format!("{}  {age:>9}  {:>10}  {:8}  <{}> -> ", self.id, words::bytes(self.size), self.state, self.from);
+        let mut line = format!(
+            "{}  {age:>9}  {:>10}  {:8}  <{}> -> ",
+            self.id,
+            words::bytes(self.size),
+            self.state,
+            printable(&self.from)
+        );
         let addresses: Vec<&str> = self.to.iter().filter_map(|to| to.get("addr")?.as_str()).collect();
-        line += &format!("{}  ({})", addresses.join(", "), self.next);
+        line += &printable(&format!("{}  ({})", addresses.join(", "), self.next));
         for to in &self.to {
             let why = to.get("reason").and_then(Value::as_str).or_else(|| to.get("last_reply")?.as_str());
             if let Some(why) = why {
                 let addr = to.get("addr").and_then(Value::as_str).unwrap_or("?");
-                line += &format!("\n{:28}{addr}: {}", "", printable(why));
+                line += &format!("\n{:28}{}", "", printable(&format!("{addr}: {why}")));
             }
         }
         line
@@ -292,6 +297,26 @@ fn last_words(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        let entry = Entry {
+            id: TransactionId::from_bits(1),
+            route: "r".into(),
+            state: "hold",
+            next: "when \u{1b}[2J is up".into(),
+            from: "a\u{202e}@b".into(),
+            size: 1,
+            accepted_at: clock::now(),
+            to: vec![
+                json!({"addr": "x\u{7}@y", "reason": "root: \u{1b}]0;title\u{7}\nforged line"}),
+                json!({"addr": "z@y", "last_reply": "550 \r\u{9b}31m"}),
+            ],
+        };
+        let text = entry.in_words();
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        assert!(!text.lines().any(|line| printable(line) != line), "{text:?}");
+    }
 
     #[test]
     fn a_reason_in_any_words_survives_the_query() {

@@ -7,9 +7,11 @@ use super::account::{Account, count};
 use super::args::{Cli, Recover};
 use super::deliver::{self, NoPlan, Plan, Round};
 use super::exit;
-use super::export::{self, Exported};
+use super::export;
 use super::journal::{self, Book, Contents};
+use super::log_line::printable;
 use super::output::Output;
+use super::{owner, words};
 use crate::clock;
 use crate::serve::log::{self, Line, LogHandle};
 use crate::serve::metrics::Metrics;
@@ -17,7 +19,7 @@ use anyhow::Context as _;
 use restante_journal::{DamageKind, DirStorage, DirectoryLock, LockError, Report, State, Storage as _, set_aside};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
-use std::os::unix::fs::MetadataExt as _;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -34,10 +36,18 @@ const INDEX: &str = "index.sqlite";
 struct Done {
     /// Names of files in the data directory.
     set_aside: Vec<String>,
-    exported: Option<Exported>,
+    /// Messages.
+    exported: Option<u64>,
     round: Option<Round>,
-    /// What failed, in words.
+    /// Steps that failed, in words. None of them hides the account.
     errors: Vec<String>,
+}
+
+impl Done {
+    /// What the step gave; if it failed, that is noted.
+    fn note<T, E: Into<anyhow::Error>>(&mut self, what: &'static str, step: Result<T, E>) -> Option<T> {
+        step.map_err(|error| self.errors.push(words::causes(&error.into().context(what)))).ok()
+    }
 }
 
 pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u8> {
@@ -55,7 +65,22 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         }
         Err(error) => return Err(error).with_context(|| format!("in {}", dir.display())),
     };
-    let contents = journal::read(&storage, &dir, output, "recover")?;
+    let worked = work(cli, args, &dir, storage, output);
+    if args.dry_run {
+        return worked;
+    }
+    match (worked, owner::hand_over(&dir)) {
+        (worked, Ok(())) => worked,
+        (worked, Err(error)) => {
+            let dir = dir.display();
+            output.note(&format!("restante: cannot give what was made to the owner of {dir}, run chown: {error}"));
+            worked.map(|code| if code == exit::DONE { exit::FAILED } else { code })
+        }
+    }
+}
+
+fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Output) -> anyhow::Result<u8> {
+    let contents = journal::read(&storage, dir, output, "recover")?;
     let plan = match args.deliver.then(|| deliver::plan(cli, args.to.as_ref(), &contents.ledger)).transpose() {
         Ok(plan) => plan,
         Err(no_plan) => return Ok(refuse(no_plan, output)),
@@ -64,67 +89,39 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         return Ok(say_what_would_be_done(&contents, args, plan.as_ref(), output));
     }
     let mut done = Done::default();
-    // Whatever fails from here on, the account is told: it is what the person at 03:00 came for.
-    if let Some(out) = &args.export {
-        match export::export(&storage, &contents.ledger, out) {
-            Ok(exported) => done.exported = Some(exported),
-            Err(error) => done.errors.push(format!("{error:#}")),
-        }
+    if let Some(out) = &args.export
+        && let Some(exported) = done.note("the export failed", export::export(&storage, &contents.ledger, out))
+    {
+        done.exported = Some(exported.messages);
+        done.errors.extend(exported.unreadable);
     }
-    match set_aside(&storage, &contents.replay.report) {
-        Ok(made) => done.set_aside = made,
-        Err(error) => done.errors.push(format!("cannot set the bad bytes aside: {error}")),
-    }
-    if let Err(error) = remove_index(&storage) {
-        done.errors.push(format!("{error:#}"));
-    }
+    let kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
+    done.note("cannot remove the index", remove_index(&storage));
     let mut book = Book::new(storage, contents);
-    if !book.replay().report.torn.is_empty() && done.errors.is_empty() {
-        let begun = book.begin();
-        done.errors.extend(begun.err().map(|error| format!("the torn end of the journal cannot be closed: {error}")));
+    // A new segment says that the torn end counts no more: not before that end is set aside.
+    let mut may_write = kept.is_some();
+    done.set_aside = kept.unwrap_or_default();
+    if may_write && !book.replay().report.torn.is_empty() {
+        may_write = done.note("the torn end of the journal cannot be closed", book.begin()).is_some();
     }
-    let log = start_log(&dir, &book, plan.as_ref(), output);
-    if let Some(plan) = plan.filter(|_| done.errors.is_empty()) {
-        match deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output) {
-            Ok(round) => done.round = Some(round),
-            Err(error) => done.errors.push(format!("cannot deliver: {error}")),
+    let log = start_log(dir, &book, plan.as_ref(), output);
+    match plan {
+        Some(plan) if may_write => {
+            let round = deliver::run(plan, &mut book, log.as_ref().map(|(handle, _)| handle), output);
+            done.round = done.note("the delivery failed", round);
         }
+        Some(_) => done.errors.push("nothing was delivered: the journal cannot be written".to_owned()),
+        None => {}
     }
     let closed = book.close();
-    stop_log(log);
     if done.round.as_ref().is_none_or(|round| round.stopped.is_none()) {
-        done.errors.extend(closed.err().map(|error| format!("the journal cannot be closed: {error}")));
+        done.note("the journal cannot be closed", closed);
     }
-    if let Err(error) = give_to_owner(&dir) {
-        done.errors.push(format!("cannot give new files to the owner of {}: {error}", dir.display()));
-    }
+    stop_log(log);
     let account = Account { replay: book.replay(), balance: book.ledger.balance() };
     tell(&account, &book.ledger, &done, output);
-    for error in &done.errors {
-        output.note(&format!("restante: {error}"));
-    }
     let code = exit_code(account.state(), account.balance, done.round.as_ref());
     Ok(if done.errors.is_empty() || code == exit::DAMAGED { code } else { exit::FAILED })
-}
-
-/// Run by root on a journal of another user, we leave nothing that this user's daemon could not open.
-fn give_to_owner(dir: &Path) -> std::io::Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = std::fs::metadata(dir)?;
-    for place in [dir.to_owned(), dir.join("log"), dir.join("torn")] {
-        let Ok(entries) = std::fs::read_dir(&place) else { continue };
-        for path in entries.map(|entry| entry.map(|entry| entry.path())).chain([Ok(place.clone())]) {
-            let path = path?;
-            let about = path.symlink_metadata()?;
-            // Only what root alone can have made here: a link to somebody's file is not ours to give away.
-            if about.uid() == 0 && owner.uid() != 0 && (about.is_dir() || (about.is_file() && about.nlink() == 1)) {
-                std::os::unix::fs::lchown(&path, Some(owner.uid()), Some(owner.gid()))?;
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The right to write; a dry run only sees to it that nobody has it.
@@ -160,9 +157,9 @@ fn refuse(no_plan: NoPlan, output: Output) -> u8 {
     }
 }
 
-fn remove_index(storage: &DirStorage) -> anyhow::Result<()> {
+fn remove_index(storage: &DirStorage) -> io::Result<()> {
     for name in storage.list()?.iter().filter(|name| name.starts_with(INDEX)) {
-        storage.remove(name).context("cannot remove the index")?;
+        storage.remove(name)?;
     }
     Ok(())
 }
@@ -221,7 +218,7 @@ fn say_what_would_be_done(contents: &Contents, args: &Recover, plan: Option<&Pla
     }
     account.lines().iter().for_each(|line| output.line(line));
     for line in intentions(contents, args, plan) {
-        output.line(&format!("would {line}"));
+        output.line(&printable(&format!("would {line}")));
     }
     output.line(&account.verdict());
     output.line("dry run: nothing was changed");
@@ -265,10 +262,8 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
         object.insert("set_aside".into(), done.set_aside.clone().into());
         object.insert("on_hold".into(), on_hold.into());
         object.insert("errors".into(), done.errors.clone().into());
-        if let Some(exported) = &done.exported {
-            object.insert("exported".into(), exported.written.into());
-            let unreadable = exported.unreadable.iter().map(|id| id.to_string().into()).collect();
-            object.insert("not_exported".into(), Value::Array(unreadable));
+        if let Some(exported) = done.exported {
+            object.insert("exported".into(), exported.into());
         }
         if let Some(round) = &done.round {
             object.append(&mut round_object(round));
@@ -280,15 +275,13 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     for name in &done.set_aside {
         output.line(&format!("set aside: {name}"));
     }
-    if let Some(exported) = &done.exported {
-        output.line(&format!("exported: {}", count(exported.written, "message")));
-        for id in &exported.unreadable {
-            output.line(&format!("not exported, its bytes are damaged: {id}"));
-        }
+    if let Some(exported) = done.exported {
+        output.line(&format!("exported: {}", count(exported, "message")));
     }
     if let Some(round) = &done.round {
         round_lines(round).iter().for_each(|line| output.line(line));
     }
+    done.errors.iter().for_each(|error| output.line(&format!("failed: {}", printable(error))));
     output.line(&account.verdict());
     next_steps(account.balance.pending, on_hold, done.round.is_some()).iter().for_each(|line| output.line(line));
 }
@@ -326,11 +319,7 @@ fn round_lines(round: &Round) -> Vec<String> {
     }
     for skipped in &round.skipped {
         let recipients = count(skipped.recipients, "recipient");
-        lines.push(format!(
-            "delivery: {recipients} of {} not tried: {}",
-            skipped.route,
-            super::log_line::printable(&skipped.why)
-        ));
+        lines.push(format!("delivery: {recipients} of {} not tried: {}", skipped.route, printable(&skipped.why)));
     }
     lines
 }
@@ -493,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn an_export_over_an_existing_file_writes_none_and_the_account_is_told_all_the_same() {
+    fn an_export_over_an_existing_file_writes_none_and_the_account_is_told() {
         let directory = crashed();
         let dir = directory.path();
         let out = dir.join("out");
@@ -502,6 +491,22 @@ mod tests {
         let before = files(&out);
         assert_eq!(recover(dir, &flags).unwrap(), 1);
         assert_eq!(files(&out), before);
+    }
+
+    #[test]
+    fn a_step_that_fails_hides_neither_the_account_nor_what_comes_after() {
+        let directory = crashed();
+        let dir = directory.path();
+        tear(dir);
+        std::fs::write(dir.join("index.sqlite"), "old").unwrap();
+        std::fs::write(dir.join("torn"), "no directory").unwrap();
+        let segments_before = segments(dir);
+        assert_eq!(recover(dir, "--deliver").unwrap(), 1);
+        assert!(!dir.join("index.sqlite").exists(), "the steps behind it were done");
+        assert_eq!(segments(dir), segments_before, "nothing says that the torn end is dealt with");
+        std::fs::remove_file(dir.join("torn")).unwrap();
+        assert_eq!(recover(dir, "").unwrap(), 0);
+        assert_eq!(files(&dir.join("torn")).len(), 1);
     }
 
     #[test]

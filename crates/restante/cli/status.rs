@@ -3,6 +3,7 @@
 use super::args::{Cli, Daemon};
 use super::client::Client;
 use super::exit;
+use super::log_line::printable;
 use super::output::Output;
 use serde_json::Value;
 
@@ -21,8 +22,8 @@ pub(crate) fn run(cli: &Cli, daemon: &Daemon, output: Output) -> u8 {
         output.object(&node);
         routes.iter().for_each(|route| output.object(route));
     } else {
-        output.line(&node_in_words(&node));
-        routes.iter().for_each(|route| output.line(&route_in_words(route)));
+        output.line(&printable(&node_in_words(&node)));
+        routes.iter().for_each(|route| output.line(&printable(&route_in_words(route))));
     }
     if node.get("accepting").and_then(Value::as_bool) == Some(true) { exit::DONE } else { exit::UNHEALTHY }
 }

@@ -1,4 +1,4 @@
-//! Sizes and times for people.
+//! Sizes, times and errors for people.
 
 /// `512 B`, `2.0 KiB`, `1.4 GiB`
 pub(crate) fn bytes(n: u64) -> String {
@@ -27,9 +27,29 @@ pub(crate) fn seconds(s: u64) -> String {
     }
 }
 
+/// The error and its causes, each said once: some repeat their cause in their own text.
+pub(crate) fn causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |mut text, cause| {
+        if !text.ends_with(&cause) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += &cause;
+        }
+        text
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_cause_is_said_twice() {
+        let disk = || std::io::Error::other("read-only");
+        let doubled = restante_journal::ReplayError::Io(disk());
+        let text = causes(&anyhow::Error::new(doubled).context("in /data"));
+        assert_eq!(text, "in /data: cannot read the journal: read-only");
+        assert_eq!(causes(&anyhow::Error::new(disk()).context("no log")), "no log: read-only");
+    }
 
     #[test]
     fn units_change_at_their_borders() {

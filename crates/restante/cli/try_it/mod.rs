@@ -74,21 +74,24 @@ fn remove(dir: TempDir, output: Output) {
     }
 }
 
-/// What to type next, for real.
-const NEXT: &str = "restante serve --route example.com=mail.example.com";
+/// What to type next, for real: the program by the name by which it was just called.
+fn next_command() -> String {
+    let called = std::env::args().next().unwrap_or_else(|| "restante".into());
+    format!("{called} serve --route example.com=mail.example.com")
+}
 
 fn say_success(output: Output, account: &Account) {
     if output.json {
         return output.object(&json!({
             "type": "try", "step": "result", "ok": true, "messages": account.messages, "arrived": account.arrived,
-            "recipients": account.recipients, "duplicates": account.duplicates, "exit": exit::DONE, "next": NEXT,
+            "recipients": account.recipients, "duplicates": account.duplicates, "exit": exit::DONE, "next": next_command(),
         }));
     }
     output.line("");
     output.line(&account.to_string());
     output.line("");
     output.line("Your turn, with your own domain and mail server (no root needed; it listens on 127.0.0.1:2525):");
-    output.line(&format!("    {NEXT}"));
+    output.line(&format!("    {}", next_command()));
     output.line(
         "README.md, \"Five minutes to a running backup MX\", tells about port 25, the service and the DNS records.",
     );
