@@ -219,3 +219,15 @@ fn verify_beside_a_daemon_at_work_is_clean() {
     }
     load.join().unwrap();
 }
+
+#[test]
+fn a_stray_file_of_any_number_is_damage_and_stops_nothing() {
+    let directory = scratch();
+    let mut daemon = Serve::new(directory.path(), Sink::closed().port).start();
+    fill(&daemon, 3);
+    daemon.stop();
+    fs::write(directory.path().join(format!("seg-{}.rj", u64::MAX)), "").unwrap();
+    let told = account(directory.path(), "verify", 9);
+    assert_eq!((&told["pending"], &told["quarantined"]), (&3.into(), &0.into()), "{told}");
+    assert!(told["damage"].as_array().unwrap().len() <= 2, "one entry for a hole, however wide: {told}");
+}

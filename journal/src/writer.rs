@@ -156,6 +156,10 @@ impl<S: Storage> Writer<S> {
         now: Timestamp,
     ) -> Result<Self, CommitError> {
         let last = replay.last;
+        let used_up =
+            || io::Error::other("there is no number left for another segment: see which file has the largest");
+        let next_number = last.map_or(Some(1), |l| l.number.checked_add(1));
+        let next_number = next_number.ok_or_else(used_up).map_err(CommitError::Failed)?;
         let mut writer = Self {
             storage,
             options,
@@ -164,7 +168,7 @@ impl<S: Storage> Writer<S> {
             tags: Spread(seed.tags),
             ids: IdGenerator::after(largest_id),
             segment: None,
-            next_number: last.map_or(1, |l| l.number.saturating_add(1)),
+            next_number,
             previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
             sequence: replay.last_sequence,
             totals: replay.totals,
