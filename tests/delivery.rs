@@ -225,3 +225,25 @@ fn recover_exports_exactly_what_was_accepted() {
     let account = cli(&data, &["verify", "--json"]).expect_code(0).account();
     assert_eq!(account["pending"], 4, "an export settles nothing: {account}");
 }
+
+#[test]
+fn mail_that_goes_round_in_circles_is_stopped() {
+    let directory = scratch();
+    let primary = Sink::opened();
+    let daemon = Serve::new(directory.path(), primary.port).start();
+    let send = |hops: usize, by: &str| {
+        let trace = format!("Received: from a.example\r\n\tby {by} with ESMTP; Sun, 22 Nov 2026 14:53:20 +0000\r\n");
+        let content = format!("{}Message-ID: <loop@example.net>\r\n\r\nround\r\n", trace.repeat(hops));
+        Client::ehlo(daemon.smtp).send("a@example.net", &["box@example.test"], content.as_bytes()).unwrap()
+    };
+    assert_eq!(send(51, "other.example").code, 554, "more than 50 hops end at the door");
+    queued_id(&send(50, "other.example"));
+    queued_id(&send(2, "mx2.example.test"));
+    primary.wait_for(2);
+    let held = queued_id(&send(3, "mx2.example.test"));
+    let listed = eventually("the third time round on hold", || {
+        daemon.ask(&["queue", "ls"]).into_iter().find(|t| t["id"] == held.as_str() && t["state"] == "hold")
+    });
+    assert!(listed["to"][0]["reason"].as_str().unwrap().contains("mail loop"), "{listed}");
+    assert_eq!(primary.count(), 2);
+}
