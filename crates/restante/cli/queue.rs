@@ -4,9 +4,8 @@ use super::args::{Cli, Flush, Operation, Queue, Selector};
 use super::client::{Client, NoAnswer};
 use super::log_line::printable;
 use super::output::Output;
-use super::{exit, words};
-use crate::{clock, config};
-use anyhow::Context as _;
+use super::{exit, journal, words};
+use crate::clock;
 use hyper::Method;
 use restante_envelope::{RouteName, TransactionId};
 use restante_journal::{Depth, DirStorage, Reader};
@@ -85,14 +84,11 @@ fn percent_encoded(text: &str) -> String {
 }
 
 fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
-    let data = match config::data_dir(&cli.flags()) {
+    let data = match journal::data_dir(cli, output) {
         Ok(data) => data,
-        Err(invalid) => {
-            output.note(invalid.render(output.color).trim_end());
-            return Ok(invalid.exit_code());
-        }
+        Err(code) => return Ok(code),
     };
-    let storage = DirStorage::open(&data).with_context(|| format!("data directory {}", data.display()))?;
+    let storage = journal::open(&data)?;
     let mut ledger = Ledger::new();
     restante_journal::replay(&storage, Depth::Records, &mut ledger)?;
     let live = Live::ask(cli);

@@ -13,6 +13,7 @@ use super::log_line::printable;
 use super::output::Output;
 use super::{owner, words};
 use crate::clock;
+use crate::serve;
 use crate::serve::log::{self, Line, LogHandle};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
@@ -23,11 +24,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
-/// A `verify` or a `status` looks at the lock for an instant; a daemon keeps it.
-const LOCK_TRIES: u32 = 25;
-const LOCK_PAUSE: Duration = Duration::from_millis(10);
 /// The index is made from the journal, and may be older than it.
 const INDEX: &str = "index.sqlite";
 
@@ -129,15 +126,7 @@ fn take_lock(storage: &DirStorage, dry_run: bool) -> Result<Option<DirectoryLock
     if dry_run {
         return if storage.is_locked()? { Err(LockError::Held) } else { Ok(None) };
     }
-    let mut taken = storage.lock();
-    for _ in 1..LOCK_TRIES {
-        if !matches!(taken, Err(LockError::Held)) {
-            break;
-        }
-        std::thread::sleep(LOCK_PAUSE);
-        taken = storage.lock();
-    }
-    taken.map(Some)
+    serve::lock(storage).map(Some)
 }
 
 fn refuse(no_plan: NoPlan, output: Output) -> u8 {

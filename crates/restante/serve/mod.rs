@@ -83,7 +83,7 @@ fn limit_connections_to_files(config: &mut Config) {
     }
 }
 
-/// Takes the right to write to the journal.
+/// Takes the right to write to the journal; for the daemon and for `recover`.
 pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
     let began = Instant::now();
     loop {
