@@ -16,6 +16,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("restante-relay", &["restante-envelope", "restante-ledger"]),
     ("restante-journal", &["restante-envelope", "restante-ledger"]),
     ("restante-courier", &["restante-envelope", "restante-ledger"]),
+    ("restante-index", &["restante-envelope", "restante-ledger"]),
 ];
 
 /// The only packages with a runtime or a network.

@@ -84,6 +84,10 @@ impl<'a> Take<'a> {
         let n = self.u16()?;
         std::str::from_utf8(self.bytes(usize::from(n))?).map_err(|_| Malformed)
     }
+    /// A text of which an empty one is none.
+    pub(crate) fn optional16(&mut self) -> Result<Option<String>, Malformed> {
+        Ok(Some(self.text16()?).filter(|text| !text.is_empty()).map(str::to_owned))
+    }
     pub(crate) fn ip(&mut self) -> Result<IpAddr, Malformed> {
         match self.u8()? {
             4 => Ok(IpAddr::from(self.array::<4>()?)),

@@ -86,6 +86,7 @@ fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Ve
     put.u64(trace.session);
     put.text16(&trace.helo);
     put.text16(envelope.reverse_path.as_str());
+    put.text16(trace.tls.as_deref().unwrap_or_default());
     put.text16(hold.unwrap_or_default());
     let mut routes: Vec<&RouteName> = envelope.recipients.iter().map(|r| &r.route).collect();
     routes.sort();
@@ -119,7 +120,7 @@ fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u32) -> 
     let session = take.u64()?;
     let helo = take.text16()?.to_owned();
     let reverse_path = ReversePath::parse(take.text16()?).map_err(|_| Malformed)?;
-    let hold = Some(take.text16()?).filter(|reason| !reason.is_empty()).map(str::to_owned);
+    let (tls, hold) = (take.optional16()?, take.optional16()?);
     let routes = take.list16(|t| Ok(RouteName::new(t.text16()?)))?;
     let recipients = take.list16(|t| {
         let route = routes.get(usize::from(t.u16()?)).ok_or(Malformed)?.clone();
@@ -128,7 +129,7 @@ fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u32) -> 
     Ok(Accepted {
         id,
         envelope: Envelope { reverse_path, recipients, body },
-        trace: Trace { client, helo, protocol, session, received_at },
+        trace: Trace { client, helo, protocol, tls, session, received_at },
         content_len: u64::from(content_len),
         hold,
     })
@@ -151,6 +152,7 @@ fn encode_attempted(attempted: &Attempted) -> Vec<u8> {
         put.text16(&hop.host);
         put.ip(hop.ip);
         put.u16(hop.port);
+        put.text16(hop.tls.as_deref().unwrap_or_default());
     }
     put.count(attempted.results.len());
     for (recipient, outcome) in &attempted.results {
@@ -188,7 +190,12 @@ fn decode_attempted(take: &mut Take<'_>, id: TransactionId) -> Result<Attempted,
     };
     let next_hop = match take.u8()? {
         0 => None,
-        1 => Some(NextHop { host: take.text16()?.to_owned(), ip: take.ip()?, port: take.u16()? }),
+        1 => Some(NextHop {
+            host: take.text16()?.to_owned(),
+            ip: take.ip()?,
+            port: take.u16()?,
+            tls: take.optional16()?,
+        }),
         _ => return Err(Malformed),
     };
     let results = take.list16(|t| {
@@ -438,7 +445,8 @@ mod tests {
                 trace: Trace {
                     client: "[2001:db8::1]:4000".parse().unwrap(),
                     helo: "c.test".into(),
-                    protocol: Protocol::Esmtp,
+                    protocol: Protocol::Esmtps,
+                    tls: Some("TLSv1.2 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into()),
                     session: 9,
                     received_at: at,
                 },
@@ -448,7 +456,12 @@ mod tests {
             Fact::Attempted(Attempted {
                 id: id(),
                 at,
-                next_hop: Some(NextHop { host: "mail.one.test".into(), ip: "192.0.2.1".parse().unwrap(), port: 25 }),
+                next_hop: Some(NextHop {
+                    host: "mail.one.test".into(),
+                    ip: "192.0.2.1".parse().unwrap(),
+                    port: 25,
+                    tls: Some("TLSv1.3 TLS_AES_256_GCM_SHA384".into()),
+                }),
                 timings: Timings { before_queue_ms: 1, in_queue_ms: 2, connect_ms: 3, transfer_ms: 4 },
                 results: vec![
                     (0, Outcome::Sent(reply.clone())),

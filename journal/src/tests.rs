@@ -33,6 +33,7 @@ fn message(content: &[u8], recipients: usize) -> Prepared {
         client: "192.0.2.1:4000".parse().unwrap(),
         helo: "c.test".into(),
         protocol: Protocol::Esmtp,
+        tls: None,
         session: 1,
         received_at: now(),
     };

@@ -123,7 +123,7 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection,
     for addr in addresses.take(ADDRESSES_MAX) {
         match open(addr, settings).await {
             Ok((wire, extensions)) => {
-                let next_hop = NextHop { host: target.host.clone(), ip: addr.ip(), port: addr.port() };
+                let next_hop = NextHop { host: target.host.clone(), ip: addr.ip(), port: addr.port(), tls: None };
                 let connect_ms = milliseconds(started.elapsed());
                 return Ok(Connection::new(wire, extensions, next_hop, connect_ms, settings.clone()));
             }

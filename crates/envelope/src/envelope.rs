@@ -88,6 +88,8 @@ pub struct Trace {
     pub helo: String,
     /// How it talked to us.
     pub protocol: Protocol,
+    /// Version and cipher suite of TLS, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`; none in clear.
+    pub tls: Option<String>,
     /// The session, for the log: the same number from connect to disconnect.
     pub session: u64,
     /// When the end of data was seen.

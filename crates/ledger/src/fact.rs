@@ -75,6 +75,8 @@ pub struct NextHop {
     pub ip: IpAddr,
     /// TCP port.
     pub port: u16,
+    /// Version and cipher suite of TLS, e.g. `TLSv1.3 TLS_AES_256_GCM_SHA384`; none in clear.
+    pub tls: Option<String>,
 }
 
 impl fmt::Display for NextHop {

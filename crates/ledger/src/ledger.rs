@@ -300,6 +300,7 @@ mod tests {
                 client: "192.0.2.1:4000".parse().unwrap(),
                 helo: "c.test".into(),
                 protocol: Protocol::Esmtp,
+                tls: None,
                 session: 1,
                 received_at: Timestamp::from_unix_ms(1),
             },

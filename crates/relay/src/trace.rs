@@ -17,13 +17,12 @@ const OWN_HOPS_MAX: u16 = 3;
 pub fn received_header(trace: &Trace, id: TransactionId, hostname: &str, recipient: Option<&ForwardPath>) -> Vec<u8> {
     let mut lines = vec![
         vec![format!("Received: from {}", name(&trace.helo)), format!("([{}])", literal(trace.client.ip()))],
-        vec![
-            format!("by {}", name(hostname)),
-            "(Restante)".into(),
-            format!("with {}", trace.protocol.as_str()),
-            format!("id {id}"),
-        ],
+        vec![format!("by {}", name(hostname)), "(Restante)".into(), format!("with {}", trace.protocol.as_str())],
     ];
+    if let Some(line) = lines.last_mut() {
+        line.extend(trace.tls.iter().map(|tls| format!("({})", words(tls))));
+        line.push(format!("id {id}"));
+    }
     lines.extend(recipient.map(|path| vec![format!("for <{path}>")]));
     if let Some(last) = lines.last_mut().and_then(|line| line.last_mut()) {
         last.push(';');
@@ -52,6 +51,14 @@ fn fold(lines: &[Vec<String>]) -> String {
     }
     header.push_str("\r\n");
     header
+}
+
+/// What stands in a comment: letters, digits and what cipher suites are spelled with.
+fn words(text: &str) -> String {
+    text.chars()
+        .take(NAME_BYTES_MAX)
+        .map(|c| if c.is_ascii_alphanumeric() || " ._-".contains(c) { c } else { '?' })
+        .collect()
 }
 
 /// A host's name as a peer or the configuration gave it: what could end a word, a comment or the line becomes `?`.
@@ -86,6 +93,7 @@ mod tests {
             client: client.parse().unwrap(),
             helo: helo.into(),
             protocol: Protocol::Esmtp,
+            tls: None,
             session: 1,
             received_at: Timestamp::from_unix_ms(1_795_359_200_118),
         };

@@ -128,6 +128,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
         admin_http: given.admin.or(admin_http),
         routes: if replaced { given.routes.clone() } else { routes },
         limits,
+        certificate: None,
     })
 }
 

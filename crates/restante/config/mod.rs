@@ -58,6 +58,17 @@ pub(crate) struct Config {
     pub(crate) routes: Vec<Route>,
     /// How much of us one client, or all together, may use.
     pub(crate) limits: Limits,
+    /// The certificate for STARTTLS; without one a self-signed one is made.
+    pub(crate) certificate: Option<CertificateFiles>,
+}
+
+/// Where our certificate is, in PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CertificateFiles {
+    /// The certificate and those between it and the root.
+    pub(crate) chain: PathBuf,
+    /// Its private key.
+    pub(crate) key: PathBuf,
 }
 
 /// A set of domains that share one primary.
@@ -178,5 +189,6 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         admin_http: given.admin,
         routes: given.routes.clone(),
         limits: Limits::default(),
+        certificate: None,
     }
 }

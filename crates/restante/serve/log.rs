@@ -131,6 +131,7 @@ impl Line {
             .with("nrcpt", accepted.envelope.recipients.len())
             .with("size", accepted.content_len)
             .with("status", "accepted");
+        let line = accepted.trace.tls.iter().fold(line, |line, tls| line.with("tls", tls.as_str()));
         accepted.hold.iter().fold(line, |line, why| line.with("status", "hold").with("why", why.as_str()))
     }
 
@@ -166,6 +167,7 @@ impl Line {
                 .with("relay_host", hop.host.as_str())
                 .with("relay_ip", hop.ip.to_string())
                 .with("relay_port", hop.port);
+            line = hop.tls.iter().fold(line, |line, tls| line.with("tls", tls.as_str()));
         }
         match outcome {
             Outcome::Sent(reply) => line.with_reply(reply),

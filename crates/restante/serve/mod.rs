@@ -9,6 +9,7 @@ mod admin;
 pub(crate) mod attempt;
 pub(crate) mod couriers;
 mod http;
+mod intake;
 mod journal;
 mod listener;
 pub(crate) mod log;
@@ -276,7 +277,7 @@ impl Daemon {
             settings: Arc::new(settings),
             routes,
             journal: journal.clone(),
-            memory: session::memory_budget(config.max_message_bytes),
+            memory: intake::memory_budget(config.max_message_bytes),
             log: log.handle,
             metrics: metrics.clone(),
             stopping: stopping.clone(),

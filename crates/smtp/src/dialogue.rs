@@ -212,6 +212,7 @@ impl Session {
             client: self.client,
             helo: hello.name.clone(),
             protocol: hello.protocol,
+            tls: None,
             session: self.session,
             received_at: now,
         }

@@ -48,6 +48,7 @@ pub(crate) fn accepted(n: u128, routes: &[&str], at: u64, hold: Option<&str>) ->
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),
             protocol: Protocol::Esmtp,
+            tls: None,
             session: 1,
             received_at: ms(at),
         },

@@ -52,6 +52,7 @@ fn about() -> Accepted {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),
             protocol: Protocol::Esmtp,
+            tls: None,
             session: 1,
             received_at: at,
         },
