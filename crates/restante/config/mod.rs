@@ -15,6 +15,7 @@ mod walk;
 
 pub(crate) use address::{HostPort, HostPortError, Network};
 pub(crate) use diagnostic::Invalid;
+pub(crate) use units::duration;
 
 use flags::Given;
 use restante_envelope::DomainName;

@@ -9,7 +9,7 @@ const DURATION_DAYS_MAX: u64 = 36_500;
 const SECONDS_PER_DAY: u64 = 86_400;
 
 /// `"0"`, or a whole number with one of `s m h d`.
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     if text == "0" {
         return Ok(Duration::ZERO);
     }
