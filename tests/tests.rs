@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod configuration;
 #[cfg(test)]
+mod corpus;
+#[cfg(test)]
 mod custody;
 #[cfg(test)]
 mod damage;
@@ -15,6 +17,8 @@ mod delivery;
 mod harness;
 #[cfg(test)]
 mod instruments;
+#[cfg(test)]
+mod large;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]

@@ -143,7 +143,7 @@ impl Client {
 
 /// Content ready for the wire, without the final dot.
 pub fn stuffed(content: &[u8]) -> Vec<u8> {
-    assert!(content.ends_with(b"\r\n"), "content must end with CRLF");
+    assert!(content.is_empty() || content.ends_with(b"\r\n"), "content must end with CRLF");
     let mut wire = Vec::with_capacity(content.len() + 64);
     for line in content.split_inclusive(|b| *b == b'\n') {
         if line.starts_with(b".") {

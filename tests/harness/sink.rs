@@ -17,7 +17,8 @@ pub struct Received {
     pub to: Vec<String>,
     /// What stands in front of the content: the trace headers.
     pub trace: String,
-    /// With its angle brackets; the content is taken to begin with this header.
+    /// With its angle brackets; the content is taken to begin with this header. The transaction's ID instead, for a sink that
+    /// was told so.
     pub message_id: String,
     /// Of the content, trace headers excluded.
     pub sha256: String,
@@ -37,6 +38,7 @@ struct State {
     /// Reply to the end of data, in place of 250; empty closes the connection without one.
     data: Option<String>,
     digests_only: bool,
+    by_transaction: bool,
     open: BTreeMap<usize, TcpStream>,
 }
 
@@ -74,6 +76,12 @@ impl Sink {
     /// Keeps a SHA-256 in place of each content: for loads that would not fit in memory.
     pub fn digests_only(self) -> Self {
         self.state().digests_only = true;
+        self
+    }
+
+    /// Takes contents of any kind: each begins behind the relay's Received header, and is known by the ID in it.
+    pub fn by_transaction(self) -> Self {
+        self.state().by_transaction = true;
         self
     }
 
@@ -239,7 +247,9 @@ fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
 
 /// Stores the message, unless told to refuse it, and returns the reply.
 fn record(data: Vec<u8>, from: String, to: Vec<String>, state: &Mutex<State>) -> Result<String, Broken> {
-    let mut received = split(&data).ok_or_else(|| Broken::Violation("no Message-ID line in the content".to_owned()))?;
+    let by_transaction = state.lock().unwrap().by_transaction;
+    let split = if by_transaction { split_behind_received(data) } else { split(&data) };
+    let mut received = split.ok_or_else(|| Broken::Violation("no Message-ID or Received line".to_owned()))?;
     (received.from, received.to) = (from, to);
     let mut state = state.lock().unwrap();
     if let Some(reply) = &state.data
@@ -271,6 +281,18 @@ pub fn split(data: &[u8]) -> Option<Received> {
         start += line.len();
     }
     None
+}
+
+/// Content begins behind the first header field, which must be the relay's own.
+fn split_behind_received(mut data: Vec<u8>) -> Option<Received> {
+    let lines = data.split_inclusive(|b| *b == b'\n');
+    let folded = |line: &&[u8]| line.starts_with(b"\t");
+    let trace_bytes: usize = lines.clone().take(1).chain(lines.skip(1).take_while(folded)).map(<[u8]>::len).sum();
+    let content = data.split_off(trace_bytes);
+    let trace = String::from_utf8(data).ok().filter(|trace| trace.starts_with("Received: from "))?;
+    let id = trace.split_once(" id ")?.1.get(..26)?.to_owned();
+    let (from, to) = (String::new(), Vec::new());
+    Some(Received { from, to, trace, message_id: id, sha256: sha256(&content), content })
 }
 
 fn path_of(line: &str) -> Result<String, Broken> {

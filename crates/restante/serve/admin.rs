@@ -3,6 +3,7 @@
 //! Whoever may open the socket owns the data, so the socket asks for nothing more; over TCP a change needs the token.
 
 use super::journal::{Entry, Journal};
+use super::memory::Share;
 use super::metrics::Metrics;
 use super::relay::{Chosen, Request, Which, is_up};
 use crate::clock;
@@ -253,7 +254,7 @@ async fn operate_all(admin: Arc<Admin>, chosen: Vec<Chosen>, order: Order) -> us
         });
         let (answer, outcome) = oneshot::channel();
         let record = Prepared::fact(&fact, Vec::new());
-        let entry = Entry { record, fact, about: about.map(Arc::new), answer: Some(answer), memory: None };
+        let entry = Entry { record, fact, about: about.map(Arc::new), answer: Some(answer), memory: Share::default() };
         if admin.journal.submit(entry).await.is_err() {
             break;
         }

@@ -25,7 +25,34 @@ pub(crate) struct Job {
 /// A message from the journal.
 pub(crate) struct Message {
     pub(crate) accepted: Arc<Accepted>,
-    pub(crate) content: Vec<u8>,
+    pub(crate) content: Content<DiskFile>,
+}
+
+/// A content on its way out, each piece checked before it leaves.
+struct Outgoing<'a> {
+    content: &'a mut Content<DiskFile>,
+    /// Why there is no more of it.
+    failed: Option<ReadError>,
+}
+
+impl restante_courier::Content for Outgoing<'_> {
+    fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
+        let chunk = if self.content.is_in_memory() || !may_block_in_place() {
+            self.content.next_chunk()
+        } else {
+            tokio::task::block_in_place(|| self.content.next_chunk())
+        };
+        chunk.map_err(|error| {
+            let why = error.to_string();
+            self.failed = Some(error);
+            why
+        })
+    }
+}
+
+/// In the daemon other tasks are waiting for this thread; `recover` has but one task.
+fn may_block_in_place() -> bool {
+    tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
 }
 
 /// What an attempt came to: one of the two.
@@ -51,13 +78,17 @@ pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message
         },
         Err(error) => error,
     };
-    let now = clock::now();
-    match &why {
+    Err(unreadable(job, &why))
+}
+
+/// What is to be recorded of a message that could not be read.
+fn unreadable(job: &Job, why: &ReadError) -> Box<Attempted> {
+    match why {
         ReadError::Damaged { .. } => {
             tracing::error!("{}: {why}", job.id);
-            Err(for_all(job, now, &Outcome::Quarantined(Cause::Local(why.to_string()))))
+            for_all(job, clock::now(), &Outcome::Quarantined(Cause::Local(why.to_string())))
         }
-        ReadError::Io(_) => Err(unread(job, &why.to_string())),
+        ReadError::Io(_) => unread(job, &why.to_string()),
     }
 }
 
@@ -74,7 +105,7 @@ fn for_all(job: &Job, at: Timestamp, outcome: &Outcome) -> Box<Attempted> {
 }
 
 /// Offers the message to the server behind `connection`.
-pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &Message, us: &str, seed: u64) -> Tried {
+pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &mut Message, us: &str, seed: u64) -> Tried {
     let envelope = &message.accepted.envelope;
     let path_of = |index: &RecipientIndex| envelope.recipients.get(usize::from(*index)).map(|r| &r.forward_path);
     let tried: Vec<(RecipientIndex, &ForwardPath)> =
@@ -83,15 +114,19 @@ pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &Me
     let alone = paths.first().copied().filter(|_| envelope.recipients.len() == 1);
     let header = received_header(&message.accepted.trace, job.id, us, alone);
     let started = clock::now();
-    let delivery = connection
-        .deliver(&Mail {
-            reverse_path: &envelope.reverse_path,
-            recipients: &paths,
-            body: envelope.body,
-            trace_header: &header,
-            content: &message.content,
-        })
-        .await;
+    let mail = Mail {
+        reverse_path: &envelope.reverse_path,
+        recipients: &paths,
+        body: envelope.body,
+        trace_header: &header,
+        size_bytes: message.accepted.content_len,
+    };
+    let mut outgoing = Outgoing { content: &mut message.content, failed: None };
+    let delivery = connection.deliver(&mail, &mut outgoing).await;
+    if let Some(why) = outgoing.failed {
+        // The transaction was broken off: the server has nothing.
+        return Tried { fact: Some(*unreadable(job, &why)), broke: None };
+    }
     let now = clock::now();
     let mut broke = None;
     let mut results = Vec::with_capacity(tried.len());

@@ -5,6 +5,7 @@
 
 use super::attempt::{self, Job, Tried};
 use super::journal::{Entry, Journal, Refused};
+use super::memory::{Memory, Share};
 use restante_courier::{Connection, Settings, Target};
 use restante_envelope::{RouteName, TransactionId};
 use restante_journal::{DirStorage, Prepared, Reader};
@@ -12,15 +13,15 @@ use restante_ledger::{Accepted, Attempted, Fact};
 use restante_relay::ConnectionTrouble;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// A probe that has no greeting and no answer to EHLO by then has its answer: such a primary takes no mail. An attempt is
 /// more patient, but not so patient that a dead connection keeps the next probe from being made for minutes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Content of all attempts together, in memory: the largest message of the default size fits twice.
-const MEMORY_BYTES_MAX: u64 = 256 << 20;
-const MEMORY_STEP_BYTES: u64 = 64 << 10;
+/// Memory for the content of one attempt: what stands in the journal is read in one piece, a blob in two, one being read while
+/// one is sent.
+const ATTEMPT_BYTES_MAX: u64 = 512 << 10;
 /// An idle connection is kept this long. Postfix closes a client's connection after 300 s without a command, in stress
 /// after 10 s.
 const IDLE: Duration = Duration::from_secs(5);
@@ -34,13 +35,7 @@ pub(crate) struct Office {
     pub(crate) journal: Journal,
     pub(crate) seed: u64,
     pub(crate) reports: mpsc::Sender<Report>,
-    /// What is left of the memory for content, in steps.
-    pub(crate) memory: Semaphore,
-}
-
-/// The memory for the content of attempts.
-pub(crate) fn memory_budget() -> Semaphore {
-    Semaphore::new(usize::try_from(MEMORY_BYTES_MAX / MEMORY_STEP_BYTES).unwrap_or(Semaphore::MAX_PERMITS))
+    pub(crate) memory: Memory,
 }
 
 /// A job, and how large it is.
@@ -188,17 +183,15 @@ impl Courier {
                 .await
                 .map_err(ConnectionTrouble::NotMade)?,
         };
-        let steps = content_len.min(MEMORY_BYTES_MAX).div_ceil(MEMORY_STEP_BYTES);
-        // The semaphore is never closed.
-        let _share = office.memory.acquire_many(u32::try_from(steps).unwrap_or(u32::MAX)).await.ok();
-        let message = match self.read(job).await {
+        let _share = office.memory.for_attempt(content_len.min(ATTEMPT_BYTES_MAX)).await;
+        let mut message = match self.read(job).await {
             Ok(message) => message,
             Err(fact) => {
                 self.connection = Some(connection);
                 return Ok((*fact, None));
             }
         };
-        let tried = attempt::attempt(&mut connection, job, &message, &office.settings.hostname, office.seed).await;
+        let tried = attempt::attempt(&mut connection, job, &mut message, &office.settings.hostname, office.seed).await;
         if connection.is_usable() {
             self.connection = Some(connection);
         }
@@ -234,12 +227,12 @@ fn record(journal: Journal, fact: Attempted, about: Option<Arc<Accepted>>) {
         loop {
             let record = Prepared::fact(&fact, Vec::new());
             let (answer, outcome) = oneshot::channel();
-            let entry = Entry { record, fact: fact.clone(), about: about.clone(), answer: Some(answer), memory: None };
+            let entry = Entry { record, fact: fact.clone(), about: about.clone(), answer: Some(answer), memory: Share::default() };
             if journal.submit(entry).await.is_err() {
                 return;
             }
             match outcome.await {
-                Ok(Err(Refused::Full | Refused::Busy)) => tokio::time::sleep(FULL_RETRY).await,
+                Ok(Err(Refused::Full | Refused::Busy | Refused::Broken)) => tokio::time::sleep(FULL_RETRY).await,
                 Ok(Ok(_) | Err(Refused::Failed)) | Err(_) => return,
             }
         }

@@ -1,31 +1,34 @@
 //! What an SMTP session asks of the daemon, and the way of its content into the journal.
 //!
-//! Decides nothing about the protocol, and reads no socket.
+//! A small content waits in memory and goes into the journal with its record. A large one, one that says by SIZE that it will
+//! be, and any for which there is no memory, is written to a blob while it arrives. Decides nothing about the protocol, and
+//! reads no socket.
 
 use super::journal::{Entry, NOT_YET, Refused, stored};
 use super::log::Line;
-use super::session::Door;
+use super::memory::Share;
+use super::session::{Door, READ_BYTES};
+use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, Trace};
-use restante_journal::{Prepared, Receipt};
+use restante_journal::{Blob, BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
 use restante_ledger::{Accepted, Fact};
 use restante_relay::{Admit, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::oneshot;
 
-/// Content in memory is accounted for in steps of this.
-const MEMORY_STEP_BYTES: usize = 64 << 10;
-/// Content of all sessions together, waiting for its dot or its sync: beyond it senders are told to come back. Two
-/// messages of the largest default size fit, and a thousand of usual size.
-const MEMORY_BYTES_MAX: usize = 256 << 20;
-
-/// The budget for content in memory.
-pub(crate) fn memory_budget(max_message_bytes: u64) -> Arc<Semaphore> {
-    // The largest message must fit, whatever was configured.
-    let largest = usize::try_from(max_message_bytes).unwrap_or(usize::MAX).saturating_add(2 * MEMORY_STEP_BYTES);
-    Arc::new(Semaphore::new((MEMORY_BYTES_MAX.max(largest) / MEMORY_STEP_BYTES).min(Semaphore::MAX_PERMITS)))
-}
+/// A content of up to this many bytes is kept in one piece and stands in the journal; beyond, it is a blob. Writing it twice
+/// (once to fill the journal ahead) and reading it at each scan costs more than a file of its own from about here on.
+const INLINE_BYTES_MAX: usize = 256 << 10;
+/// Written to a blob at once, if there is memory to gather so much.
+const WRITE_BYTES: usize = 256 << 10;
+/// Blobs written and synced at the same moment, of all sessions: more only make a disk seek, and each takes a thread.
+pub(super) const DISK_TURNS: usize = 16;
+/// A message that says it is larger than what would be left beside this is told to come back before it is sent: segments,
+/// index and log need room too.
+const ROOM_LEFT_BYTES: u64 = 16 << 20;
 
 /// What a session asks of the daemon, and where its content goes.
 pub(super) struct Visitor<'a> {
@@ -33,25 +36,68 @@ pub(super) struct Visitor<'a> {
     client: SocketAddr,
     number: u64,
     envelope: Option<Envelope>,
-    content: Vec<u8>,
-    memory: Option<OwnedSemaphorePermit>,
-    commit: Option<Result<oneshot::Receiver<Result<Receipt, Refused>>, Refused>>,
+    content: Content,
+    commit: Option<Commit>,
+}
+
+/// The content at hand, as far as it has come.
+#[derive(Default)]
+struct Content {
+    /// What is not written yet.
+    buffer: Vec<u8>,
+    memory: Share,
+    /// It goes to a blob.
+    large: bool,
+    blob: Option<BlobWriter<DirStorage>>,
+    /// Why nothing will come of it.
+    trouble: Option<Refused>,
+}
+
+/// A message that is on its way to stable storage.
+enum Commit {
+    /// The journal has it.
+    Offered(oneshot::Receiver<Result<Receipt, Refused>>),
+    /// Its content is not complete on disk yet.
+    Large(Box<Ending>),
+    Refused(Refused),
+}
+
+/// All that is known of a message at its end, but for the content.
+struct Ending {
+    envelope: Envelope,
+    trace: Trace,
+    hold: Option<String>,
 }
 
 impl<'a> Visitor<'a> {
     pub(super) fn new(door: &'a Arc<Door>, client: SocketAddr, number: u64) -> Self {
-        Self { door, client, number, envelope: None, content: Vec::new(), memory: None, commit: None }
+        Self { door, client, number, envelope: None, content: Content::default(), commit: None }
     }
 
     pub(super) fn log(&self, line: Line) {
         self.door.log.write(line);
     }
 
+    /// To be called between two reads: accounts for what came, and writes to disk what memory will not hold. While this waits
+    /// for the disk the socket is not read, and TCP slows the sender down.
+    pub(super) async fn make_room(&mut self) {
+        let content = &mut self.content;
+        if content.buffer.is_empty() || content.trouble.is_some() {
+            return;
+        }
+        let covered = self.door.memory.cover(&mut content.memory, content.buffer.capacity());
+        content.large |= !covered || content.buffer.len() > INLINE_BYTES_MAX;
+        if content.large && (!covered || content.buffer.len() + READ_BYTES > WRITE_BYTES) {
+            self.write_out().await;
+        }
+    }
+
     /// Waits for the journal's word on the message that was handed over.
     pub(super) async fn resolution(&mut self) -> Resolution {
         let outcome = match self.commit.take() {
-            Some(Ok(receiver)) => receiver.await.unwrap_or(Err(Refused::Failed)),
-            Some(Err(refused)) => Err(refused),
+            Some(Commit::Offered(receiver)) => receiver.await.unwrap_or(Err(Refused::Failed)),
+            Some(Commit::Large(ending)) => self.commit_large(*ending).await,
+            Some(Commit::Refused(refused)) => Err(refused),
             None => Err(Refused::Failed),
         };
         match outcome {
@@ -62,6 +108,107 @@ impl<'a> Visitor<'a> {
             }
         }
     }
+
+    /// The blob first, whole and synced; then the record that names it.
+    async fn commit_large(&mut self, ending: Ending) -> Result<Receipt, Refused> {
+        self.write_out().await;
+        let content = std::mem::take(&mut self.content);
+        if let Some(refused) = content.trouble {
+            return Err(refused);
+        }
+        let Some(writer) = content.blob else { return Err(Refused::Failed) };
+        let blob = self.on_disk(move || writer.finish()).await?;
+        let name = blob.name();
+        let Ending { envelope, trace, hold } = ending;
+        let record = Prepared::accepted_in_blob(&envelope, &trace, &blob, hold.as_deref());
+        let outcome = match self.offer(record, envelope, trace, blob.len(), hold, Share::default()) {
+            Ok(receiver) => receiver.await.unwrap_or(Err(Refused::Failed)),
+            Err(refused) => Err(refused),
+        };
+        // After a failed write or sync the record may stand in the journal all the same: then the next start decides.
+        if let Err(Refused::Full | Refused::Busy) = outcome {
+            let storage = self.door.storage.clone();
+            let _an_orphan_is_removed_at_the_next_start = self.on_disk(move || remove_blob(&storage, name)).await;
+        }
+        outcome
+    }
+
+    fn offer(
+        &self,
+        record: Prepared,
+        envelope: Envelope,
+        trace: Trace,
+        content_len: u64,
+        hold: Option<String>,
+        memory: Share,
+    ) -> Result<oneshot::Receiver<Result<Receipt, Refused>>, Refused> {
+        let accepted = Accepted { id: NOT_YET, envelope, trace, content_len, hold };
+        let (answer, receiver) = oneshot::channel();
+        let entry = Entry { record, fact: Fact::Accepted(accepted), about: None, answer: Some(answer), memory };
+        self.door.journal.offer(entry).map(|()| receiver)
+    }
+
+    /// Appends what is buffered to the blob, which is made if there is none yet.
+    async fn write_out(&mut self) {
+        let Content { buffer, blob, trouble, .. } = &mut self.content;
+        if trouble.is_some() {
+            return;
+        }
+        let (mut bytes, open, storage) = (std::mem::take(buffer), blob.take(), self.door.storage.clone());
+        let written = self.on_disk(move || {
+            let name = || BlobName::new(clock::entropy128());
+            let mut writer = open.map_or_else(|| BlobWriter::create(&storage, name()), Ok)?;
+            writer.write(&bytes)?;
+            bytes.clear();
+            Ok((writer, bytes))
+        });
+        match written.await {
+            Ok((writer, mut emptied)) => {
+                self.content.blob = Some(writer);
+                if emptied.capacity() > WRITE_BYTES {
+                    emptied.shrink_to(WRITE_BYTES);
+                    self.content.memory = Share::default();
+                }
+                self.content.buffer = emptied;
+            }
+            Err(refused) => self.content.trouble = Some(refused),
+        }
+    }
+
+    /// Does what may block, in its turn. Trouble with a blob concerns its message alone.
+    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Refused> {
+        // The semaphore is never closed.
+        let turn = self.door.disk_turns.clone().acquire_owned().await.ok();
+        let done = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            work()
+        });
+        let done = done.await.unwrap_or_else(|defect| Err(io::Error::other(defect)));
+        done.map_err(|error| {
+            tracing::warn!("a large message is refused for now: {error}");
+            if is_full(&error) { Refused::Full } else { Refused::Broken }
+        })
+    }
+
+    /// Lets go of the content; a blob that was begun is removed.
+    fn discard(&mut self) {
+        let content = std::mem::take(&mut self.content);
+        let Some(writer) = content.blob else { return };
+        // Removing a large file may take its time. At the very end there is no runtime to do it on.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn_blocking(move || drop(writer));
+        }
+    }
+
+    /// Whether so much more would fill the disk.
+    fn would_fill_the_disk(&self, bytes: u64) -> bool {
+        let free = rustix::fs::statvfs(&self.door.data_dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+        free.is_ok_and(|free| free < bytes.saturating_add(ROOM_LEFT_BYTES))
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 impl Host for Visitor<'_> {
@@ -74,56 +221,64 @@ impl Host for Visitor<'_> {
         }
     }
 
-    fn begin(&mut self, envelope: &Envelope, _trace: &Trace) -> Result<(), Trouble> {
+    fn begin(&mut self, envelope: &Envelope, _trace: &Trace, declared_bytes: u64) -> Result<(), Trouble> {
         if self.door.journal.has_failed() {
             return Err(Trouble::Local);
         }
+        let large = declared_bytes > INLINE_BYTES_MAX as u64;
+        if large && self.would_fill_the_disk(declared_bytes) {
+            return Err(Trouble::Storage);
+        }
         self.envelope = Some(envelope.clone());
-        self.content.clear();
+        self.content = Content { large, ..Content::default() };
         Ok(())
     }
 
     fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble> {
-        let needed = (self.content.len() + content.len()).div_ceil(MEMORY_STEP_BYTES);
-        let have = self.memory.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        if needed > have {
-            let more = u32::try_from(needed - have).unwrap_or(u32::MAX);
-            let permit = self.door.memory.clone().try_acquire_many_owned(more).map_err(|_| Trouble::Overloaded)?;
-            match &mut self.memory {
-                Some(held) => held.merge(permit),
-                None => self.memory = Some(permit),
+        match self.content.trouble {
+            Some(refused) => Err(refused.trouble()),
+            None => {
+                self.content.buffer.extend_from_slice(content);
+                Ok(())
             }
         }
-        self.content.extend_from_slice(content);
-        Ok(())
     }
 
     fn end(&mut self, end: EndOfData) {
         let Some(envelope) = self.envelope.take() else { return };
         let hold = hold_for_loop(end.own_hops);
-        let content = std::mem::take(&mut self.content);
-        let content_len = content.len() as u64;
-        let record = Prepared::accepted(&envelope, &end.trace, content, hold.as_deref());
-        let accepted = Accepted { id: NOT_YET, envelope, trace: end.trace, content_len, hold };
-        let (answer, receiver) = oneshot::channel();
-        let entry = Entry {
-            record,
-            fact: Fact::Accepted(accepted),
-            about: None,
-            answer: Some(answer),
-            memory: self.memory.take(),
-        };
-        self.commit = Some(self.door.journal.offer(entry).map(|()| receiver));
+        let content = &mut self.content;
+        self.commit = Some(match content.trouble {
+            Some(refused) => Commit::Refused(refused),
+            // The very last piece may make it large, too.
+            None if content.large || content.buffer.len() > INLINE_BYTES_MAX => {
+                Commit::Large(Box::new(Ending { envelope, trace: end.trace, hold }))
+            }
+            None => {
+                let Content { buffer, memory, .. } = std::mem::take(content);
+                let content_len = buffer.len() as u64;
+                let record = Prepared::accepted(&envelope, &end.trace, buffer, hold.as_deref());
+                match self.offer(record, envelope, end.trace, content_len, hold, memory) {
+                    Ok(receiver) => Commit::Offered(receiver),
+                    Err(refused) => Commit::Refused(refused),
+                }
+            }
+        });
     }
 
     fn abort(&mut self) {
         self.envelope = None;
-        self.content = Vec::new();
-        self.memory = None;
+        self.discard();
     }
 
     fn refused(&mut self, refusal: &RefusedCommand) {
         self.door.metrics.rejected(refusal);
         self.log(Line::rejected(self.client, self.number, refusal));
+    }
+}
+
+impl Drop for Visitor<'_> {
+    fn drop(&mut self) {
+        self.discard();
     }
 }

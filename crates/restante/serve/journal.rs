@@ -1,6 +1,7 @@
 //! The journal's thread: takes what queued up during the last sync, one write, one `fdatasync`, answers everyone who
 //! waited, passes the facts on. No timer: a lone message is synced at once, a crowd shares one sync.
 
+use super::memory::Share;
 use crate::clock;
 use restante_envelope::TransactionId;
 use restante_journal::{CommitError, DirStorage, Prepared, Receipt, Writer};
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 /// Records waiting for the next batch. A batch takes 1,024; four of them in line is a disk that does not keep up, and
 /// then senders are told to come back.
@@ -30,7 +31,7 @@ pub(crate) struct Entry {
     pub(crate) answer: Option<oneshot::Sender<Result<Receipt, Refused>>>,
     /// The share of the memory budget that it holds, given back when the entry is dropped.
     #[expect(dead_code, reason = "held, not read")]
-    pub(crate) memory: Option<OwnedSemaphorePermit>,
+    pub(crate) memory: Share,
 }
 
 /// Why a record is not durable.
@@ -42,6 +43,8 @@ pub(crate) enum Refused {
     Failed,
     /// More is waiting than the journal takes.
     Busy,
+    /// The disk did not take this one message.
+    Broken,
 }
 
 impl Refused {
@@ -50,7 +53,7 @@ impl Refused {
         match self {
             Self::Full => Trouble::Storage,
             Self::Busy => Trouble::Overloaded,
-            Self::Failed => Trouble::Local,
+            Self::Failed | Self::Broken => Trouble::Local,
         }
     }
 }

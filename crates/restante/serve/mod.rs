@@ -14,6 +14,7 @@ mod journal;
 mod listener;
 pub(crate) mod log;
 mod log_cursor;
+mod memory;
 pub(crate) mod metrics;
 mod relay;
 mod session;
@@ -37,7 +38,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Descriptors beside those of SMTP connections and couriers: segments, logs, admin, the runtime.
 const FILES_BESIDE: u64 = 256;
@@ -252,13 +253,14 @@ impl Daemon {
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
         let (journal, journal_thread) = journal::start(writer, fact_sender, handle)?;
+        let memory = memory::Memory::new();
         let office = Arc::new(couriers::Office {
             settings: restante_courier::Settings::new(config.hostname.clone()),
             storage: storage.clone(),
             journal: journal.clone(),
             seed: clock::entropy(),
             reports: report_sender,
-            memory: couriers::memory_budget(),
+            memory: memory.clone(),
         });
         let relay = relay::RelayTask {
             relay: Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now()),
@@ -277,7 +279,10 @@ impl Daemon {
             settings: Arc::new(settings),
             routes,
             journal: journal.clone(),
-            memory: intake::memory_budget(config.max_message_bytes),
+            memory,
+            disk_turns: Arc::new(Semaphore::new(intake::DISK_TURNS)),
+            storage: storage.clone(),
+            data_dir: config.data_dir.clone(),
             log: log.handle,
             metrics: metrics.clone(),
             stopping: stopping.clone(),

@@ -6,13 +6,16 @@
 use super::intake::Visitor;
 use super::journal::Journal;
 use super::log::{Line, LogHandle};
+use super::memory::Memory;
 use super::metrics::Metrics;
 use crate::clock;
 use restante_envelope::Timestamp;
+use restante_journal::DirStorage;
 use restante_relay::Routes;
 use restante_smtp::{Session, Settings};
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -20,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 
 /// Read at once. Four TCP windows of a fast sender on loopback; on the stack, so it costs an idle session nothing.
-const READ_BYTES: usize = 16 << 10;
+pub(super) const READ_BYTES: usize = 16 << 10;
 /// A client that does not take our replies for this long is gone (RFC 5321 section 4.5.3.2.7 allows it five minutes).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// What all sessions share.
@@ -28,7 +31,11 @@ pub(crate) struct Door {
     pub(crate) settings: Arc<Settings>,
     pub(crate) routes: Arc<Routes>,
     pub(crate) journal: Journal,
-    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) memory: Memory,
+    /// Blobs that may be written at the same moment.
+    pub(crate) disk_turns: Arc<Semaphore>,
+    pub(crate) storage: DirStorage,
+    pub(crate) data_dir: PathBuf,
     pub(crate) log: LogHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -60,6 +67,7 @@ async fn converse(
             let used = session.receive(&left_over, clock::now(), visitor);
             left_over.drain(..used);
         }
+        visitor.make_room().await;
         write_replies(stream, session).await?;
         if session.wants_close() {
             return close(stream).await;

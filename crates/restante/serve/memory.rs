@@ -1,0 +1,82 @@
+//! The memory for content: one budget for all that comes in and all that goes out.
+//!
+//! Nobody at the door waits for it and nobody is turned away for want of it: content that finds no room here goes to the
+//! disk early. Attempts do wait, and a part of the budget is theirs alone, so that clients who hold theirs for hours cannot
+//! keep mail from leaving.
+
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// What is accounted at once: the smallest message takes no more, and the counter stays small.
+const STEP_BYTES: usize = 4 << 10;
+/// All content in memory together. 2,500 clients with a usual message each (some 32 KiB) fit.
+const BUDGET_BYTES: usize = 96 << 20;
+/// Of it, what the door leaves to attempts: 64 messages of the greatest size that is kept in one piece.
+const FOR_ATTEMPTS_BYTES: usize = 16 << 20;
+
+/// The budget; cloned, it is the same one.
+#[derive(Clone)]
+pub(crate) struct Memory(Arc<Semaphore>);
+
+/// A share of it, given back when dropped.
+#[derive(Default)]
+pub(crate) struct Share(Option<OwnedSemaphorePermit>);
+
+impl Memory {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Semaphore::new(BUDGET_BYTES / STEP_BYTES)))
+    }
+
+    /// Makes `share` cover `bytes`; false, with the share as it was, where there is no room.
+    pub(crate) fn cover(&self, share: &mut Share, bytes: usize) -> bool {
+        let have = share.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let more = bytes.div_ceil(STEP_BYTES).saturating_sub(have);
+        if more == 0 {
+            return true;
+        }
+        if self.0.available_permits() < more.saturating_add(FOR_ATTEMPTS_BYTES / STEP_BYTES) {
+            return false;
+        }
+        let Ok(permit) = self.0.clone().try_acquire_many_owned(steps(more)) else { return false };
+        match &mut share.0 {
+            Some(held) => held.merge(permit),
+            None => share.0 = Some(permit),
+        }
+        true
+    }
+
+    /// Waits for a share for an attempt. What is larger than all that attempts may count on gets that much.
+    pub(crate) async fn for_attempt(&self, bytes: u64) -> Share {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(FOR_ATTEMPTS_BYTES);
+        // An error would mean that the budget is closed; it never is.
+        Share(self.0.clone().acquire_many_owned(steps(bytes.div_ceil(STEP_BYTES))).await.ok())
+    }
+}
+
+fn steps(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn clients_that_hold_all_they_can_keep_no_mail_from_leaving() {
+        let memory = Memory::new();
+        let mut shares: Vec<Share> = Vec::new();
+        loop {
+            let mut share = Share::default();
+            if !memory.cover(&mut share, 256 << 10) {
+                break;
+            }
+            shares.push(share);
+        }
+        assert_eq!(shares.len(), (BUDGET_BYTES - FOR_ATTEMPTS_BYTES) / (256 << 10));
+        let attempts = [memory.for_attempt(1 << 40).await];
+        // What is held covers no more than it did, and what is given back can be had again.
+        assert!(!memory.cover(&mut shares[0], 512 << 10) && memory.cover(&mut shares[0], 1));
+        drop((attempts, shares.pop()));
+        assert!(memory.cover(&mut Share::default(), 256 << 10));
+    }
+}
