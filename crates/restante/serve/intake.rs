@@ -74,7 +74,7 @@ impl Host for Visitor<'_> {
         }
     }
 
-    fn begin(&mut self, envelope: &Envelope, _trace: &Trace) -> Result<(), Trouble> {
+    fn begin(&mut self, envelope: &Envelope, _trace: &Trace, _declared_bytes: u64) -> Result<(), Trouble> {
         if self.door.journal.has_failed() {
             return Err(Trouble::Local);
         }
