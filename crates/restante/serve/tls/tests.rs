@@ -1,3 +1,5 @@
+//! Which certificate is served after what happened to its files.
+
 use super::*;
 use std::os::unix::fs::PermissionsExt as _;
 
