@@ -14,6 +14,8 @@ mod damage;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
+mod encryption;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod instruments;

@@ -9,7 +9,7 @@ pub mod postfix;
 pub mod sink;
 pub mod trace;
 
-pub use client::{Client, Message, Reply, queued_id};
+pub use client::{Client, Message, Reply, queued_id, stuffed};
 pub use daemon::{Daemon, Serve};
 pub use ledger::Ledger;
 pub use sink::{Received, Sink};
@@ -28,7 +28,7 @@ pub const OURS: &str = "example.test";
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// What installs every tool the suite uses, named by each failure for want of one.
-const APT_GET: &str = "apt-get install --no-install-recommends postfix swaks strace python3";
+const APT_GET: &str = "apt-get install --no-install-recommends postfix swaks libnet-ssleay-perl openssl strace python3";
 
 /// Waits until `probe` has an answer; fails by `what` when [`PATIENCE`] is over.
 pub fn eventually<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {

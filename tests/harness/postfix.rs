@@ -25,6 +25,7 @@ virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 proxymap unix - - n - - proxymap
 scache unix - - n - 1 scache
+tlsmgr unix - - n 1000 1 tlsmgr
 postlog unix-dgram n - n - 1 postlogd
 ";
 
@@ -37,6 +38,8 @@ pub enum Role {
     Primary,
     /// Relays everything to this port of 127.0.0.1.
     Sender(u16),
+    /// The same, and never in clear.
+    SenderOverTls(u16),
 }
 
 /// A running Postfix; stopped with the value.
@@ -73,6 +76,9 @@ impl Postfix {
                  virtual_uid_maps = static:{NOBODY}\nvirtual_gid_maps = static:{NOBODY}\n"
             ),
             Role::Sender(next) => format!("relayhost = [127.0.0.1]:{next}\n"),
+            Role::SenderOverTls(next) => {
+                format!("relayhost = [127.0.0.1]:{next}\nsmtp_tls_security_level = encrypt\n")
+            }
         };
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {home}/queue\ndata_directory = {home}/data\n\

@@ -28,6 +28,7 @@ pub(crate) mod exit {
     pub(crate) const PARTLY: u8 = 3;
     pub(crate) const NOTHING_MATCHED: u8 = 4;
     pub(crate) const UNREACHABLE: u8 = 5;
+    pub(crate) const INVALID: u8 = 6;
     pub(crate) const NOT_PERMITTED: u8 = 7;
     pub(crate) const LOCKED: u8 = 8;
     pub(crate) const DAMAGED: u8 = 9;

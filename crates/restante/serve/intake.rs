@@ -7,7 +7,8 @@
 use super::journal::{Entry, NOT_YET, Refused, stored};
 use super::log::Line;
 use super::memory::Share;
-use super::session::{Door, READ_BYTES};
+use super::session::Door;
+use super::socket::READ_BYTES;
 use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, Trace};
 use restante_journal::{Blob, BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};

@@ -19,6 +19,9 @@ pub(crate) struct Metrics {
     received_bytes: AtomicU64,
     local_trouble: AtomicU64,
     log_dropped: AtomicU64,
+    /// Sessions of clients, by [`TLS_VERSIONS`].
+    tls_started: [AtomicU64; 2],
+    tls_failed: AtomicU64,
     /// Written by the relay's task alone, read by the page.
     by_route: Mutex<BTreeMap<RouteName, ByRoute>>,
 }
@@ -32,6 +35,7 @@ struct ByRoute {
     quarantined: u64,
 }
 
+const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
 const STATES: [&str; 4] = ["active", "deferred", "hold", "waiting"];
 
 impl Metrics {
@@ -68,6 +72,17 @@ impl Metrics {
 
     pub(crate) fn refused_for_trouble(&self) {
         self.local_trouble.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A client's handshake succeeded, with one of [`TLS_VERSIONS`].
+    pub(crate) fn tls_started(&self, version: &str) {
+        for (_, sessions) in TLS_VERSIONS.iter().zip(&self.tls_started).filter(|(of, _)| **of == version) {
+            sessions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn tls_failed(&self) {
+        self.tls_failed.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn log_dropped(&self, lines: u64) {
@@ -146,6 +161,13 @@ impl Metrics {
                 }
             }
         }
+        page.head("restante_tls_sessions_total", "counter", "Handshakes that succeeded.");
+        for (version, sessions) in TLS_VERSIONS.iter().zip(&self.tls_started) {
+            let series = format!("restante_tls_sessions_total{{direction=\"in\",version=\"{version}\"}}");
+            page.line(&series, sessions.load(Ordering::Relaxed));
+        }
+        page.head("restante_tls_failures_total", "counter", "Handshakes that failed.");
+        page.line("restante_tls_failures_total{direction=\"in\"}", self.tls_failed.load(Ordering::Relaxed));
         for (name, kind, help, value) in [
             ("restante_smtp_connections", "gauge", "SMTP connections open now.", &self.connections_open),
             ("restante_smtp_connections_total", "counter", "SMTP connections served.", &self.connections_total),

@@ -19,6 +19,8 @@ pub(crate) mod metrics;
 mod relay;
 mod session;
 mod shutdown;
+mod socket;
+mod tls;
 
 use crate::cli::exit;
 use crate::clock;
@@ -51,6 +53,8 @@ const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 pub(crate) enum Ended {
     Stopped,
     Locked,
+    /// What the configuration names cannot be used.
+    Misconfigured,
 }
 
 /// Runs the daemon until it is told to stop.
@@ -64,6 +68,7 @@ pub(crate) fn run(mut config: Config, stop_with_stdin: bool) -> anyhow::Result<u
     Ok(match ended? {
         Ended::Stopped => exit::DONE,
         Ended::Locked => exit::LOCKED,
+        Ended::Misconfigured => exit::INVALID,
     })
 }
 
@@ -111,9 +116,17 @@ async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Ha
         }
         Err(error) => return Err(error).with_context(|| format!("data directory {data}")),
     }
+    let tls = match tls::Tls::new(config.certificate.as_ref(), &config.data_dir, &config.hostname) {
+        Ok(tls) => tls,
+        Err(error) if config.certificate.is_some() => {
+            tracing::error!("the certificate for STARTTLS: {error:#}");
+            return Ok(Ended::Misconfigured);
+        }
+        Err(error) => return Err(error).context("cannot make a certificate for STARTTLS"),
+    };
     let sockets = Sockets::open(&config)?;
     let (boot, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, boot, writer, handle)?;
+    let daemon = Daemon::assemble(&config, storage, boot, writer, tls, handle)?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
@@ -243,6 +256,7 @@ impl Daemon {
         storage: DirStorage,
         boot: Boot,
         writer: Writer<DirStorage>,
+        tls: Arc<tls::Tls>,
         handle: tokio::runtime::Handle,
     ) -> anyhow::Result<Self> {
         let (stop, stopping) = watch::channel(false);
@@ -274,7 +288,8 @@ impl Daemon {
             metrics: metrics.clone(),
             idle: HashMap::new(),
         };
-        let settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
+        let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
+        settings.starttls = true;
         let door = Arc::new(session::Door {
             settings: Arc::new(settings),
             routes,
@@ -285,6 +300,7 @@ impl Daemon {
             data_dir: config.data_dir.clone(),
             log: log.handle,
             metrics: metrics.clone(),
+            tls,
             stopping: stopping.clone(),
         });
         let admin = Arc::new(admin::Admin {
@@ -317,6 +333,7 @@ impl Daemon {
         if let Some(listener) = sockets.admin_tcp {
             tokio::spawn(http::on_tcp(listener, admin::router(admin.clone(), true)));
         }
+        tokio::spawn(door.tls.clone().watch());
         let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
         announce(&smtp, admin_address)?;
 

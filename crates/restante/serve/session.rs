@@ -8,6 +8,8 @@ use super::journal::Journal;
 use super::log::{Line, LogHandle};
 use super::memory::Memory;
 use super::metrics::Metrics;
+use super::socket::Socket;
+use super::tls::Tls;
 use crate::clock;
 use restante_envelope::Timestamp;
 use restante_journal::DirStorage;
@@ -17,15 +19,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 
-/// Read at once. Four TCP windows of a fast sender on loopback; on the stack, so it costs an idle session nothing.
-pub(super) const READ_BYTES: usize = 16 << 10;
-/// A client that does not take our replies for this long is gone (RFC 5321 section 4.5.3.2.7 allows it five minutes).
-const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// What all sessions share.
 pub(crate) struct Door {
     pub(crate) settings: Arc<Settings>,
@@ -38,28 +34,24 @@ pub(crate) struct Door {
     pub(crate) data_dir: PathBuf,
     pub(crate) log: LogHandle,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) tls: Arc<Tls>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
 /// Serves one connection to its end.
-pub(crate) async fn serve(mut stream: TcpStream, client: SocketAddr, number: u64, door: Arc<Door>) {
-    let mut stopping = door.stopping.clone();
+pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, door: Arc<Door>) {
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
     let mut visitor = Visitor::new(&door, client, number);
     visitor.log(Line::connect(client, number));
-    let ended = converse(&mut stream, &mut session, &mut visitor, &mut stopping).await;
+    let ended = converse(Socket::Clear(stream), &mut session, &mut visitor, &door).await;
     session.disconnected(&mut visitor);
     let counts = session.counts();
     door.metrics.session_ended(&counts);
     visitor.log(Line::disconnect(client, number, &counts, ended.err().map(|e| e.to_string())));
 }
 
-async fn converse(
-    stream: &mut TcpStream,
-    session: &mut Session,
-    visitor: &mut Visitor<'_>,
-    stopping: &mut watch::Receiver<bool>,
-) -> io::Result<()> {
+async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visitor<'_>, door: &Door) -> io::Result<()> {
+    let mut stopping = door.stopping.clone();
     let mut left_over = Vec::new();
     let mut told_to_stop = false;
     loop {
@@ -68,9 +60,20 @@ async fn converse(
             left_over.drain(..used);
         }
         visitor.make_room().await;
-        write_replies(stream, session).await?;
+        if !session.output().is_empty() {
+            let replies = std::mem::take(session.output());
+            socket.write(&replies).await?;
+        }
         if session.wants_close() {
-            return close(stream).await;
+            socket.close().await;
+            return Ok(());
+        }
+        if session.awaits_tls() {
+            // Said in clear behind STARTTLS, perhaps by another: it must never come before what comes out of TLS.
+            left_over = Vec::new();
+            // Boxed: it is large, and a session in clear would be as large.
+            socket = Box::pin(handshake(socket, session, door, &mut stopping)).await?;
+            continue;
         }
         if session.awaits_commit() {
             let resolution = visitor.resolution().await;
@@ -79,9 +82,8 @@ async fn converse(
         }
         let deadline = session.poll_timeout();
         tokio::select! {
-            ready = stream.readable() => {
-                ready?;
-                if !read_some(stream, session, visitor, &mut left_over)? {
+            read = socket.read(|input| receive(input, session, visitor, &mut left_over)) => {
+                if read?.is_none() {
                     return Ok(());
                 }
             }
@@ -94,58 +96,35 @@ async fn converse(
     }
 }
 
-/// Reads what is there and gives it to the session. False at the end of the stream.
-fn read_some(
-    stream: &TcpStream,
+/// Gives the session what was read, and keeps what it leaves over.
+fn receive(input: &[u8], session: &mut Session, visitor: &mut Visitor<'_>, left_over: &mut Vec<u8>) {
+    let used = if left_over.is_empty() { session.receive(input, clock::now(), visitor) } else { 0 };
+    left_over.extend_from_slice(input.get(used..).unwrap_or_default());
+}
+
+/// Does what a 220 to STARTTLS announced. A connection without its handshake ends here, and the error says why.
+async fn handshake(
+    socket: Socket,
     session: &mut Session,
-    visitor: &mut Visitor<'_>,
-    left_over: &mut Vec<u8>,
-) -> io::Result<bool> {
-    let mut buffer = [0; READ_BYTES];
-    let n = match stream.try_read(&mut buffer) {
-        Ok(0) => return Ok(false),
-        Ok(n) => n,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
-        Err(error) => return Err(error),
+    door: &Door,
+    stopping: &mut watch::Receiver<bool>,
+) -> io::Result<Socket> {
+    let outcome = tokio::select! {
+        outcome = socket.start_tls(&door.tls) => outcome,
+        _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("TLS handshake: we are shutting down")),
     };
-    let input = buffer.get(..n).unwrap_or_default();
-    if left_over.is_empty() {
-        let used = session.receive(input, clock::now(), visitor);
-        left_over.extend_from_slice(input.get(used..).unwrap_or_default());
-    } else {
-        left_over.extend_from_slice(input);
-    }
-    Ok(true)
-}
-
-async fn write_replies(stream: &mut TcpStream, session: &mut Session) -> io::Result<()> {
-    if session.output().is_empty() {
-        return Ok(());
-    }
-    let replies = std::mem::take(session.output());
-    match tokio::time::timeout(WRITE_TIMEOUT, stream.write_all(&replies)).await {
-        Ok(written) => written,
-        Err(_late) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client does not take our replies")),
-    }
-}
-
-/// Says good-bye so that the last reply arrives: a socket closed with unread bytes is reset, and the reset may overtake
-/// the reply.
-async fn close(stream: &mut TcpStream) -> io::Result<()> {
-    stream.shutdown().await?;
-    let drain = async {
-        let mut scratch = [0; 1024];
-        while stream.readable().await.is_ok() {
-            match stream.try_read(&mut scratch) {
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(_) => break,
-            }
+    match outcome {
+        Ok((socket, agreed)) => {
+            door.metrics.tls_started(agreed.version);
+            session.tls_started(format!("{} {}", agreed.version, agreed.cipher_suite), clock::now());
+            Ok(socket)
         }
-    };
-    let _whoever_lingers = tokio::time::timeout(Duration::from_millis(500), drain).await;
-    Ok(())
+        Err(error) => {
+            door.metrics.tls_failed();
+            session.tls_failed();
+            Err(error)
+        }
+    }
 }
 
 pub(super) async fn until(deadline: Option<Timestamp>) {

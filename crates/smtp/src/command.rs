@@ -19,6 +19,7 @@ pub(crate) enum Command<'l> {
     Quit,
     Vrfy,
     Help,
+    StartTls,
 }
 
 /// Why a line is no command that we carry out. The text is what the peer is told.
@@ -67,11 +68,12 @@ impl<'l> Command<'l> {
             "DATA" => bare(Self::Data),
             "RSET" => bare(Self::Rset),
             "QUIT" => bare(Self::Quit),
+            "STARTTLS" => bare(Self::StartTls),
             "NOOP" => Ok(Self::Noop),
             "HELP" => Ok(Self::Help),
             "VRFY" if argument.is_empty() => Err(CommandError::NoArgument),
             "VRFY" => Ok(Self::Vrfy),
-            "EXPN" | "STARTTLS" | "AUTH" | "ETRN" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => {
+            "EXPN" | "AUTH" | "ETRN" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => {
                 Err(CommandError::NotImplemented)
             }
             "BDAT" => Err(CommandError::Bdat),

@@ -1,7 +1,7 @@
 //! The dialogue in command lines: what is due when, and what follows from each command (RFC 5321 sections 3.3 and
 //! 4.1.4). Each command takes the state it is given in and returns the next. Asks the host whose recipient it is.
 
-use crate::command::Command;
+use crate::command::{Command, CommandError};
 use crate::host::{Admission, Host, RefusedCommand, Stage};
 use crate::line::Line;
 use crate::receiving::Receiving;
@@ -29,6 +29,8 @@ pub(crate) struct Hello {
 pub(crate) struct Transaction {
     pub(crate) hello: Hello,
     pub(crate) envelope: Envelope,
+    /// Of the content, as MAIL has it; 0 if it has not.
+    declared_bytes: u64,
 }
 
 /// The part of the session that speaks in command lines.
@@ -94,7 +96,10 @@ impl Session {
         host: &mut impl Host,
     ) -> State {
         match (command, dialogue) {
-            (Command::Ehlo(name), _) => self.hello(name, Protocol::Esmtp, Say::Ehlo),
+            (Command::Ehlo(name), _) => {
+                let protocol = if self.tls.is_some() { Protocol::Esmtps } else { Protocol::Esmtp };
+                self.hello(name, protocol, Say::Ehlo { offers_tls: self.settings.starttls && self.tls.is_none() })
+            }
             (Command::Helo(name), _) => self.hello(name, Protocol::Smtp, Say::Helo),
             (Command::Mail { reverse_path, size_bytes, body }, Dialogue::Ready(hello)) => {
                 let envelope = match ReversePath::parse(reverse_path) {
@@ -102,7 +107,7 @@ impl Session {
                     Ok(sender) => Ok(Envelope { reverse_path: sender, recipients: Vec::new(), body }),
                     Err(error) => Err(Say::BadSender(reverse_path, error)),
                 };
-                self.mail(hello, reverse_path, envelope, host)
+                self.mail(hello, reverse_path, envelope, size_bytes, host)
             }
             (Command::Rcpt { forward_path }, Dialogue::Mail(transaction)) => self.rcpt(transaction, forward_path, host),
             (Command::Mail { .. }, Dialogue::Greeted) => {
@@ -118,6 +123,7 @@ impl Session {
             (Command::Noop, other) => self.idle(other, Say::Ok),
             (Command::Vrfy, other) => self.idle(other, Say::CannotVerify),
             (Command::Help, other) => self.idle(other, Say::Help),
+            (Command::StartTls, any) => self.start_tls(any, host),
             (Command::Quit, _) => {
                 self.say(Say::Bye);
                 State::Closed
@@ -127,6 +133,22 @@ impl Session {
 
     fn hello(&mut self, name: &str, protocol: Protocol, say: Say<'_>) -> State {
         self.idle(Dialogue::Ready(Hello { name: name.to_owned(), protocol }), say)
+    }
+
+    /// RFC 3207. Only after EHLO, where it is offered (RFC 5321 section 2.2.1); an open transaction is no obstacle, for
+    /// it is forgotten with all the rest.
+    fn start_tls(&mut self, dialogue: Dialogue, host: &mut impl Host) -> State {
+        let greeted_with_ehlo = dialogue.hello().is_some_and(|hello| hello.protocol != Protocol::Smtp);
+        let refusal = match &self.tls {
+            _ if !self.settings.starttls => Say::Command(CommandError::NotImplemented),
+            Some(_) => Say::TlsActive,
+            None if !greeted_with_ehlo => Say::HeloFirst,
+            None => {
+                self.say(Say::StartTls);
+                return State::AwaitingTls;
+            }
+        };
+        self.reject(dialogue, Stage::Command, refusal, host)
     }
 
     /// A command that brings no mail nearer.
@@ -141,13 +163,14 @@ impl Session {
         hello: Hello,
         reverse_path: &str,
         envelope: Result<Envelope, Say<'_>>,
+        declared_bytes: u64,
         host: &mut impl Host,
     ) -> State {
         match envelope {
             Ok(envelope) => {
                 self.counts.mail = self.counts.mail.saturating_add(1);
                 self.say(Say::SenderOk);
-                State::Dialogue(Dialogue::Mail(Transaction { hello, envelope }))
+                State::Dialogue(Dialogue::Mail(Transaction { hello, envelope, declared_bytes }))
             }
             Err(say) => {
                 let ready = Dialogue::Ready(hello);
@@ -185,7 +208,7 @@ impl Session {
         let refusal = match dialogue {
             Dialogue::Mail(transaction) if !transaction.envelope.recipients.is_empty() => {
                 let trace = self.trace(&transaction.hello, now);
-                match host.begin(&transaction.envelope, &trace) {
+                match host.begin(&transaction.envelope, &trace, transaction.declared_bytes) {
                     Ok(()) => {
                         self.deadline = now + self.settings.data_timeout;
                         self.say(Say::StartContent);
@@ -212,7 +235,7 @@ impl Session {
             client: self.client,
             helo: hello.name.clone(),
             protocol: hello.protocol,
-            tls: None,
+            tls: self.tls.clone(),
             session: self.session,
             received_at: now,
         }

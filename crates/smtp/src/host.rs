@@ -23,6 +23,8 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// The most recipients taken in one transaction.
     pub max_recipients: usize,
+    /// STARTTLS is offered (RFC 3207): whoever drives the session can do the handshake.
+    pub starttls: bool,
     /// How long a command may take to arrive.
     pub command_timeout: Duration,
     /// How long each 64 KiB of content, or the last piece of it, may take to arrive.
@@ -30,12 +32,13 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The defaults for a server of this name and limit.
+    /// The defaults for a server of this name and limit; without STARTTLS.
     pub fn new(hostname: String, max_message_bytes: u64) -> Self {
         Self {
             hostname,
             max_message_bytes,
             max_recipients: RECIPIENTS_MAX,
+            starttls: false,
             command_timeout: Duration::from_secs(COMMAND_TIMEOUT_S),
             data_timeout: Duration::from_secs(DATA_TIMEOUT_S),
         }
@@ -49,7 +52,10 @@ pub trait Host {
     /// Is this recipient ours? A pure decision. Address literals and the bare `postmaster` are asked about as well.
     fn admit(&mut self, path: &ForwardPath) -> Admission;
     /// DATA was given, the 354 is not out yet. An `Err` is said instead of it, and no `abort` follows.
-    fn begin(&mut self, envelope: &Envelope, trace: &Trace) -> Result<(), Trouble>;
+    ///
+    /// `declared_bytes` is what the client said of the content's size (RFC 1870), 0 if it said nothing: within the
+    /// limit, but otherwise no more than a hint.
+    fn begin(&mut self, envelope: &Envelope, trace: &Trace, declared_bytes: u64) -> Result<(), Trouble>;
     /// The next piece of the content, dots unstuffed, in order, as large as the input allows. After an `Err` follows
     /// `abort`; the rest is read and dropped, and the trouble is said at its end.
     fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble>;

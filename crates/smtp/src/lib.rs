@@ -14,6 +14,9 @@
 //! After `end` nothing is said and nothing is read until [`Session::resolve`]: the 250 moves the responsibility for
 //! the mail to us (RFC 5321 section 6.1), so whoever calls it with [`Resolution::Stored`] must have made it durable.
 //!
+//! After the 220 to STARTTLS (RFC 3207) nothing is read either until [`Session::tls_started`]: what was sent in clear
+//! behind it is dropped. The handshake is the driver's; the session has no TLS in it.
+//!
 //! How to drive it: read bytes, call [`Session::receive`], keep what it did not consume, write [`Session::output`],
 //! stop if [`Session::wants_close`], sleep no longer than [`Session::poll_timeout`].
 #![warn(missing_docs)]

@@ -14,7 +14,7 @@ const ECHO_BYTES_MAX: usize = 256;
 pub(crate) enum Say<'p> {
     Greeting,
     TurnAway(RefusedConnection),
-    Ehlo,
+    Ehlo { offers_tls: bool },
     Helo,
     Ok,
     SenderOk,
@@ -24,12 +24,14 @@ pub(crate) enum Say<'p> {
     CannotVerify,
     Help,
     Bye,
+    StartTls,
 
     Line(LineError),
     Command(CommandError),
     HeloFirst,
     MailFirst,
     NestedMail,
+    TlsActive,
     BadSender(&'p str, PathError),
     SizeOverLimit,
     BadRecipient(&'p str, PathError),
@@ -71,9 +73,11 @@ impl Say<'_> {
             // These three have no enhanced code (RFC 2034 section 3).
             Self::Greeting => Reply::new(220, None, &format!("{host} ESMTP Restante")),
             Self::Helo => Reply::new(250, None, host),
-            Self::Ehlo => {
+            Self::Ehlo { offers_tls } => {
                 let size = settings.max_message_bytes;
-                let keywords = format!("{host}\nPIPELINING\nSIZE {size}\n8BITMIME\nENHANCEDSTATUSCODES\nHELP");
+                let starttls = if *offers_tls { "STARTTLS\n" } else { "" };
+                let keywords =
+                    format!("{host}\nPIPELINING\nSIZE {size}\n8BITMIME\n{starttls}ENHANCEDSTATUSCODES\nHELP");
                 Reply::new(250, None, &keywords)
             }
             Self::Ok => say(250, 0, 0, "Ok"),
@@ -84,6 +88,7 @@ impl Say<'_> {
             Self::Stored(id) => say(250, 0, 0, &format!("Ok: queued as {id}")),
             Self::CannotVerify => say(252, 0, 0, "cannot verify here; send the mail, and RCPT will tell"),
             Self::Help => say(214, 0, 0, "commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP (RFC 5321)"),
+            Self::StartTls => say(220, 0, 0, "Ready to start TLS"),
             Self::Bye => say(221, 0, 0, &format!("{host} closing connection")),
 
             Self::TurnAway(RefusedConnection::ShuttingDown) | Self::ShuttingDown => {
@@ -106,6 +111,7 @@ impl Say<'_> {
             Self::HeloFirst => say(503, 5, 1, "send EHLO first"),
             Self::MailFirst => say(503, 5, 1, "send MAIL first"),
             Self::NestedMail => say(503, 5, 1, "a sender is given already"),
+            Self::TlsActive => say(503, 5, 1, "TLS is active already"),
             Self::NoRecipients => say(554, 5, 1, "no valid recipients"),
             other => other.mail_refusal(),
         }
@@ -151,7 +157,7 @@ impl Say<'_> {
             | Self::Command(CommandError::Http | CommandError::Bdat) => Fault::Fatal,
             Self::Command(CommandError::AddressNotAscii) => Fault::Mail,
             Self::Line(LineError::TooLong) | Self::Command(_) => Fault::Protocol,
-            Self::HeloFirst | Self::MailFirst | Self::NestedMail => Fault::Protocol,
+            Self::HeloFirst | Self::MailFirst | Self::NestedMail | Self::TlsActive => Fault::Protocol,
             Self::TooManyRecipients => Fault::None,
             Self::Trouble(Trouble::ShuttingDown) => Fault::Fatal,
             Self::Trouble(_) => Fault::None,

@@ -19,6 +19,8 @@ pub(crate) enum State {
     Data(Box<Receiving>),
     /// After the end of data; the reply depends on `resolve`.
     AwaitingCommit(Hello),
+    /// After the 220 to STARTTLS, until `tls_started`.
+    AwaitingTls,
     /// Said its last words.
     Closed,
 }
@@ -38,6 +40,8 @@ pub struct Session {
     /// Since the last message that was stored, as the two above.
     pub(crate) idle_commands: u32,
     stops_after_commit: bool,
+    /// Version and cipher suite, once TLS is active.
+    pub(crate) tls: Option<String>,
     pub(crate) counts: Counts,
 }
 
@@ -74,6 +78,7 @@ impl Session {
             mail_errors: 0,
             idle_commands: 0,
             stops_after_commit: false,
+            tls: None,
             counts: Counts::default(),
         };
         started.say(greeting);
@@ -81,7 +86,8 @@ impl Session {
     }
 
     /// Takes bytes from the peer and returns how many it consumed, from the start of `input`. It stops short only
-    /// where it awaits a commit: feed the rest after `resolve`. Once the session wants to close, input is dropped.
+    /// where it awaits a commit: feed the rest after `resolve`. Once the session wants to close, or while it awaits TLS,
+    /// input is dropped.
     ///
     /// Give it everything that has been read before writing the output: that is how it tells a client that waits for
     /// the reply to DATA from one that does not.
@@ -94,6 +100,12 @@ impl Session {
                 waiting @ State::AwaitingCommit(_) => {
                     self.state = waiting;
                     return consumed;
+                }
+                // What stands behind STARTTLS was said in clear, perhaps by somebody between the client and us. If it
+                // were read after the handshake, it would pass for the client's own word (CVE-2011-0411).
+                State::AwaitingTls => {
+                    self.state = State::AwaitingTls;
+                    return input.len();
                 }
                 State::Closed => return input.len(),
             };
@@ -133,6 +145,28 @@ impl Session {
         }
     }
 
+    /// The handshake is done: what comes from now on comes out of TLS. `tls` is version and cipher suite, as
+    /// `TLSv1.3 TLS_AES_256_GCM_SHA384`. The client starts anew as after the greeting, which is not said again, and
+    /// nothing of what was said in clear is remembered (RFC 3207 section 4.2). Unless TLS was awaited, does nothing.
+    pub fn tls_started(&mut self, tls: String, now: Timestamp) {
+        if !self.awaits_tls() {
+            return;
+        }
+        self.tls = Some(tls);
+        self.lines = LineReader::default();
+        // Of errors, too: who made them is not known. It is forgiven once, for there is no second handshake.
+        (self.protocol_errors, self.mail_errors, self.idle_commands) = (0, 0, 0);
+        self.deadline = now + self.settings.command_timeout;
+        self.state = State::Dialogue(Dialogue::Greeted);
+    }
+
+    /// There was no handshake. Closes without a word: in clear it would be none that the client can read.
+    pub fn tls_failed(&mut self) {
+        if self.awaits_tls() {
+            self.state = State::Closed;
+        }
+    }
+
     /// What is to be written to the peer; the caller takes it out. No larger than some ten times the input of the
     /// last `receive`.
     pub fn output(&mut self) -> &mut Vec<u8> {
@@ -144,17 +178,24 @@ impl Session {
         matches!(self.state, State::AwaitingCommit(_))
     }
 
+    /// The 220 to STARTTLS is in the output: write it, drop whatever else was read, do the handshake, and call
+    /// `tls_started` or `tls_failed`.
+    pub fn awaits_tls(&self) -> bool {
+        matches!(self.state, State::AwaitingTls)
+    }
+
     /// Close the connection as soon as the output is written.
     pub fn wants_close(&self) -> bool {
         matches!(self.state, State::Closed)
     }
 
     /// When to call `handle_timeout`, if nothing happens before. Ask again after every other call.
-    /// None while a commit is awaited (that is the journal's time, not the peer's) and once it wants to close.
+    /// None while a commit is awaited (that is the journal's time, not the peer's), during the handshake (whoever does
+    /// it limits it) and once it wants to close.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         match self.state {
             State::Dialogue(_) | State::Data(_) => Some(self.deadline),
-            State::AwaitingCommit(_) | State::Closed => None,
+            State::AwaitingCommit(_) | State::AwaitingTls | State::Closed => None,
         }
     }
 
@@ -165,10 +206,11 @@ impl Session {
         }
     }
 
-    /// Closes with 421 4.3.2; where a commit is awaited, after its 250.
+    /// Closes with 421 4.3.2; where a commit is awaited, after its 250, and where TLS is, without a word.
     pub fn shut_down(&mut self, host: &mut impl Host) {
         match self.state {
             State::AwaitingCommit(_) => self.stops_after_commit = true,
+            State::AwaitingTls => self.tls_failed(),
             State::Closed => {}
             State::Dialogue(_) | State::Data(_) => self.close(Say::ShuttingDown, host),
         }

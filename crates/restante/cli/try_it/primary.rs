@@ -154,7 +154,7 @@ impl Host for Mailbox {
         Admission::Accept(RouteName::new("mailbox"))
     }
 
-    fn begin(&mut self, envelope: &Envelope, _trace: &Trace) -> Result<(), Trouble> {
+    fn begin(&mut self, envelope: &Envelope, _trace: &Trace, _declared_bytes: u64) -> Result<(), Trouble> {
         let to = envelope.recipients.iter().map(|recipient| recipient.forward_path.to_string()).collect();
         self.arriving = Some(Received { to, content: Vec::new() });
         Ok(())

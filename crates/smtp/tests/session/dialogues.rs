@@ -79,6 +79,12 @@ impl Stage {
                 self.said_closed = true;
             }
             ["awaiting"] => assert!(self.session.awaits_commit() && self.session.poll_timeout().is_none()),
+            ["awaiting", "tls"] => assert!(self.session.awaits_tls() && self.session.poll_timeout().is_none()),
+            ["tls", "failed"] => self.session.tls_failed(),
+            ["tls", version, suite] => {
+                assert!(self.session.awaits_tls(), "no handshake is due");
+                self.session.tls_started(format!("{version} {suite}"), self.now);
+            }
             ["stored"] => {
                 self.stored += 1;
                 let id = TransactionId::from_bits(self.stored);
@@ -173,6 +179,7 @@ fn run(name: &str, script: &str, piece_bytes: usize) {
         match line.split(' ').collect::<Vec<_>>()[1..] {
             ["max_message_bytes", bytes] => settings.max_message_bytes = bytes.parse().unwrap(),
             ["max_recipients", count] => settings.max_recipients = count.parse().unwrap(),
+            ["starttls"] => settings.starttls = true,
             ["log"] => expects_log = true,
             ["whole"] if piece_bytes < usize::MAX => return,
             ["whole"] => {}

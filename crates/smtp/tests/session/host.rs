@@ -36,7 +36,7 @@ impl Host for Recorder {
         }
     }
 
-    fn begin(&mut self, envelope: &Envelope, trace: &Trace) -> Result<(), Trouble> {
+    fn begin(&mut self, envelope: &Envelope, trace: &Trace, declared_bytes: u64) -> Result<(), Trouble> {
         assert!(!self.open, "begin within a content");
         assert!(!envelope.recipients.is_empty(), "begin without recipients");
         if let Some(trouble) = self.begin_fails.take() {
@@ -48,7 +48,10 @@ impl Host for Recorder {
         let body = if envelope.body == BodyType::EightBitMime { "8BITMIME" } else { "7BIT" };
         let (helo, protocol) = (&trace.helo, trace.protocol.as_str());
         let from = &envelope.reverse_path;
-        self.events.push_back(format!("begin from=<{from}> to={} {body} {protocol} {helo}", to.join(",")));
+        let size = if declared_bytes == 0 { String::new() } else { format!(" size={declared_bytes}") };
+        let tls = trace.tls.as_ref().map_or(String::new(), |tls| format!(" ({tls})"));
+        let to = to.join(",");
+        self.events.push_back(format!("begin from=<{from}> to={to} {body} {protocol} {helo}{size}{tls}"));
         Ok(())
     }
 

@@ -6,21 +6,37 @@ use restante_envelope::{Timestamp, TransactionId};
 use restante_smtp::{RefusedConnection, Resolution, Session};
 use std::sync::Arc;
 
-/// Feeds everything, commits what there is to commit, and returns the output and the contents.
-fn talk(input: &[u8], pieces: usize) -> (String, Vec<String>, bool) {
-    let (mut session, mut host) = (session(settings()), Recorder::default());
+const TLS: &str = "TLSv1.3 TLS_AES_256_GCM_SHA384";
+
+/// A session that offers STARTTLS.
+fn offering_tls() -> Session {
+    let mut settings = settings();
+    settings.starttls = true;
+    session(settings)
+}
+
+/// Feeds everything, and commits what there is to commit.
+fn feed(session: &mut Session, host: &mut Recorder, input: &[u8], pieces: usize) {
     let now = Timestamp::from_unix_ms(START);
     for piece in input.chunks(pieces) {
         let mut rest = piece;
         while !rest.is_empty() {
-            let consumed = session.receive(rest, now, &mut host);
+            let consumed = session.receive(rest, now, host);
             rest = &rest[consumed..];
             if session.awaits_commit() {
-                assert_eq!(session.receive(b"QUIT\r\n", now, &mut host), 0);
+                assert_eq!(session.receive(b"QUIT\r\n", now, host), 0);
                 session.resolve(Resolution::Stored(TransactionId::from_bits(1)), now);
             }
         }
     }
+}
+
+/// Feeds `clear`, does the handshake if one is due, feeds `inside`, and returns the output and the contents.
+fn talk(clear: &[u8], inside: &[u8], pieces: usize) -> (String, Vec<String>, bool) {
+    let (mut session, mut host) = (offering_tls(), Recorder::default());
+    feed(&mut session, &mut host, clear, pieces);
+    session.tls_started(TLS.to_owned(), Timestamp::from_unix_ms(START));
+    feed(&mut session, &mut host, inside, pieces);
     let output = String::from_utf8(session.output().clone()).unwrap();
     let closed = session.wants_close();
     session.disconnected(&mut host);
@@ -52,6 +68,7 @@ fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
         b"DATA\r\n",
         b"RSET\r\n",
         b"NOOP x\r\n",
+        b"STARTTLS\r\n",
         b"text\r\n",
         b"..\r\n",
         b".\r\n",
@@ -75,15 +92,23 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(1_500))]
 
     #[test]
-    fn replies_are_well_formed_whatever_comes(input in session_bytes(), pieces in 1_usize..50) {
-        let (output, _, _) = talk(&input, pieces);
+    fn replies_are_well_formed_whatever_comes(
+        clear in session_bytes(),
+        inside in session_bytes(),
+        pieces in 1_usize..50,
+    ) {
+        let (output, _, _) = talk(&clear, &inside, pieces);
         prop_assert!(is_well_formed(&output), "{:?}", output);
     }
 
     #[test]
-    fn where_the_input_is_cut_does_not_matter(input in session_bytes(), pieces in 1_usize..50) {
-        let (bytewise, bytewise_events, _) = talk(&input, 1);
-        let (output, events, closed) = talk(&input, pieces);
+    fn where_the_input_is_cut_does_not_matter(
+        clear in session_bytes(),
+        inside in session_bytes(),
+        pieces in 1_usize..50,
+    ) {
+        let (bytewise, bytewise_events, _) = talk(&clear, &inside, 1);
+        let (output, events, closed) = talk(&clear, &inside, pieces);
         if output.contains("421 4.5.0") {
             // A client that does not wait for the reply to DATA can only be told from one that does by its timing.
             prop_assert!(closed);
@@ -95,8 +120,53 @@ proptest! {
 
     #[test]
     fn arbitrary_bytes_never_panic(input in proptest::collection::vec(any::<u8>(), 0..3_000), pieces in 1_usize..3_000) {
-        let (output, _, _) = talk(&input, pieces);
+        let (output, _, _) = talk(&input, b"", pieces);
         prop_assert!(is_well_formed(&output), "{:?}", output);
+    }
+
+    #[test]
+    fn nothing_said_behind_starttls_in_clear_has_any_effect(
+        before in session_bytes(),
+        injected in session_bytes(),
+        inside in session_bytes(),
+        pieces in 1_usize..50,
+    ) {
+        let clear = [&before, &b"\r\n.\r\nEHLO c.test\r\nSTARTTLS\r\n"[..]].concat();
+        let (mut session, mut host) = (offering_tls(), Recorder::default());
+        feed(&mut session, &mut host, &clear, pieces);
+        // About half of them get as far as a handshake.
+        if !session.awaits_tls() {
+            return Ok(());
+        }
+        let (said, told) = (session.output().clone(), host.events.clone());
+        feed(&mut session, &mut host, &injected, pieces);
+        prop_assert!(session.awaits_tls() && *session.output() == said && host.events == told);
+
+        let (without, without_events, _) = talk(&clear, &inside, pieces);
+        let (with, with_events, _) = talk(&[clear, injected].concat(), &inside, pieces);
+        if !with.contains("421 4.5.0") && !without.contains("421 4.5.0") {
+            prop_assert_eq!(with, without);
+            prop_assert_eq!(with_events, without_events);
+        }
+    }
+
+    #[test]
+    fn nothing_said_before_the_handshake_is_remembered(before in session_bytes(), inside in session_bytes()) {
+        let clear = [&before, &b"\r\n.\r\nEHLO c.test\r\nSTARTTLS\r\n"[..]].concat();
+        let mut heard = Vec::new();
+        for clear in [&clear[..], b"EHLO other.test\r\nSTARTTLS\r\n"] {
+            let (mut session, mut host) = (offering_tls(), Recorder::default());
+            feed(&mut session, &mut host, clear, usize::MAX);
+            if !session.awaits_tls() {
+                return Ok(());
+            }
+            session.tls_started(TLS.to_owned(), Timestamp::from_unix_ms(START));
+            session.output().clear();
+            host.events.clear();
+            feed(&mut session, &mut host, &inside, usize::MAX);
+            heard.push((session.output().clone(), host.events));
+        }
+        prop_assert_eq!(&heard[0], &heard[1]);
     }
 }
 

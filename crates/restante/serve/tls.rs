@@ -1,0 +1,278 @@
+//! Our certificate for STARTTLS: the configured one or a self-signed one, replaced while sessions run.
+//!
+//! Does no handshake (`socket.rs` does), and judges neither names nor dates: a sender decides whether it likes what it
+//! sees, and most take anything (RFC 7435).
+
+use crate::config::CertificateFiles;
+use anyhow::{Context as _, anyhow, bail};
+use rustls::ServerConfig;
+use rustls::client::verify_server_name;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+use tokio_rustls::TlsAcceptor;
+
+/// The self-signed certificate and its key, in the data directory.
+const SELF_SIGNED: &str = "tls-self-signed.pem";
+/// The same while it is written: never a half under its own name.
+const SELF_SIGNED_NEW: &str = "tls-self-signed.pem.new";
+/// How often the files are looked at. Two looks must agree before they are read, so that a chain whose key is still on
+/// its way costs no warning; a new certificate is served within two of these.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A long chain is 20 KiB. What is larger than this is something else.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// X.520: the longest common name. A longer host name stands in the alternative name alone, where clients look.
+const COMMON_NAME_BYTES_MAX: usize = 64;
+
+/// What the daemon shows of itself to clients that say STARTTLS.
+pub(crate) struct Tls {
+    config: Arc<ServerConfig>,
+    current: Arc<Current>,
+    watched: Mutex<Watched>,
+    self_signed: SelfSigned,
+}
+
+/// The certificate of the next handshake. A lock, not a channel: rustls asks from within the handshake.
+#[derive(Debug)]
+struct Current(RwLock<Arc<CertifiedKey>>);
+
+impl ResolvesServerCert for Current {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.read().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+}
+
+impl Current {
+    fn replace(&self, key: CertifiedKey) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    }
+}
+
+/// Where the current certificate came from, and what is known of the files there.
+struct Watched {
+    files: CertificateFiles,
+    /// When they were last read with success.
+    loaded: Identity,
+    /// At the last look.
+    seen: Identity,
+    /// What was said of them since.
+    warned: Option<String>,
+}
+
+/// What tells that a file is another, or has other content, of chain and key: modified (s, ns), size, inode. None for
+/// a file that is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity([Option<(i64, i64, u64, u64)>; 2]);
+
+impl Identity {
+    fn of(files: &CertificateFiles) -> Self {
+        let one = |path: &Path| {
+            let of = std::fs::metadata(path).ok()?;
+            Some((of.mtime(), of.mtime_nsec(), of.size(), of.ino()))
+        };
+        Self([one(&files.chain), one(&files.key)])
+    }
+}
+
+impl Tls {
+    /// Takes the configured certificate, or else the self-signed one, which is made if need be.
+    pub(crate) fn new(
+        configured: Option<&CertificateFiles>,
+        data_dir: &Path,
+        hostname: &str,
+    ) -> anyhow::Result<Arc<Self>> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let self_signed = SelfSigned { data_dir: data_dir.to_owned(), hostname: hostname.to_owned() };
+        let (watched, key) = take(configured, &self_signed, &provider)?;
+        let current = Arc::new(Current(RwLock::new(Arc::new(key))));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(current.clone());
+        // Tickets that clients keep for us, under a key that changes every six hours: resuming costs us no memory.
+        config.ticketer = aws_lc_rs::Ticketer::new()?;
+        Ok(Arc::new(Self { config: Arc::new(config), current, watched: Mutex::new(watched), self_signed }))
+    }
+
+    /// For one handshake.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        TlsAcceptor::from(self.config.clone())
+    }
+
+    /// Serves the certificate of these files from the next handshake on, or the self-signed one, and says which. On an
+    /// error, which names the file, all stays as it was.
+    #[cfg_attr(not(test), expect(dead_code, reason = "SIGHUP calls it, once the daemon listens for that"))]
+    pub(crate) fn reload(&self, configured: Option<&CertificateFiles>) -> anyhow::Result<String> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let (next, key) = take(configured, &self.self_signed, self.config.crypto_provider())?;
+        self.current.replace(key);
+        *watched = next;
+        Ok(format!("certificate from {}", watched.files.chain.display()))
+    }
+
+    /// Looks at the files now and then, and serves what has become of them. Never ends.
+    pub(crate) async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let tls = self.clone();
+            // Not on the runtime's threads: the files may be on a disk that hangs.
+            let _panicked = tokio::task::spawn_blocking(move || tls.look()).await;
+        }
+    }
+
+    /// Replaces the certificate if its files have changed, stand still, and belong together; else says once why not.
+    fn look(&self) {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Identity::of(&watched.files);
+        let stands_still = std::mem::replace(&mut watched.seen, now) == now;
+        if now == watched.loaded || !stands_still {
+            return;
+        }
+        let path = watched.files.chain.display().to_string();
+        match load(&watched.files, self.config.crypto_provider()) {
+            Ok(key) => {
+                self.current.replace(key);
+                (watched.loaded, watched.warned) = (now, None);
+                tracing::info!("new certificate from {path}");
+            }
+            Err(error) => {
+                let why = format!("{error:#}");
+                if watched.warned.as_ref() != Some(&why) {
+                    tracing::warn!("the certificate has changed and cannot be used; the one before stays: {why}");
+                    watched.warned = Some(why);
+                }
+            }
+        }
+    }
+}
+
+/// Finds the certificate that is to be served.
+fn take(
+    configured: Option<&CertificateFiles>,
+    self_signed: &SelfSigned,
+    provider: &CryptoProvider,
+) -> anyhow::Result<(Watched, CertifiedKey)> {
+    let Some(files) = configured.cloned() else {
+        let key = self_signed.load_or_make(provider)?;
+        let files = self_signed.files();
+        let loaded = Identity::of(&files);
+        return Ok((Watched { files, loaded, seen: loaded, warned: None }, key));
+    };
+    // Before it is read: what changes meanwhile is seen at the next look.
+    let loaded = Identity::of(&files);
+    let key = load(&files, provider)?;
+    Ok((Watched { files, loaded, seen: loaded, warned: None }, key))
+}
+
+/// Reads chain and key. Each error names the file at fault.
+fn load(files: &CertificateFiles, provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
+    let (chain_path, key_path) = (files.chain.display(), files.key.display());
+    let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.chain)?)
+        .collect::<Result<_, _>>()
+        .map_err(|error| anyhow!("{chain_path}: malformed PEM: {error}"))?;
+    if chain.is_empty() {
+        bail!("{chain_path}: no certificate in it; it must begin with -----BEGIN CERTIFICATE-----");
+    }
+    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| match error {
+        pem::Error::NoItemsFound => anyhow!("{key_path}: no private key in it, or one with a passphrase"),
+        other => anyhow!("{key_path}: malformed PEM: {other}"),
+    })?;
+    let key = provider.key_provider.load_private_key(key).with_context(|| format!("{key_path}: unusable key"))?;
+    let certified = CertifiedKey::new(chain, key);
+    match certified.keys_match() {
+        Ok(()) => Ok(certified),
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            bail!("{key_path}: not the key of the first certificate in {chain_path}, which must be our own")
+        }
+        Err(error) => bail!("{chain_path}: unusable certificate: {error}"),
+    }
+}
+
+/// A file's bytes, if it is one and of reasonable size.
+fn read(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let mut read = || -> io::Result<()> {
+        // Asked before it is opened: opening a pipe would wait for its writer.
+        if !std::fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        Ok(())
+    };
+    read().with_context(|| path.display().to_string())?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        bail!("{}: larger than 1 MiB, which no certificate is", path.display());
+    }
+    Ok(bytes)
+}
+
+/// The certificate of those who have none.
+struct SelfSigned {
+    data_dir: PathBuf,
+    hostname: String,
+}
+
+impl SelfSigned {
+    fn files(&self) -> CertificateFiles {
+        let path = self.data_dir.join(SELF_SIGNED);
+        CertificateFiles { chain: path.clone(), key: path }
+    }
+
+    /// The one there is, so that whoever pinned it (DANE, RFC 7672) finds it again; or a new one.
+    fn load_or_make(&self, provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
+        let files = self.files();
+        let path = files.chain.display();
+        match load(&files, provider) {
+            Ok(key) if self.is_for_us(&key) => return Ok(key),
+            Ok(_) => tracing::warn!("{path}: not for {}, a new one is made", self.hostname),
+            Err(_) if !files.chain.exists() => {}
+            Err(error) => tracing::warn!("a new self-signed certificate is made, for: {error:#}"),
+        }
+        let (pem, key) = self.make(provider)?;
+        // Without it mail would still be served: on a full disk, at the next start, under another key.
+        if let Err(error) = self.keep(&pem) {
+            tracing::warn!("cannot keep the self-signed certificate as {path}: {error}");
+        }
+        Ok(key)
+    }
+
+    fn is_for_us(&self, key: &CertifiedKey) -> bool {
+        let Ok(certificate) = key.end_entity_cert().and_then(ParsedCertificate::try_from) else { return false };
+        ServerName::try_from(self.hostname.as_str()).is_ok_and(|us| verify_server_name(&certificate, &us).is_ok())
+    }
+
+    /// A P-256 key and a certificate without a chain, valid from 1975 to 4096: at a first start the clock may be wrong,
+    /// and nobody is there to renew it.
+    fn make(&self, provider: &CryptoProvider) -> anyhow::Result<(String, CertifiedKey)> {
+        let key = rcgen::KeyPair::generate()?;
+        let mut params = rcgen::CertificateParams::new([self.hostname.clone()])?;
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        if self.hostname.len() <= COMMON_NAME_BYTES_MAX {
+            params.distinguished_name.push(rcgen::DnType::CommonName, self.hostname.as_str());
+        }
+        let certificate = params.self_signed(&key)?;
+        let pem = format!("{}{}", certificate.pem(), key.serialize_pem());
+        let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|why| anyhow!(why))?;
+        Ok((pem, CertifiedKey::from_der(vec![certificate.der().clone()], key, provider)?))
+    }
+
+    fn keep(&self, pem: &str) -> io::Result<()> {
+        let new = self.data_dir.join(SELF_SIGNED_NEW);
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new)?;
+        file.write_all(pem.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&new, self.files().chain)?;
+        File::open(&self.data_dir)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests;
