@@ -3,7 +3,7 @@
 //! Shared by the daemon and by `recover --deliver`. Writes nothing.
 
 use crate::clock;
-use restante_courier::{Connection, Mail, RecipientResult};
+use restante_courier::{Connection, InMemory, Mail, RecipientResult};
 use restante_envelope::{ForwardPath, Timestamp, TransactionId};
 use restante_journal::{DirStorage, ReadError, Reader};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
@@ -83,15 +83,14 @@ pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &Me
     let alone = paths.first().copied().filter(|_| envelope.recipients.len() == 1);
     let header = received_header(&message.accepted.trace, job.id, us, alone);
     let started = clock::now();
-    let delivery = connection
-        .deliver(&Mail {
-            reverse_path: &envelope.reverse_path,
-            recipients: &paths,
-            body: envelope.body,
-            trace_header: &header,
-            content: &message.content,
-        })
-        .await;
+    let mail = Mail {
+        reverse_path: &envelope.reverse_path,
+        recipients: &paths,
+        body: envelope.body,
+        trace_header: &header,
+        size_bytes: message.content.len() as u64,
+    };
+    let delivery = connection.deliver(&mail, &mut InMemory(&message.content)).await;
     let now = clock::now();
     let mut broke = None;
     let mut results = Vec::with_capacity(tried.len());
