@@ -1,9 +1,11 @@
-//! From a name to a connection that has said EHLO. Tries each address in turn; follows no MX and never tries again.
+//! From a name to a connection that has said EHLO, encrypted where that works. Tries each address in turn, in clear once
+//! more where encryption broke it; follows no MX and never tries again otherwise.
 
 use crate::failure::{Failure, Stage, describe};
 use crate::reply_reader::VerbatimReply;
+use crate::stream::Stream;
 use crate::wire::Wire;
-use crate::{Connection, Settings, Target};
+use crate::{Connection, Settings, Target, TlsPolicy, tls};
 use restante_envelope::{Reply, ReplyClass};
 use restante_ledger::NextHop;
 use std::net::SocketAddr;
@@ -66,7 +68,8 @@ impl ConnectError {
         match failure {
             Failure::Closed(_) => Self::Closed { stage },
             Failure::TimedOut(_) => Self::Timeout { stage },
-            Failure::Protocol(why) => Self::Protocol { why, stage },
+            // There is no content yet that could be unreadable.
+            Failure::Protocol(why) | Failure::Unreadable(why) => Self::Protocol { why, stage },
         }
     }
 
@@ -91,6 +94,8 @@ pub(crate) struct Extensions {
     pub(crate) size: bool,
     /// RFC 6152.
     pub(crate) eight_bit_mime: bool,
+    /// RFC 3207.
+    starttls: bool,
 }
 
 impl Extensions {
@@ -102,6 +107,7 @@ impl Extensions {
                 "PIPELINING" => offered.pipelining = true,
                 "SIZE" => offered.size = true,
                 "8BITMIME" => offered.eight_bit_mime = true,
+                "STARTTLS" => offered.starttls = true,
                 _ => {}
             }
             offered
@@ -109,7 +115,17 @@ impl Extensions {
     }
 }
 
-/// Connects to `target` and says EHLO, or HELO to a server that does not know EHLO.
+/// A server that was greeted.
+struct Greeted {
+    wire: Wire,
+    extensions: Extensions,
+    /// What encrypts the connection.
+    tls: Option<String>,
+    /// Why nothing does, though it was offered.
+    tls_failure: Option<String>,
+}
+
+/// Connects to `target`, says EHLO, or HELO to a server that does not know EHLO, and encrypts as [`Settings::tls`] says.
 pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection, ConnectError> {
     let started = Instant::now();
     let unresolved = |reason| ConnectError::Resolve { host: target.host.clone(), reason };
@@ -121,11 +137,12 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection,
     };
     let mut furthest = unresolved("it has no address".into());
     for addr in addresses.take(ADDRESSES_MAX) {
-        match open(addr, settings).await {
-            Ok((wire, extensions)) => {
-                let next_hop = NextHop { host: target.host.clone(), ip: addr.ip(), port: addr.port(), tls: None };
+        match open(addr, &target.host, settings).await {
+            Ok(Greeted { wire, extensions, tls, tls_failure }) => {
+                let next_hop = NextHop { host: target.host.clone(), ip: addr.ip(), port: addr.port(), tls };
                 let connect_ms = milliseconds(started.elapsed());
-                return Ok(Connection::new(wire, extensions, next_hop, connect_ms, settings.clone()));
+                let settings = settings.clone();
+                return Ok(Connection::new(wire, extensions, next_hop, tls_failure, connect_ms, settings));
             }
             Err(error) if error.progress() > furthest.progress() => furthest = error,
             Err(_) => {}
@@ -134,7 +151,20 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection,
     Err(furthest)
 }
 
-async fn open(addr: SocketAddr, settings: &Settings) -> Result<(Wire, Extensions), ConnectError> {
+/// Connects and greets; encrypted if the server offers that and it works.
+async fn open(addr: SocketAddr, host: &str, settings: &Settings) -> Result<Greeted, ConnectError> {
+    let in_clear = greet(addr, settings).await?;
+    if settings.tls == TlsPolicy::Off || !in_clear.extensions.starttls {
+        return Ok(in_clear);
+    }
+    match encrypt(in_clear, addr, host, settings).await {
+        Ok(greeted) => Ok(greeted),
+        Err(Unencrypted::Wrong(error)) => Err(error),
+        Err(Unencrypted::Broke(why)) => Ok(Greeted { tls_failure: Some(why), ..greet(addr, settings).await? }),
+    }
+}
+
+async fn greet(addr: SocketAddr, settings: &Settings) -> Result<Greeted, ConnectError> {
     let unreachable = |reason| ConnectError::Connect { addr, reason };
     let stream = match timeout(settings.connect_timeout, TcpStream::connect(addr)).await {
         Ok(Ok(stream)) => stream,
@@ -144,14 +174,73 @@ async fn open(addr: SocketAddr, settings: &Settings) -> Result<(Wire, Extensions
     // Every write of ours is one whole turn of the dialogue: waiting to fill a segment only delays it.
     stream.set_nodelay(true).map_err(|error| unreachable(describe(&error)))?;
 
-    let mut wire = Wire::new(stream).await.map_err(|f| ConnectError::failed(Stage::Greeting, f))?;
+    let wire = Wire::new(Stream::Clear(stream)).await;
+    let mut wire = wire.map_err(|f| ConnectError::failed(Stage::Greeting, f))?;
     let greeting = wire.reply(settings.greeting_timeout).await;
     let greeting = greeting.map_err(|f| ConnectError::failed(Stage::Greeting, f))?;
     if greeting.code != 220 {
         return Err(ConnectError::Greeting(greeting.to_reply()));
     }
     let extensions = say_hello(&mut wire, settings).await?;
-    Ok((wire, extensions))
+    Ok(Greeted { wire, extensions, tls: None, tls_failure: None })
+}
+
+/// Why a connection that was to be encrypted cannot be used.
+enum Unencrypted {
+    /// It ended. Another one, in clear, may do.
+    Broke(String),
+    /// The server, or somebody between, does what it must not: no mail goes there.
+    Wrong(ConnectError),
+}
+
+impl From<Failure> for Unencrypted {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Protocol(_) => Self::Wrong(ConnectError::failed(Stage::StartTls, failure)),
+            _ => Self::Broke(format!("{failure} while {}", Stage::StartTls)),
+        }
+    }
+}
+
+/// STARTTLS (RFC 3207). A server that refuses it is left in clear.
+async fn encrypt(greeted: Greeted, addr: SocketAddr, host: &str, settings: &Settings) -> Result<Greeted, Unencrypted> {
+    let Greeted { mut wire, .. } = greeted;
+    let refuse_unasked = |wire: &Wire| wire.unasked().map_or(Ok(()), |failure| Err(Unencrypted::from(failure)));
+    refuse_unasked(&wire)?;
+    let reply = wire.command("STARTTLS\r\n", settings.tls_timeout).await?.to_reply();
+    match (reply.code(), reply.class()) {
+        (220, _) => {}
+        // The server hangs up now.
+        (421, _) => return Err(Unencrypted::Broke(format!("the server refused STARTTLS: {reply}"))),
+        (_, ReplyClass::Transient | ReplyClass::Permanent) => {
+            let tls_failure = Some(format!("the server refused STARTTLS: {reply}"));
+            return Ok(Greeted { wire, tls_failure, ..greeted });
+        }
+        _ => return Err(Failure::Protocol(format!("the server said {reply}")).into()),
+    }
+    // What stands behind the reply in clear was put there by whoever wants it read as if it came encrypted.
+    refuse_unasked(&wire)?;
+    let not_clear = || Failure::Protocol("the connection is encrypted already".into());
+    let tcp = wire.into_tcp().ok_or_else(not_clear)?;
+
+    let handshake = timeout(settings.tls_timeout, tls::handshake(tcp, host, addr.ip())).await;
+    let failed = |why: Failure| Unencrypted::Broke(format!("the TLS handshake failed: {why}"));
+    let stream = match handshake {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => return Err(failed(error.into())),
+        Err(_) => return Err(failed(Failure::TimedOut(settings.tls_timeout))),
+    };
+    let tls = Some(tls::in_words(&stream));
+    // A new wire: nothing that was said in clear is known to it (RFC 3207 section 4.2).
+    let mut wire = Wire::new(Stream::Encrypted(Box::new(stream))).await?;
+    match say_hello(&mut wire, settings).await {
+        Ok(extensions) => Ok(Greeted { wire, extensions, tls, tls_failure: None }),
+        // A server that does not like our handshake says so behind it (RFC 8446 section 4.4).
+        Err(error @ (ConnectError::Closed { .. } | ConnectError::Timeout { .. })) => {
+            Err(Unencrypted::Broke(format!("{error}, encrypted")))
+        }
+        Err(error) => Err(Unencrypted::Wrong(error)),
+    }
 }
 
 /// RFC 5321 section 3.2: EHLO first; HELO where that is refused.

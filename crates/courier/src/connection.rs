@@ -4,6 +4,7 @@
 
 use crate::Settings;
 use crate::connect::{Extensions, milliseconds};
+use crate::content::{Content, InMemory};
 use crate::failure::{Failure, Stage};
 use crate::wire::{ContentError, Wire};
 use restante_envelope::{BodyType, ForwardPath, Reply, ReplyClass, ReversePath};
@@ -28,8 +29,9 @@ pub struct Mail<'a> {
     pub body: BodyType,
     /// Our Received header; empty or ends in CRLF.
     pub trace_header: &'a [u8],
-    /// Exactly as accepted: empty, or lines that end in CRLF without other CR or LF. Not checked here.
-    pub content: &'a [u8],
+    /// Octets of the content, without the trace header. `SIZE=` tells the sum of both. Content of any other length is not
+    /// the message that was accepted and is not delivered.
+    pub size_bytes: u64,
 }
 
 /// What came of a message.
@@ -47,7 +49,7 @@ pub enum RecipientResult {
     /// The reply that decides: the refusal of MAIL, RCPT or DATA, a 421 at any time, or whatever was said to the
     /// final dot. The server took responsibility if, and only if, it is positive. Never intermediate (3yz).
     Replied(Reply),
-    /// The connection failed before the final dot was sent: the server has nothing.
+    /// The connection failed, or our own copy could not be read, before the final dot was sent: the server has nothing.
     Lost {
         /// When.
         stage: Stage,
@@ -66,6 +68,7 @@ pub struct Connection {
     wire: Wire,
     extensions: Extensions,
     next_hop: NextHop,
+    tls_failure: Option<String>,
     connect_ms: u32,
     settings: Settings,
     usable: bool,
@@ -76,15 +79,21 @@ impl Connection {
         wire: Wire,
         extensions: Extensions,
         next_hop: NextHop,
+        tls_failure: Option<String>,
         connect_ms: u32,
         settings: Settings,
     ) -> Self {
-        Self { wire, extensions, next_hop, connect_ms, settings, usable: true }
+        Self { wire, extensions, next_hop, tls_failure, connect_ms, settings, usable: true }
     }
 
     /// Whom we talk to.
     pub fn next_hop(&self) -> &NextHop {
         &self.next_hop
+    }
+
+    /// Why a connection is not encrypted though the server offered it, for an operator; none otherwise.
+    pub fn tls_failure(&self) -> Option<&str> {
+        self.tls_failure.as_deref()
     }
 
     /// From looking up the name to the reply to EHLO, in milliseconds.
@@ -106,14 +115,15 @@ impl Connection {
         closed
     }
 
-    /// Delivers one message. Each wait within is bounded by [`Settings`].
-    pub async fn deliver(&mut self, mail: &Mail<'_>) -> Delivery {
+    /// Delivers one message, of which `content` is read once and only if a server wants it. Each wait for the server is
+    /// bounded by [`Settings`].
+    pub async fn deliver(&mut self, mail: &Mail<'_>, content: &mut dyn Content) -> Delivery {
         let started = Instant::now();
         let mut transaction = Transaction::new(mail);
         if !mail.recipients.is_empty() {
             let conversed = if self.usable {
                 self.usable = false;
-                self.converse(&mut transaction).await
+                self.converse(&mut transaction, content).await
             } else {
                 Err(Stop::Lost(Stage::Mail, Failure::Closed("the connection cannot be used any more".into())))
             };
@@ -130,10 +140,11 @@ impl Connection {
         if self.usable {
             // Whatever it says, we leave.
             let _ = self.wire.command("QUIT\r\n", self.settings.quit_timeout).await;
+            self.wire.close(self.settings.quit_timeout).await;
         }
     }
 
-    async fn converse(&mut self, transaction: &mut Transaction<'_>) -> Result<(), Stop> {
+    async fn converse(&mut self, transaction: &mut Transaction<'_>, content: &mut dyn Content) -> Result<(), Stop> {
         let recipients = 0..transaction.mail.recipients.len();
         let commands: Vec<Command> =
             [Command::Mail].into_iter().chain(recipients.map(Command::Rcpt)).chain([Command::Data]).collect();
@@ -148,7 +159,7 @@ impl Connection {
             }
         }
         if transaction.data_agreed {
-            self.send_content(transaction).await
+            self.send_content(transaction, content).await
         } else if transaction.mail_refused {
             Ok(())
         } else {
@@ -200,15 +211,16 @@ impl Connection {
         }
     }
 
-    async fn send_content(&mut self, transaction: &mut Transaction<'_>) -> Result<(), Stop> {
+    async fn send_content(&mut self, transaction: &mut Transaction<'_>, content: &mut dyn Content) -> Result<(), Stop> {
         // RFC 2920 section 3.1: a pipelined DATA was accepted though nobody is left to get the message. The server
         // now waits for one, so it gets an empty one, and what it says to that concerns nobody.
-        let (header, content): (&[u8], &[u8]) = match transaction.is_decided() {
-            true => (b"", b""),
-            false => (transaction.mail.trace_header, transaction.mail.content),
+        let mut nothing = InMemory(b"");
+        let (header, content, size_bytes): (&[u8], &mut dyn Content, u64) = match transaction.is_decided() {
+            true => (b"", &mut nothing, 0),
+            false => (transaction.mail.trace_header, content, transaction.mail.size_bytes),
         };
         let Settings { block_timeout, final_dot_timeout, .. } = self.settings;
-        let reply = match self.wire.content(header, content, block_timeout, final_dot_timeout).await {
+        let reply = match self.wire.content(header, content, size_bytes, block_timeout, final_dot_timeout).await {
             Ok(reply) => reply.to_reply(),
             Err(ContentError::Refused(reply)) => return Err(Stop::Replied(reply.to_reply())),
             Err(ContentError::Lost(failure)) => return Err(Stop::Lost(Stage::Content, failure)),
@@ -308,7 +320,8 @@ impl<'a> Transaction<'a> {
             Command::Mail => {
                 let _ = write!(lines, "MAIL FROM:<{}>", mail.reverse_path);
                 if extensions.size {
-                    let _ = write!(lines, " SIZE={}", mail.trace_header.len() + mail.content.len());
+                    let size_bytes = mail.size_bytes.saturating_add(mail.trace_header.len() as u64);
+                    let _ = write!(lines, " SIZE={size_bytes}");
                 }
                 let says_body = extensions.eight_bit_mime && mail.body == BodyType::EightBitMime;
                 lines.write_str(if says_body { " BODY=8BITMIME\r\n" } else { "\r\n" })

@@ -14,6 +14,8 @@ pub enum Stage {
     Greeting,
     /// Waiting for the reply to EHLO or HELO.
     Ehlo,
+    /// Waiting for the reply to STARTTLS.
+    StartTls,
     /// Waiting for the reply to MAIL.
     Mail,
     /// Waiting for the reply to RCPT.
@@ -34,6 +36,7 @@ impl fmt::Display for Stage {
             Self::Resolve => "looking up the name",
             Self::Greeting => "waiting for the greeting",
             Self::Ehlo => "waiting for the reply to EHLO",
+            Self::StartTls => "waiting for the reply to STARTTLS",
             Self::Mail => "waiting for the reply to MAIL",
             Self::Rcpt => "waiting for the reply to RCPT",
             Self::Data => "waiting for the reply to DATA",
@@ -54,9 +57,16 @@ pub(crate) enum Failure {
     /// The server sent what SMTP does not allow there.
     #[error("{0}")]
     Protocol(String),
+    /// Nobody's fault but ours.
+    #[error("our own copy cannot be read: {0}")]
+    Unreadable(String),
 }
 
 impl Failure {
+    pub(crate) fn unasked() -> Self {
+        Self::Protocol("the server sent something nobody asked for".into())
+    }
+
     pub(crate) fn closed_by_server() -> Self {
         Self::Closed("connection closed by the server".into())
     }
@@ -64,7 +74,11 @@ impl Failure {
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
-        Self::Closed(describe(&error))
+        match error.kind() {
+            // TLS: the end came without a farewell.
+            io::ErrorKind::UnexpectedEof => Self::closed_by_server(),
+            _ => Self::Closed(describe(&error)),
+        }
     }
 }
 
@@ -74,8 +88,13 @@ impl From<Malformed> for Failure {
     }
 }
 
-/// `connection refused` rather than `Connection refused (os error 111)`, where the kind has a name.
+/// `connection refused` rather than `Connection refused (os error 111)`, where the kind has a name. What TLS finds wrong
+/// says more than its kind.
 pub(crate) fn describe(error: &io::Error) -> String {
     let kind = error.kind().to_string();
-    if kind.starts_with("uncategorized") || kind.starts_with("other") { error.to_string() } else { kind }
+    if error.get_ref().is_some() || kind.starts_with("uncategorized") || kind.starts_with("other") {
+        error.to_string()
+    } else {
+        kind
+    }
 }

@@ -1,20 +1,25 @@
-//! The SMTP client that hands a transaction to a next hop (RFC 5321 client side, RFC 2920, 1870, 6152).
+//! The SMTP client that hands a transaction to a next hop (RFC 5321 client side, RFC 2920, 1870, 6152, 3207).
 //!
 //! [`connect`] gives a [`Connection`]; [`Connection::deliver`] carries one message over it and says, for every
 //! recipient, which reply decided or where the connection was lost. This crate decides nothing: it knows no queue, no
-//! retry, no journal, follows no MX and speaks no TLS. All it knows of lettre is in `wire.rs`.
+//! retry, no journal, follows no MX and trusts no certificate: encryption is opportunistic (RFC 7435). All it knows of
+//! lettre is in `wire.rs`, of rustls in `tls.rs` and `stream.rs`.
 #![warn(missing_docs)]
 
 mod connect;
 mod connection;
+mod content;
 mod failure;
 mod reply_reader;
 mod settings;
+mod stream;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod wire;
 
 pub use connect::{ConnectError, connect};
 pub use connection::{Connection, Delivery, Mail, RecipientResult};
+pub use content::{Content, InMemory};
 pub use failure::Stage;
-pub use settings::{Settings, Target};
+pub use settings::{Settings, Target, TlsPolicy};

@@ -20,11 +20,22 @@ impl fmt::Display for Target {
     }
 }
 
+/// Whether mail is encrypted on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsPolicy {
+    /// Never.
+    Off,
+    /// Where the server offers STARTTLS and it works; else in clear (RFC 7435). Who the server is is not checked.
+    Opportunistic,
+}
+
 /// Our name and the limits on waiting. [`Settings::new`] gives the values of RFC 5321 section 4.5.3.2.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// What we call ourselves in EHLO: a domain name, or an address literal with brackets.
     pub hostname: String,
+    /// Whether to encrypt.
+    pub tls: TlsPolicy,
     /// Looking up the target's name.
     pub resolve_timeout: Duration,
     /// The TCP handshake with one address.
@@ -33,6 +44,8 @@ pub struct Settings {
     pub greeting_timeout: Duration,
     /// The reply to EHLO, HELO and RSET.
     pub ehlo_timeout: Duration,
+    /// The reply to STARTTLS, and once more the handshake behind it.
+    pub tls_timeout: Duration,
     /// The reply to MAIL.
     pub mail_timeout: Duration,
     /// The reply to each RCPT.
@@ -53,6 +66,7 @@ impl Settings {
         const MINUTE_S: u64 = 60;
         Self {
             hostname,
+            tls: TlsPolicy::Opportunistic,
             // glibc's resolver gives up by itself after 2 rounds of 5 s over at most 3 name servers.
             resolve_timeout: Duration::from_secs(30),
             // SYN is repeated after 1, 3 and 7 s: whoever is silent to four of them is down, and a backup MX should
@@ -61,6 +75,9 @@ impl Settings {
             // RFC 5321 section 4.5.3.2.1. EHLO is not in the list; Postfix gives it the same five minutes.
             greeting_timeout: Duration::from_secs(5 * MINUTE_S),
             ehlo_timeout: Duration::from_secs(5 * MINUTE_S),
+            // Two round trips and little work, from a server that has just answered. Whoever takes longer is broken, and
+            // there must be time left to do without.
+            tls_timeout: Duration::from_secs(10),
             // Sections 4.5.3.2.2 to 4.5.3.2.5.
             mail_timeout: Duration::from_secs(5 * MINUTE_S),
             rcpt_timeout: Duration::from_secs(5 * MINUTE_S),

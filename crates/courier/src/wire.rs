@@ -9,31 +9,30 @@
 //! - joins the lines of a refusal, and keeps bytes that nobody asked for in a buffer it does not show;
 //! - hangs up when EHLO is refused, so HELO cannot follow. That is why its own handshake is played to it by the tap
 //!   ([`TapState::rehearsing`]) and the real one goes through [`Wire::reply`] and [`Wire::command`];
-//! - has no limit on any wait but connect's: the tap has a deadline in every read and write.
+//! - has no limit on any wait but connect's: the tap has a deadline in every read and write;
+//! - sends the final dot when its iterator ends, whatever the reason. So an iterator that cannot go on first
+//!   [severs](TapState::sever) the tap, and no byte of ours goes out any more.
 //!
 //! This file decides nothing about mail. To replace lettre, replace the three calls on `self.smtp`.
 
+use crate::content::{Content, Unended};
 use crate::failure::Failure;
 use crate::reply_reader::{ReplyReader, VerbatimReply};
+use crate::stream::Stream;
 use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{Error, response::Response};
-use socket2::SockRef;
-use std::borrow::Cow;
+use std::fmt;
 use std::io;
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 
-/// One write of content. Big enough that system calls cost nothing, small enough that the copies lettre makes of it
-/// do not count against the memory budget.
-const CHUNK_BYTES: usize = 64 * 1024;
 /// One read of replies: a pipelined group's replies fit.
 const READ_BYTES: usize = 8 * 1024;
 /// How long we wait for the rest of a reply that began unasked.
@@ -60,7 +59,7 @@ pub(crate) enum ContentError {
 
 impl Wire {
     /// Takes over a fresh connection. Nothing is read or written yet.
-    pub(crate) async fn new(stream: TcpStream) -> Result<Self, Failure> {
+    pub(crate) async fn new(stream: Stream) -> Result<Self, Failure> {
         let tap = Tap::new(stream);
         tap.state().rehearsing = true;
         let smtp = AsyncSmtpConnection::connect_with_transport(Box::new(tap.clone()), &ClientId::default()).await;
@@ -83,23 +82,26 @@ impl Wire {
         self.tap.state().outcome(result)
     }
 
-    /// Sends `header` and `content` dot-stuffed with the final dot, and gives the reply. Each is empty or ends in
-    /// CRLF. Each chunk has `block_limit` to go out, the reply `final_limit` to come.
+    /// Sends `header` and `size_bytes` of `content` dot-stuffed with the final dot, and gives the reply. Each is empty or
+    /// ends in CRLF. Each chunk has `block_limit` to go out, the reply `final_limit` to come.
     pub(crate) async fn content(
         &mut self,
         header: &[u8],
-        content: &[u8],
+        content: &mut dyn Content,
+        size_bytes: u64,
         block_limit: Duration,
         final_limit: Duration,
     ) -> Result<VerbatimReply, ContentError> {
         self.tap.state().start(block_limit);
         self.tap.state().content =
             Some(ContentProgress { block_limit, final_limit, at_final_dot: false, dot_sent: false });
-        let result = if header.is_empty() && content.is_empty() {
-            self.tap.state().at_final_dot();
+        let is_empty = header.is_empty() && size_bytes == 0;
+        let mut chunks = Chunks { unended: Unended::new(header, content, size_bytes), tap: self.tap.clone() };
+        let result = if is_empty && chunks.next().is_none() {
+            // lettre's own end would make an empty line of it. After an error there, the tap lets this out no more.
             self.smtp.command(".\r\n").await
         } else {
-            self.smtp.message_iter(Chunks::new(header, content, self.tap.clone())).await
+            self.smtp.message_iter(chunks).await
         };
         let (outcome, dot_sent) = {
             let mut tap = self.tap.state();
@@ -109,7 +111,7 @@ impl Wire {
         match outcome {
             Ok(reply) => Ok(reply),
             Err(failure) if dot_sent => Err(ContentError::InDoubt(failure)),
-            Err(failure @ Failure::TimedOut(_)) => Err(ContentError::Lost(failure)),
+            Err(failure @ (Failure::TimedOut(_) | Failure::Unreadable(_))) => Err(ContentError::Lost(failure)),
             Err(failure) => Err(self.early_reply(failure).await),
         }
     }
@@ -131,62 +133,63 @@ impl Wire {
     /// What the server did while it had nothing to say: hang up, or send bytes that answer no command. Whoever reads
     /// on would take them for the next reply. Does not block.
     pub(crate) fn unasked(&self) -> Option<Failure> {
-        let tap = self.tap.state();
-        let unasked = || Some(Failure::Protocol("the server sent something nobody asked for".into()));
+        let mut tap = self.tap.state();
         if tap.replies.has_more() {
-            return unasked();
+            return Some(Failure::unasked());
         }
-        match SockRef::from(&tap.stream).peek(&mut [MaybeUninit::uninit()]) {
-            Ok(0) => Some(Failure::closed_by_server()),
-            Ok(_) => unasked(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
-            Err(error) => Some(error.into()),
+        tap.stream.unasked()
+    }
+
+    /// The bare connection, to be encrypted; all that was read from it and all that lettre keeps is forgotten. None if it
+    /// is encrypted already.
+    pub(crate) fn into_tcp(self) -> Option<TcpStream> {
+        // lettre's hand on the tap goes first, so that ours is the last.
+        drop(self.smtp);
+        match Arc::into_inner(self.tap.0)?.into_inner().unwrap_or_else(PoisonError::into_inner).stream {
+            Stream::Clear(tcp) => Some(tcp),
+            Stream::Encrypted(_) => None,
         }
+    }
+
+    /// Ends the connection in good form (RFC 8446 section 6.1), as far as `limit` allows.
+    pub(crate) async fn close(mut self, limit: Duration) {
+        // Whatever becomes of it, the connection is dropped.
+        let _ = timeout(limit, self.tap.shutdown()).await;
     }
 }
 
-/// The content as lettre's chunks, without its last CRLF: lettre ends what it sends with `CRLF . CRLF` in any case.
+/// The content as lettre's chunks. The only way to the final dot is the end of the content, without an error.
 struct Chunks<'a> {
-    /// Until the first chunk, which it shares with the content: a small message is one segment.
-    header: Option<&'a [u8]>,
-    content: &'a [u8],
+    unended: Unended<'a>,
     tap: Tap,
 }
 
-impl<'a> Chunks<'a> {
-    fn new(header: &'a [u8], content: &'a [u8], tap: Tap) -> Self {
-        let stripped = |bytes: &'a [u8]| bytes.strip_suffix(b"\r\n").unwrap_or(bytes);
-        let (header, content) =
-            if content.is_empty() { (stripped(header), content) } else { (header, stripped(content)) };
-        Self { header: Some(header), content, tap }
-    }
-}
-
-impl<'a> Iterator for Chunks<'a> {
-    type Item = Cow<'a, [u8]>;
+impl Iterator for Chunks<'_> {
+    type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (chunk, rest) = self.content.split_at(self.content.len().min(CHUNK_BYTES));
-        self.content = rest;
-        if let Some(header) = self.header.take() {
-            return Some(Cow::Owned([header, chunk].concat()));
+        // Reads from disk, it may be: the tap is not held meanwhile.
+        let chunk = self.unended.next_chunk();
+        let mut tap = self.tap.state();
+        match chunk {
+            Ok(Some(chunk)) => {
+                tap.at_chunk();
+                return Some(chunk);
+            }
+            Ok(None) => tap.at_final_dot(),
+            Err(why) => tap.sever(Failure::Unreadable(why)),
         }
-        if chunk.is_empty() {
-            self.tap.state().at_final_dot();
-            return None;
-        }
-        Some(Cow::Borrowed(chunk))
+        None
     }
 }
 
 /// The stream lettre is given, and our own hand on it. The lock is never contended: lettre's calls and ours take turns
 /// within one `&mut Wire`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 struct Tap(Arc<Mutex<TapState>>);
 
-#[derive(Debug)]
 struct TapState {
-    stream: TcpStream,
+    stream: Stream,
     replies: ReplyReader,
     /// The reply that lettre has been told of and we have not taken.
     reply: Option<VerbatimReply>,
@@ -195,11 +198,12 @@ struct TapState {
     limit: Duration,
     deadline: Pin<Box<Sleep>>,
     content: Option<ContentProgress>,
+    /// Why nothing may be sent on this connection, ever again.
+    severed: Option<Failure>,
     /// While lettre's own handshake is played to it: reads say yes, writes go nowhere.
     rehearsing: bool,
 }
 
-#[derive(Debug)]
 struct ContentProgress {
     block_limit: Duration,
     final_limit: Duration,
@@ -210,7 +214,7 @@ struct ContentProgress {
 }
 
 impl Tap {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: Stream) -> Self {
         Self(Arc::new(Mutex::new(TapState {
             stream,
             replies: ReplyReader::default(),
@@ -219,12 +223,20 @@ impl Tap {
             limit: Duration::ZERO,
             deadline: Box::pin(sleep(Duration::ZERO)),
             content: None,
+            severed: None,
             rehearsing: false,
         })))
     }
 
     fn state(&self) -> MutexGuard<'_, TapState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// Required by lettre; what passes through is nobody's business.
+impl fmt::Debug for Tap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tap")
     }
 }
 
@@ -242,7 +254,19 @@ impl TapState {
         self.deadline = Box::pin(sleep(limit));
     }
 
+    /// The next chunk is there; how long that took is not the server's fault.
+    fn at_chunk(&mut self) {
+        if let Some(limit) = self.content.as_ref().map(|progress| progress.block_limit) {
+            self.allow(limit);
+        }
+    }
+
+    fn sever(&mut self, why: Failure) {
+        self.severed = Some(why);
+    }
+
     fn at_final_dot(&mut self) {
+        self.at_chunk();
         if let Some(progress) = &mut self.content {
             progress.at_final_dot = true;
         }
@@ -294,16 +318,26 @@ impl TapState {
         }
     }
 
-    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Failure>> {
-        // Content is the one place where the server has nothing to say while we talk: if it speaks or hangs up, the
-        // message is refused, and the rest of 100 MiB, the final dot above all, stays here.
-        if self.content.is_some() {
-            let heard = if self.replies.has_more() { Poll::Ready(Ok(())) } else { self.poll_fill(cx) };
-            if let Poll::Ready(heard) = heard {
-                let spoke = || Failure::Protocol("the server spoke too early".into());
-                return Poll::Ready(Err(heard.err().unwrap_or_else(spoke)));
-            }
+    /// Whether bytes of ours may still go out; an error if not.
+    ///
+    /// Content is the one place where the server has nothing to say while we talk: if it speaks or hangs up, the message
+    /// is refused, and the rest of 100 MiB, the final dot above all, stays here.
+    fn poll_may_send(&mut self, cx: &mut Context<'_>) -> Result<(), Failure> {
+        if let Some(why) = &self.severed {
+            return Err(why.clone());
         }
+        if self.content.is_none() {
+            return Ok(());
+        }
+        let heard = if self.replies.has_more() { Poll::Ready(Ok(())) } else { self.poll_fill(cx) };
+        match heard {
+            Poll::Ready(heard) => heard.and(Err(Failure::Protocol("the server spoke too early".into()))),
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Failure>> {
+        self.poll_may_send(cx)?;
         match Pin::new(&mut self.stream).poll_write(cx, bytes) {
             Poll::Ready(written) => {
                 let written = written?;
@@ -311,6 +345,19 @@ impl TapState {
                 Poll::Ready(Ok(written))
             }
             Poll::Pending => self.poll_deadline(cx).map(Err),
+        }
+    }
+
+    /// Sends what TLS holds back. A reply that comes while the final dot is on its way is no longer too early.
+    fn poll_send_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        match Pin::new(&mut self.stream).poll_flush(cx) {
+            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(Failure::from)),
+            Poll::Pending => {
+                if !self.content.as_ref().is_some_and(|progress| progress.dot_sent) {
+                    self.poll_may_send(cx)?;
+                }
+                self.poll_deadline(cx).map(Err)
+            }
         }
     }
 
@@ -351,9 +398,12 @@ impl AsyncWrite for Tap {
         }
     }
 
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // A TCP stream holds nothing back.
-        Poll::Ready(Ok(()))
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut tap = self.state();
+        if tap.rehearsing {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(tap.poll_send_held(cx)).map_err(|failure| tap.fail(failure)).into()
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -363,6 +413,6 @@ impl AsyncWrite for Tap {
 
 impl AsyncTokioStream for Tap {
     fn peer_addr(&self) -> io::Result<SocketAddr> {
-        self.state().stream.peer_addr()
+        self.state().stream.tcp().peer_addr()
     }
 }

@@ -19,9 +19,9 @@ async fn arrived(header: &[u8], content: &[u8]) -> Vec<u8> {
         recipients: &[&recipient],
         body: BodyType::SevenBit,
         trace_header: header,
-        content,
+        size_bytes: content.len() as u64,
     };
-    assert_eq!(told(&connection.deliver(&mail).await.results), ["250 taken"]);
+    assert_eq!(told(&connection.deliver(&mail, &mut InMemory(content)).await.results), ["250 taken"]);
     drop(connection);
     let seen = server.finish().await;
     assert_eq!(seen.rest, b"");

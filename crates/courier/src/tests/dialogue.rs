@@ -47,7 +47,7 @@ async fn parameters_are_only_sent_where_they_were_offered() {
         recipients: &[&recipient],
         body: BodyType::EightBitMime,
         trace_header: b"",
-        content: b"\xe9\r\n",
+        size_bytes: 3,
     };
     let offered = ("250-x\r\n250-8bitmime\r\n250 SIZE\r\n", "MAIL FROM:<> SIZE=3 BODY=8BITMIME\r\n");
     for (ehlo, command) in [offered, ("250 x\r\n", "MAIL FROM:<>\r\n")] {
@@ -65,7 +65,7 @@ async fn parameters_are_only_sent_where_they_were_offered() {
             .send("250 ok\r\n");
         let server = script.start().await;
         let mut connection = connected(&server).await;
-        assert_eq!(told(&connection.deliver(&mail).await.results), ["250 ok"]);
+        assert_eq!(told(&connection.deliver(&mail, &mut InMemory(b"\xe9\r\n")).await.results), ["250 ok"]);
         connection.quit().await;
     }
 }

@@ -4,8 +4,10 @@ mod content;
 mod dialogue;
 mod handshake;
 mod server;
+mod streaming;
+mod tls;
 
-use crate::{Connection, Delivery, Mail, RecipientResult, Settings, connect};
+use crate::{Connection, Content, Delivery, InMemory, Mail, RecipientResult, Settings, connect};
 use restante_envelope::{BodyType, ForwardPath, ReversePath};
 use server::{Script, Server};
 
@@ -22,6 +24,16 @@ async fn connected(server: &Server) -> Connection {
 
 /// Delivers `content` to `recipients` with our header in front.
 async fn deliver_to(connection: &mut Connection, recipients: &[&str], content: &[u8]) -> Delivery {
+    deliver_from(connection, recipients, &mut InMemory(content), content.len() as u64).await
+}
+
+/// Delivers what `content` gives, announced as `size_bytes`.
+async fn deliver_from(
+    connection: &mut Connection,
+    recipients: &[&str],
+    content: &mut dyn Content,
+    size_bytes: u64,
+) -> Delivery {
     let recipients: Vec<ForwardPath> = recipients.iter().map(|r| ForwardPath::parse(r).unwrap()).collect();
     let recipients: Vec<&ForwardPath> = recipients.iter().collect();
     let reverse_path = ReversePath::parse("s@example.test").unwrap();
@@ -30,9 +42,9 @@ async fn deliver_to(connection: &mut Connection, recipients: &[&str], content: &
         recipients: &recipients,
         body: BodyType::SevenBit,
         trace_header: HEADER,
-        content,
+        size_bytes,
     };
-    connection.deliver(&mail).await
+    connection.deliver(&mail, content).await
 }
 
 async fn deliver(connection: &mut Connection, recipients: &[&str]) -> Vec<RecipientResult> {

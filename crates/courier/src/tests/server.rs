@@ -1,11 +1,15 @@
-//! A server that follows a script: one connection, and no mercy for a client that departs from it.
+//! A server that follows a script: a connection for each, and no mercy for a client that departs from it.
 
 use crate::Target;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::rustls::{HandshakeKind, ServerConfig};
+use tokio_rustls::{TlsAcceptor, server};
 
 /// A client that sends less than the script expects fails the test instead of hanging it.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -16,6 +20,16 @@ enum Step {
     Content,
     /// No byte may have come yet behind what was expected.
     Silence,
+    /// Anything at all, lines or not.
+    Hear,
+    /// The TLS handshake.
+    Encrypt(Arc<ServerConfig>),
+    /// New keys, announced by a record without data.
+    ChangeKeys,
+    /// Tells the test that the script came so far.
+    Tell(oneshot::Sender<()>),
+    /// Takes leave (TLS: close_notify) and closes.
+    TakeLeave,
     Close,
     /// Reads and says nothing until the test is over.
     Stall,
@@ -53,6 +67,26 @@ impl Script {
         self.then(Step::Content)
     }
 
+    pub(super) fn hear(self) -> Self {
+        self.then(Step::Hear)
+    }
+
+    pub(super) fn encrypt(self, config: &Arc<ServerConfig>) -> Self {
+        self.then(Step::Encrypt(config.clone()))
+    }
+
+    pub(super) fn change_keys(self) -> Self {
+        self.then(Step::ChangeKeys)
+    }
+
+    pub(super) fn tell(self, test: oneshot::Sender<()>) -> Self {
+        self.then(Step::Tell(test))
+    }
+
+    pub(super) fn take_leave(self) -> Self {
+        self.then(Step::TakeLeave)
+    }
+
     pub(super) fn close(self) -> Self {
         self.then(Step::Close)
     }
@@ -68,11 +102,22 @@ impl Script {
     }
 
     pub(super) async fn start(self) -> Server {
+        Self::start_each([self]).await
+    }
+
+    /// The first connection gets the first script, and so on.
+    pub(super) async fn start_each(scripts: impl IntoIterator<Item = Self>) -> Server {
+        let scripts: Vec<Self> = scripts.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = Target { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
         let task = tokio::spawn(async move {
-            let (stream, _) = listener.accept().await.unwrap();
-            Peer { stream, unread: Vec::new(), seen: Seen::default() }.play(self.0).await
+            let mut seen = Vec::new();
+            for script in scripts {
+                let (stream, _) = listener.accept().await.unwrap();
+                let stream = Stream::Clear(stream);
+                seen.push(Peer { stream, unread: Vec::new(), seen: Seen::default() }.play(script.0).await);
+            }
+            seen
         });
         Server { target, task }
     }
@@ -80,7 +125,7 @@ impl Script {
 
 pub(super) struct Server {
     target: Target,
-    task: JoinHandle<Seen>,
+    task: JoinHandle<Vec<Seen>>,
 }
 
 impl Server {
@@ -88,8 +133,13 @@ impl Server {
         &self.target
     }
 
-    /// What the server saw, once the script is done and the client is gone.
-    pub(super) async fn finish(mut self) -> Seen {
+    /// What the server saw in its last connection, once the script is done and the client is gone.
+    pub(super) async fn finish(self) -> Seen {
+        self.finish_each().await.pop().unwrap()
+    }
+
+    /// What the server saw in each connection.
+    pub(super) async fn finish_each(mut self) -> Vec<Seen> {
         (&mut self.task).await.unwrap()
     }
 }
@@ -108,10 +158,32 @@ pub(super) struct Seen {
     pub(super) commands: Vec<String>,
     /// What came behind the script's last step.
     pub(super) rest: Vec<u8>,
+    /// The name the client asked for in TLS, and whether the session was resumed.
+    pub(super) handshake: Option<(Option<String>, HandshakeKind)>,
+}
+
+enum Stream {
+    Clear(TcpStream),
+    Encrypted(Box<server::TlsStream<TcpStream>>),
+    /// Within the handshake.
+    None,
+}
+
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+impl Stream {
+    fn io(&mut self) -> &mut dyn Io {
+        match self {
+            Self::Clear(tcp) => tcp,
+            Self::Encrypted(tls) => tls,
+            Self::None => panic!("within the handshake"),
+        }
+    }
 }
 
 struct Peer {
-    stream: TcpStream,
+    stream: Stream,
     unread: Vec<u8>,
     seen: Seen,
 }
@@ -120,7 +192,10 @@ impl Peer {
     async fn play(mut self, steps: Vec<Step>) -> Seen {
         for step in steps {
             match step {
-                Step::Send(bytes) => self.stream.write_all(&bytes).await.unwrap(),
+                Step::Send(bytes) => {
+                    self.stream.io().write_all(&bytes).await.unwrap();
+                    self.stream.io().flush().await.unwrap();
+                }
                 Step::Expect(prefix) => {
                     let line = String::from_utf8(self.line().await).unwrap();
                     assert!(line.starts_with(&prefix), "expected {prefix:?}, got {line:?}");
@@ -131,13 +206,38 @@ impl Peer {
                     self.seen.messages.push(message);
                 }
                 Step::Silence => assert_eq!(String::from_utf8_lossy(&self.unread), ""),
+                Step::Hear => {
+                    self.fill().await;
+                    self.unread.clear();
+                }
+                Step::Encrypt(config) => self.encrypt(config).await,
+                Step::ChangeKeys => {
+                    let Stream::Encrypted(tls) = &mut self.stream else { panic!("in clear") };
+                    tls.get_mut().1.refresh_traffic_keys().unwrap();
+                    tls.flush().await.unwrap();
+                }
+                Step::Tell(test) => test.send(()).unwrap(),
+                Step::TakeLeave => {
+                    self.stream.io().shutdown().await.unwrap();
+                    return self.seen;
+                }
                 Step::Close => return self.seen,
                 Step::Stall => std::future::pending().await,
             }
         }
-        self.stream.read_to_end(&mut self.unread).await.unwrap();
+        // TLS without a farewell is an error; what came before it is not lost.
+        let _ = self.stream.io().read_to_end(&mut self.unread).await;
         self.seen.rest = self.unread;
         self.seen
+    }
+
+    async fn encrypt(&mut self, config: Arc<ServerConfig>) {
+        assert_eq!(self.unread, b"", "the client did not wait for the 220");
+        let Stream::Clear(tcp) = std::mem::replace(&mut self.stream, Stream::None) else { panic!("encrypted twice") };
+        let tls = TlsAcceptor::from(config).accept(tcp).await.unwrap();
+        let session = tls.get_ref().1;
+        self.seen.handshake = Some((session.server_name().map(str::to_owned), session.handshake_kind().unwrap()));
+        self.stream = Stream::Encrypted(Box::new(tls));
     }
 
     /// The next line, CRLF included.
@@ -153,7 +253,7 @@ impl Peer {
 
     async fn fill(&mut self) {
         let mut bytes = vec![0; 256 * 1024];
-        let read = timeout(PATIENCE, self.stream.read(&mut bytes)).await.expect("the client is silent").unwrap();
+        let read = timeout(PATIENCE, self.stream.io().read(&mut bytes)).await.expect("the client is silent").unwrap();
         assert_ne!(read, 0, "the client hung up; unread: {:?}", String::from_utf8_lossy(&self.unread));
         self.unread.extend_from_slice(&bytes[..read]);
     }
