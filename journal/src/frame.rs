@@ -11,6 +11,7 @@ pub(crate) const META_BYTES_MAX: u32 = 16 << 20;
 
 const MAGIC: &[u8; 4] = b"RJF1";
 const FLAG_IGNORABLE: u8 = 1;
+pub(crate) const FLAG_BLOB: u8 = 2;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -129,6 +130,19 @@ impl FrameHeader {
     /// A reader that does not know this frame's kind may skip it.
     pub(crate) fn is_ignorable(&self) -> bool {
         self.flags & FLAG_IGNORABLE != 0
+    }
+
+    /// Its content is a table of checksums, and the message is in a blob.
+    pub(crate) fn has_blob(&self) -> bool {
+        self.flags & FLAG_BLOB != 0
+    }
+
+    /// Written by a later version that means something by it, which must not be guessed at.
+    pub(crate) fn is_beyond_us(&self) -> bool {
+        match self.kind {
+            Kind::Unknown(_) => !self.is_ignorable(),
+            _ => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
+        }
     }
 
     /// Where its meta starts in the file.

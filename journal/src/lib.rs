@@ -3,7 +3,8 @@
 //! ```text
 //!  Prepared ──stage──▶ batch ──commit: one write, one fdatasync──▶ Durable
 //!  segments ──replay──▶ facts ──apply──▶ Ledger        (+ a Report of every byte that is not as written)
-//!  Position ──Reader──▶ envelope and content, checked
+//!  BlobWriter ──finish: fdatasync, rename, fsync──▶ Blob ──▶ Prepared      (a large body, in a file of its own)
+//!  Position ──Reader──▶ envelope and content, checked piece by piece
 //! ```
 //!
 //! The bytes are drawn in `FORMAT.md`. This crate draws no random number, reads no clock and starts no thread; its only
@@ -11,14 +12,18 @@
 //! failed, and reading never writes.
 #![warn(missing_docs)]
 
+mod blob;
 mod codec;
+mod content;
 mod frame;
 mod header;
 mod reader;
 mod record;
 mod recovery;
 mod replay;
+mod report;
 mod scan;
+mod shelf;
 mod storage;
 mod window;
 mod writer;
@@ -28,13 +33,16 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
+pub use blob::{Blob, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
+pub use content::Content;
 pub use frame::Kind;
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::set_aside;
 pub use replay::{Depth, Replay, ReplayError, Sink, replay};
-pub use scan::{Damage, DamageKind, Report, State};
-pub use storage::{DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
+pub use report::{Damage, DamageKind, Report, State};
+pub use shelf::{Orphan, remove_orphans};
+pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
 /// Formats an error with the file it concerns.

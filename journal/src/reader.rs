@@ -1,8 +1,9 @@
 //! Reads single records by their position, and checks them again: what rotted since the start must not be delivered.
 
+use crate::content::Content;
 use crate::frame::{FrameHeader, HEADER_BYTES};
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};
-use crate::record::decode;
+use crate::record::decode_frame;
 use crate::scan::find_tag;
 use crate::storage::{SegmentFile, Storage};
 use restante_envelope::TransactionId;
@@ -10,12 +11,12 @@ use restante_ledger::{Fact, Position};
 use std::io;
 
 /// A record, read and checked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stored {
+#[derive(Debug)]
+pub struct Stored<F> {
     /// What it says.
     pub fact: Fact,
     /// The message, for an `Accepted` record that was read with its content; else empty.
-    pub content: Vec<u8>,
+    pub content: Content<F>,
 }
 
 /// Why a record was not to be had.
@@ -47,17 +48,17 @@ impl<S: Storage> Reader<S> {
         Self { storage, open: None }
     }
 
-    /// The message accepted at `position`, envelope and content.
-    pub fn message(&mut self, position: Position) -> Result<Stored, ReadError> {
+    /// The message accepted at `position`, envelope and content. Of a blob, every piece is checked when it is read.
+    pub fn message(&mut self, position: Position) -> Result<Stored<S::File>, ReadError> {
         self.read(position, true)
     }
 
     /// The record at `position`, without content.
-    pub fn record(&mut self, position: Position) -> Result<Stored, ReadError> {
+    pub fn record(&mut self, position: Position) -> Result<Stored<S::File>, ReadError> {
         self.read(position, false)
     }
 
-    fn read(&mut self, position: Position, with_content: bool) -> Result<Stored, ReadError> {
+    fn read(&mut self, position: Position, with_content: bool) -> Result<Stored<S::File>, ReadError> {
         let damaged = |what| ReadError::Damaged { position, what };
         let (tag, file) = self.segment(position.segment)?;
         let header = read_exactly(file, position.offset, HEADER_BYTES)?.ok_or(damaged("record header"))?;
@@ -68,13 +69,22 @@ impl<S: Storage> Reader<S> {
         if crc32c::crc32c(&meta) != header.meta_crc {
             return Err(damaged("envelope"));
         }
-        let fact =
-            decode(header.kind, header.id, header.content_len, &meta).ok().flatten().ok_or(damaged("envelope"))?;
-        let content = if with_content {
-            let content = read_exactly(file, header.content_offset(), header.content_len as usize)?;
-            content.filter(|c| crc32c::crc32c(c) == header.content_crc).ok_or(damaged("content"))?
-        } else {
-            Vec::new()
+        let (fact, blob) = decode_frame(&header, &meta).map_err(|_| damaged("envelope"))?;
+        let fact = fact.ok_or(damaged("envelope"))?;
+        if !with_content {
+            return Ok(Stored { fact, content: Content::in_record(position, Vec::new()) });
+        }
+        let content = read_exactly(file, header.content_offset(), header.content_len as usize)?;
+        let content = content.filter(|c| crc32c::crc32c(c) == header.content_crc).ok_or(damaged("content"))?;
+        let content = match blob {
+            None => Content::in_record(position, content),
+            Some(blob) => match self.storage.open(&blob.name.file()) {
+                Ok(file) => Content::in_blob(position, file, blob, &content)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(damaged("the blob of the content is missing"));
+                }
+                Err(error) => return Err(error.into()),
+            },
         };
         Ok(Stored { fact, content })
     }

@@ -1,7 +1,8 @@
 //! Facts as metas and back (FORMAT.md section 4). Every decoder takes any bytes and never panics.
 
+use crate::blob::{Blob, BlobName, BlobRef};
 use crate::codec::{Malformed, Put, Take};
-use crate::frame::Kind;
+use crate::frame::{FLAG_BLOB, FrameHeader, Kind};
 use restante_envelope::{
     BodyType, EnhancedStatus, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp,
     Trace, TransactionId,
@@ -18,6 +19,8 @@ pub struct Prepared {
     pub(crate) kind: Kind,
     /// None for a new message: the writer gives it the next one.
     pub(crate) id: Option<TransactionId>,
+    /// Where its content is, if not in the record.
+    pub(crate) blob: Option<BlobName>,
     pub(crate) recipients: u16,
     pub(crate) meta: Vec<u8>,
     pub(crate) meta_crc: u32,
@@ -30,6 +33,15 @@ impl Prepared {
     pub fn accepted(envelope: &Envelope, trace: &Trace, content: Vec<u8>, hold: Option<&str>) -> Self {
         let recipients = u16::try_from(envelope.recipients.len()).unwrap_or(u16::MAX);
         Self::new(Kind::Accepted, None, recipients, encode_accepted(envelope, trace, hold), content)
+    }
+
+    /// A message to be accepted whose content is in `blob`, which is on stable storage: that is what a [`Blob`] proves.
+    pub fn accepted_in_blob(envelope: &Envelope, trace: &Trace, blob: &Blob, hold: Option<&str>) -> Self {
+        let recipients = u16::try_from(envelope.recipients.len()).unwrap_or(u16::MAX);
+        let mut meta = encode_accepted(envelope, trace, hold);
+        blob.reference().encode(&mut meta);
+        let prepared = Self::new(Kind::Accepted, None, recipients, meta, blob.table().to_vec());
+        Self { blob: Some(blob.name()), ..prepared }
     }
 
     /// Any other fact. An `Accepted` fact keeps its identifier (a merge of journals) and gets `content`.
@@ -48,17 +60,39 @@ impl Prepared {
 
     pub(crate) fn new(kind: Kind, id: Option<TransactionId>, recipients: u16, meta: Vec<u8>, content: Vec<u8>) -> Self {
         let (meta_crc, content_crc) = (crc32c::crc32c(&meta), crc32c::crc32c(&content));
-        Self { kind, id, recipients, meta, meta_crc, content, content_crc }
+        Self { kind, id, blob: None, recipients, meta, meta_crc, content, content_crc }
     }
 
-    /// Bytes of content.
+    /// Bytes of content in the record itself.
     pub fn content_len(&self) -> usize {
         self.content.len()
     }
+
+    /// The blob that holds the content, if one does. If the record was surely never written, see
+    /// [`crate::remove_blob`].
+    pub fn blob(&self) -> Option<BlobName> {
+        self.blob
+    }
+
+    pub(crate) fn flags(&self) -> u8 {
+        if self.blob.is_some() { FLAG_BLOB } else { 0 }
+    }
+}
+
+/// The fact in a frame, and the blob that holds its content if one does; no fact for kinds that are none.
+pub(crate) fn decode_frame(header: &FrameHeader, meta: &[u8]) -> Result<(Option<Fact>, Option<BlobRef>), Malformed> {
+    if !header.has_blob() {
+        return Ok((decode(header.kind, header.id, u64::from(header.content_len), meta)?, None));
+    }
+    let (meta, blob) = BlobRef::split(meta)?;
+    if header.kind != Kind::Accepted || u64::from(header.content_len) != blob.table_bytes() {
+        return Err(Malformed);
+    }
+    Ok((decode(header.kind, header.id, blob.bytes, meta)?, Some(blob)))
 }
 
 /// The fact in a frame of `kind`; none for kinds that are no facts.
-pub(crate) fn decode(kind: Kind, id: TransactionId, content_len: u32, meta: &[u8]) -> Result<Option<Fact>, Malformed> {
+fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Result<Option<Fact>, Malformed> {
     let mut take = Take(meta);
     Ok(Some(match kind {
         Kind::Accepted => Fact::Accepted(decode_accepted(&mut take, id, content_len)?),
@@ -103,7 +137,7 @@ fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Ve
     put.0
 }
 
-fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u32) -> Result<Accepted, Malformed> {
+fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
     let received_at = Timestamp::from_unix_ms(take.u64()?);
     let body = match take.u8()? {
         0 => BodyType::SevenBit,
@@ -130,7 +164,7 @@ fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u32) -> 
         id,
         envelope: Envelope { reverse_path, recipients, body },
         trace: Trace { client, helo, protocol, tls, session, received_at },
-        content_len: u64::from(content_len),
+        content_len,
         hold,
     })
 }

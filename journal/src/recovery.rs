@@ -1,7 +1,7 @@
 //! Sets damaged and torn bytes aside: copies them to `torn/`, changes nothing else.
 
 use crate::header::file_name;
-use crate::scan::{Damage, DamageKind, Report};
+use crate::report::{Damage, Report};
 use crate::storage::{SegmentFile, Storage};
 use crate::window::read_around;
 use std::io;
@@ -10,11 +10,11 @@ use std::io;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Copies every torn or damaged range of `report` to `torn/<segment>-<offset>.bin` and syncs the copies. A range that
-/// was set aside before is left as it was: the first copy is the best one. Returns the names of the new files.
+/// was set aside before is left as it was: the first copy is the best one. Blobs stay where they are. Returns the names of the new files.
 pub fn set_aside<S: Storage>(storage: &S, report: &Report) -> io::Result<Vec<String>> {
     let mut made = Vec::new();
     for place in report.torn.iter().chain(&report.damage) {
-        if place.bytes == 0 || place.kind == DamageKind::MissingSegment {
+        if !place.has_bytes() {
             continue;
         }
         let name = format!("torn/{:020}-{}.bin", place.segment, place.offset);

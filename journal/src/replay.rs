@@ -1,7 +1,9 @@
 //! Goes through all segments of a journal in order and tells every fact: the way in for boot, `verify` and `recover`.
 
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name, parse_file_name};
-use crate::scan::{Damage, DamageKind, Report, Scan, ScanError, Successor, Totals, find_tag, succession, unnamed};
+use crate::report::{Damage, DamageKind, Report};
+use crate::scan::{Scan, ScanError, Successor, Totals, find_tag, succession, unnamed};
+use crate::shelf::{Orphan, Shelf};
 use crate::storage::{SegmentFile, Storage};
 use crate::window::{Window, read_around};
 use restante_envelope::TransactionId;
@@ -11,9 +13,10 @@ use std::io;
 /// How much is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
-    /// All records; contents only where they may be torn. For a start: contents are checked again before delivery.
+    /// All records; contents only where they may be torn; of blobs, that they are there with their length. For a start:
+    /// contents are checked again before delivery.
     Records,
-    /// Every byte.
+    /// Every byte, those of blobs too.
     Everything,
 }
 
@@ -29,6 +32,8 @@ pub trait Sink {
     fn unnamed(&mut self, transactions: u64, recipients: u64);
     /// A segment of this many bytes has been read.
     fn segment_done(&mut self, _bytes: u64) {}
+    /// A blob of this many bytes has been read.
+    fn blob_done(&mut self, _bytes: u64) {}
 }
 
 impl Sink for Ledger {
@@ -55,6 +60,12 @@ pub struct Replay {
     pub segments: u64,
     /// Bytes in them.
     pub bytes: u64,
+    /// Records with their content in a blob.
+    pub blobs: u64,
+    /// Bytes in those, as the records say.
+    pub blob_bytes: u64,
+    /// Files in `blob/` that belong to no message. No damage. Beside a daemon at work, some may be on their way.
+    pub orphans: Vec<Orphan>,
     pub(crate) journal: Option<u128>,
     pub(crate) last: Option<Last>,
     pub(crate) last_sequence: u64,
@@ -117,6 +128,7 @@ pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mu
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
     numbers.sort_unstable();
     let mut replay = Replay::default();
+    let mut shelf = Shelf::list(storage)?;
     let mut numbers = numbers.into_iter();
     let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
     let mut expected = 1;
@@ -125,26 +137,30 @@ pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mu
         if expected < segment.number {
             // One entry for a hole, however wide: a stray file may have any number in its name.
             let kind = DamageKind::MissingSegment;
-            replay.report.add(Damage { segment: expected, offset: 0, bytes: 0, kind, ids: Vec::new() }, true);
+            replay.report.add(Damage::new(expected, 0, 0, kind, Vec::new()), true);
         }
         expected = segment.number.saturating_add(1);
-        read_segment(&segment, next.as_ref(), depth, &mut replay, sink)?;
+        read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
         current = next;
     }
+    (replay.blobs, replay.blob_bytes) = (shelf.named, shelf.named_bytes);
+    replay.orphans = shelf.orphans();
     Ok(replay)
 }
 
-fn read_segment<F: SegmentFile, K: Sink + ?Sized>(
-    segment: &Opened<F>,
-    next: Option<&Opened<F>>,
+fn read_segment<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    segment: &Opened<S::File>,
+    next: Option<&Opened<S::File>>,
     depth: Depth,
     replay: &mut Replay,
+    shelf: &mut Shelf,
     sink: &mut K,
 ) -> Result<(), ReplayError> {
     let file = || file_name(segment.number);
     if segment.page_damaged {
         let (kind, bytes) = (DamageKind::HeaderPage, PAGE_BYTES as u64);
-        replay.report.add(Damage { segment: segment.number, offset: 0, bytes, kind, ids: Vec::new() }, true);
+        replay.report.add(Damage::new(segment.number, 0, bytes, kind, Vec::new()), true);
     }
     if let Some(header) = &segment.header {
         if *replay.journal.get_or_insert(header.journal) != header.journal {
@@ -155,6 +171,8 @@ fn read_segment<F: SegmentFile, K: Sink + ?Sized>(
         unnamed(&mut replay.totals, known, claimed, segment.number, &mut replay.report, sink);
     }
     let scan = Scan {
+        storage,
+        shelf,
         window: Window::new(&segment.file),
         number: segment.number,
         tag: segment.tag.unwrap_or_default(),

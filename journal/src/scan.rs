@@ -1,13 +1,16 @@
 //! Reads one segment frame by frame and tells proven damage from a torn tail (FORMAT.md section 6). Writes nothing.
 
+use crate::blob::BlobRef;
 use crate::frame::{ALIGN_BYTES, FrameHeader, HEADER_BYTES, Kind};
 use crate::header::PAGE_BYTES;
-use crate::record::{Mark, Named, Seal, Succession, decode};
+use crate::record::{Mark, Named, Seal, Succession, decode_frame};
 use crate::replay::{Depth, Sink};
-use crate::storage::SegmentFile;
+use crate::report::{Damage, DamageKind, Report};
+use crate::shelf::{Found, Shelf};
+use crate::storage::{SegmentFile, Storage};
 use crate::window::{Window, chunk_len};
 use restante_envelope::TransactionId;
-use restante_ledger::{Fact, Position};
+use restante_ledger::{Accepted, Fact, Position};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 
@@ -19,106 +22,6 @@ const SEAL_BLOCK_BYTES: u64 = 4096;
 /// Where the second seal stands when the first ends at `first_end`.
 pub(crate) fn second_seal_offset(first_end: u64) -> u64 {
     first_end.checked_next_multiple_of(SEAL_BLOCK_BYTES).unwrap_or(u64::MAX)
-}
-/// Damage reported one by one; a disk that rotted more than that needs no longer list.
-const DAMAGE_ENTRIES_MAX: usize = 10_000;
-
-/// The verdict on a journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
-    /// Every byte is as written.
-    Clean,
-    /// The last bytes before a crash, promised to nobody, are incomplete.
-    Torn,
-    /// Bytes that were once safe are not as written.
-    Damaged,
-}
-
-impl State {
-    /// The word that reports use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Clean => "clean",
-            Self::Torn => "torn",
-            Self::Damaged => "damaged",
-        }
-    }
-}
-
-/// What is not as written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DamageKind {
-    /// No valid frame stands there (cases B, C).
-    Frame,
-    /// A frame's envelope part is wrong (D, F, G).
-    Meta,
-    /// A frame's content is wrong (D, E).
-    Content,
-    /// Bytes that must be zero are not (J).
-    Padding,
-    /// The segment's header page is wrong (H, I).
-    HeaderPage,
-    /// A whole segment is missing (K).
-    MissingSegment,
-    /// Messages are missing that nothing names (L).
-    Unnamed,
-}
-
-impl DamageKind {
-    /// The word that reports use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Frame => "frame",
-            Self::Meta => "envelope",
-            Self::Content => "content",
-            Self::Padding => "padding",
-            Self::HeaderPage => "header-page",
-            Self::MissingSegment => "missing-segment",
-            Self::Unnamed => "unnamed",
-        }
-    }
-}
-
-/// One place that is not as written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Damage {
-    /// The segment's number.
-    pub segment: u64,
-    /// Bytes from the start of its file.
-    pub offset: u64,
-    /// How many bytes.
-    pub bytes: u64,
-    /// What is wrong.
-    pub kind: DamageKind,
-    /// The messages concerned, as far as they are known.
-    pub ids: Vec<TransactionId>,
-}
-
-/// Everything that is not as written.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Report {
-    /// Proven to have been safe once.
-    pub damage: Vec<Damage>,
-    /// Possibly in flight at a crash.
-    pub torn: Vec<Damage>,
-    /// Places beyond the 10,000 listed.
-    pub unlisted: u64,
-}
-
-impl Report {
-    /// The verdict.
-    pub fn state(&self) -> State {
-        match (self.damage.is_empty(), self.torn.is_empty()) {
-            (false, _) => State::Damaged,
-            (true, false) => State::Torn,
-            (true, true) => State::Clean,
-        }
-    }
-
-    pub(crate) fn add(&mut self, damage: Damage, proven: bool) {
-        let list = if proven { &mut self.damage } else { &mut self.torn };
-        if list.len() < DAMAGE_ENTRIES_MAX { list.push(damage) } else { self.unlisted += 1 }
-    }
 }
 
 /// Messages and recipients ever accepted, as counted along the way.
@@ -175,8 +78,10 @@ enum Content {
 }
 
 /// The scan of one segment.
-pub(crate) struct Scan<'a, F, K: ?Sized> {
-    pub(crate) window: Window<'a, F>,
+pub(crate) struct Scan<'a, S: Storage, K: ?Sized> {
+    pub(crate) storage: &'a S,
+    pub(crate) shelf: &'a mut Shelf,
+    pub(crate) window: Window<'a, S::File>,
     pub(crate) number: u64,
     pub(crate) tag: u32,
     /// The file was at least so long when it came into use.
@@ -203,7 +108,7 @@ pub(crate) struct Open {
     seals: u32,
 }
 
-impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
+impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
     /// Goes through the segment and tells the sink every fact in it.
     pub(crate) fn run(mut self) -> Result<Ending, ScanError> {
         let len = self.window.file.len()?;
@@ -332,10 +237,10 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
         let padding_ok = padding.iter().all(|b| *b == 0);
         self.last_sequence = header.sequence;
         self.open.seen.insert(header.offset);
+        if header.is_beyond_us() {
+            return Err(ScanError::UnknownKind { offset: header.offset, kind: header.kind.code() });
+        }
         match header.kind {
-            Kind::Unknown(kind) if !header.is_ignorable() => {
-                return Err(ScanError::UnknownKind { offset: header.offset, kind });
-            }
             Kind::Mark if meta_ok => self.take_mark(&meta)?,
             Kind::Seal if meta_ok => self.take_seal(&meta, header.end())?,
             _ => {}
@@ -425,7 +330,7 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
                         Content::Unread if !proven => self.check_content(&header)?,
                         known => known,
                     };
-                    self.tell_frame(&header, &meta, meta_ok, content, proven);
+                    self.tell_frame(&header, &meta, meta_ok, content, proven)?;
                     if !padding_ok {
                         let bytes = header.end() - header.padding_offset();
                         self.report_at(header.padding_offset(), bytes, DamageKind::Padding, Vec::new(), proven);
@@ -439,28 +344,41 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
         Ok(())
     }
 
-    fn tell_frame(&mut self, header: &FrameHeader, meta: &[u8], meta_ok: bool, content: Content, proven: bool) {
+    fn tell_frame(
+        &mut self,
+        header: &FrameHeader,
+        meta: &[u8],
+        meta_ok: bool,
+        content: Content,
+        proven: bool,
+    ) -> Result<(), ScanError> {
         let position = self.position(header.offset);
         let bytes = header.end() - header.offset;
         let ids = if header.id.to_bits() == 0 { Vec::new() } else { vec![header.id] };
-        let fact =
-            if meta_ok { decode(header.kind, header.id, header.content_len, meta).map_err(|_| ()) } else { Err(()) };
-        if !proven && (fact.is_err() || content == Content::Wrong) {
+        let decoded = if meta_ok { decode_frame(header, meta).ok() } else { None };
+        if !proven && (decoded.is_none() || content == Content::Wrong) {
             self.report_at(header.offset, bytes, DamageKind::Content, ids, false);
-            return;
+            return Ok(());
         }
         if header.kind == Kind::Accepted {
             self.totals.transactions += 1;
             self.totals.recipients += u64::from(header.recipients);
         }
-        match fact {
-            Err(()) => {
+        let (fact, blob) = match decoded {
+            Some(decoded) => decoded,
+            None => {
                 self.report_at(header.offset, bytes, DamageKind::Meta, ids, proven);
                 if header.kind == Kind::Accepted {
                     self.sink.lost(position, header.id, header.recipients);
                 }
+                return Ok(());
             }
-            Ok(Some(Fact::Accepted(accepted))) if content == Content::Wrong => {
+        };
+        if let Some(blob) = blob {
+            self.shelf.name(blob);
+        }
+        match (fact, blob) {
+            (Some(Fact::Accepted(accepted)), _) if content == Content::Wrong => {
                 self.report_at(
                     header.content_offset(),
                     u64::from(header.content_len),
@@ -470,9 +388,38 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
                 );
                 self.sink.damaged(position, &accepted);
             }
-            Ok(Some(fact)) => self.sink.fact(position, &fact),
-            Ok(None) => {}
+            (Some(Fact::Accepted(accepted)), Some(blob)) => self.tell_in_blob(header, accepted, blob)?,
+            (Some(fact), _) => self.sink.fact(position, &fact),
+            (None, _) => {}
         }
+        Ok(())
+    }
+
+    /// A message in a blob. That was on stable storage before the frame was written, so what is wrong with it is damage
+    /// even where the frame itself is not proven.
+    fn tell_in_blob(&mut self, header: &FrameHeader, accepted: Accepted, blob: BlobRef) -> Result<(), ScanError> {
+        let found = match self.depth {
+            Depth::Records => self.shelf.look(self.storage, blob)?,
+            Depth::Everything => {
+                let table = self.window.get(header.content_offset(), header.content_len as usize)?;
+                let found = Shelf::read(self.storage, blob, table)?;
+                self.sink.blob_done(blob.bytes);
+                found
+            }
+        };
+        let position = self.position(header.offset);
+        let (kind, bytes) = match found {
+            Found::Intact => {
+                self.sink.fact(position, &Fact::Accepted(accepted));
+                return Ok(());
+            }
+            Found::Missing => (DamageKind::BlobMissing, blob.bytes),
+            Found::Wrong(bytes) => (DamageKind::Blob, bytes),
+        };
+        let damage = Damage::new(self.number, header.offset, bytes, kind, vec![header.id]);
+        self.report.add(Damage { blob: Some(blob.name), ..damage }, true);
+        self.sink.damaged(position, &accepted);
+        Ok(())
     }
 
     fn tell_gap(&mut self, offset: u64, bytes: u64, named: &[Named], proven: bool) {
@@ -501,7 +448,7 @@ impl<F: SegmentFile, K: Sink + ?Sized> Scan<'_, F, K> {
     }
 
     fn report_at(&mut self, offset: u64, bytes: u64, kind: DamageKind, ids: Vec<TransactionId>, proven: bool) {
-        self.report.add(Damage { segment: self.number, offset, bytes, kind, ids }, proven);
+        self.report.add(Damage::new(self.number, offset, bytes, kind, ids), proven);
     }
 
     fn position(&self, offset: u64) -> Position {
@@ -525,7 +472,7 @@ pub(crate) fn unnamed<K: Sink + ?Sized>(
     }
     totals.transactions += transactions;
     totals.recipients += recipients;
-    report.add(Damage { segment, offset: 0, bytes: 0, kind: DamageKind::Unnamed, ids: Vec::new() }, true);
+    report.add(Damage::new(segment, 0, 0, DamageKind::Unnamed, Vec::new()), true);
     sink.unnamed(transactions, recipients);
 }
 

@@ -1,18 +1,25 @@
 //! The journal's only I/O: a directory of files, behind a trait small enough that a simulated disk is a page of code.
 
 use crate::at;
+use restante_envelope::Timestamp;
+use rustix::fs::{Advice, fadvise};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::UNIX_EPOCH;
 
-/// A directory of segments. Names are file names, or `torn/` and a file name.
+/// A directory of segments. Names are file names, or `torn/` or `blob/` and a file name.
 pub trait Storage {
     /// An open file.
     type File: SegmentFile;
 
     /// The names of all files directly in the directory.
     fn list(&self) -> io::Result<Vec<String>>;
+    /// The files in `blob/`; none if it does not exist.
+    fn list_blobs(&self) -> io::Result<Vec<BlobEntry>>;
     /// Opens for reading.
     fn open(&self, name: &str) -> io::Result<Self::File>;
     /// Makes a file that must not exist yet, for writing.
@@ -23,6 +30,19 @@ pub trait Storage {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Puts the directory's entries on stable storage, and those of `torn/` in it.
     fn sync_directory(&self) -> io::Result<()>;
+    /// Puts the entries of `blob/` on stable storage, and its own.
+    fn sync_blobs(&self) -> io::Result<()>;
+}
+
+/// A file in `blob/`, as the directory shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobEntry {
+    /// Without the `blob/`.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// When it was last written to.
+    pub modified: Timestamp,
 }
 
 /// A file in a [`Storage`].
@@ -37,6 +57,8 @@ pub trait SegmentFile {
     fn truncate(&mut self, len: u64) -> io::Result<()>;
     /// Returns when everything written is on stable storage.
     fn sync(&mut self) -> io::Result<()>;
+    /// Begins to write these bytes to the disk and waits for nothing. A hint: proves nothing and cannot fail.
+    fn start_write_back(&self, _offset: u64, _bytes: u64) {}
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -47,6 +69,8 @@ pub trait SegmentFile {
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     directory: PathBuf,
+    /// Set when the entry of `blob/` is known to be on stable storage.
+    has_blobs: Arc<OnceLock<()>>,
 }
 
 /// The right to write to a journal, for as long as the value lives.
@@ -73,7 +97,7 @@ impl DirStorage {
         if !metadata.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
-        Ok(Self { directory: directory.to_owned() })
+        Ok(Self { directory: directory.to_owned(), has_blobs: Arc::default() })
     }
 
     /// Makes the directory and those above it where they are missing, and each entry durable, then opens it.
@@ -136,6 +160,29 @@ impl Storage for DirStorage {
         Ok(names)
     }
 
+    fn list_blobs(&self) -> io::Result<Vec<BlobEntry>> {
+        let entries = match std::fs::read_dir(self.path("blob")) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(at("blob")(error)),
+        };
+        let mut blobs = Vec::new();
+        for entry in entries {
+            let entry = entry?;
+            let metadata = match entry.metadata() {
+                Ok(metadata) => metadata,
+                // A daemon at work removed or renamed it after it was listed.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            let (Ok(name), true) = (entry.file_name().into_string(), metadata.is_file()) else { continue };
+            let since = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+            let modified = Timestamp::from_unix_ms(u64::try_from(since.as_millis()).unwrap_or(u64::MAX));
+            blobs.push(BlobEntry { name, bytes: metadata.len(), modified });
+        }
+        Ok(blobs)
+    }
+
     fn open(&self, name: &str) -> io::Result<DiskFile> {
         File::open(self.path(name)).map(DiskFile).map_err(at(name))
     }
@@ -143,8 +190,11 @@ impl Storage for DirStorage {
     fn create(&self, name: &str) -> io::Result<DiskFile> {
         let path = self.path(name);
         if let Some(directory) = path.parent().filter(|p| *p != self.directory && !p.exists()) {
-            std::fs::create_dir(directory).map_err(at(name))?;
-            self.sync_directory()?;
+            match std::fs::create_dir(directory) {
+                // Several messages arrive at once, and each may be the first large one.
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(name)(error)),
+                Ok(()) | Err(_) => self.sync_directory()?,
+            }
         }
         OpenOptions::new().read(true).write(true).create_new(true).open(path).map(DiskFile).map_err(at(name))
     }
@@ -162,6 +212,16 @@ impl Storage for DirStorage {
             torn.sync_all()?;
         }
         File::open(&self.directory)?.sync_all()
+    }
+
+    fn sync_blobs(&self) -> io::Result<()> {
+        File::open(self.path("blob"))?.sync_all()?;
+        if self.has_blobs.get().is_none() {
+            // Whoever made the directory may not have come to sync its entry, or may be dead.
+            File::open(&self.directory)?.sync_all()?;
+            self.has_blobs.get_or_init(|| ());
+        }
+        Ok(())
     }
 }
 
@@ -201,5 +261,11 @@ impl SegmentFile for DiskFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn start_write_back(&self, offset: u64, bytes: u64) {
+        // Linux begins to write back what is dirty in the range (figures in FORMAT.md section 1). Where it does not, the
+        // last sync takes longer.
+        let _only_a_hint = fadvise(&self.0, offset, NonZeroU64::new(bytes), Advice::DontNeed);
     }
 }

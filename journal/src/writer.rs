@@ -142,6 +142,7 @@ struct Batch {
     receipts: Vec<Receipt>,
     accepted: Totals,
     succession: Option<Succession>,
+    names_blobs: bool,
 }
 
 impl<S: Storage> Writer<S> {
@@ -240,6 +241,7 @@ impl<S: Storage> Writer<S> {
             self.batch.accepted.transactions += 1;
             self.batch.accepted.recipients += u64::from(record.recipients);
         }
+        self.batch.names_blobs |= record.blob.is_some();
         let place = self.push(record, id);
         self.batch.named.push(place);
         let position = Position { segment: self.segment_number(), offset: place.offset };
@@ -316,9 +318,7 @@ impl<S: Storage> Writer<S> {
     fn write_batch(&mut self) -> Result<Batch, CommitError> {
         let batch = std::mem::take(&mut self.batch);
         let written = match &mut self.segment {
-            Some(segment) => segment
-                .write(&batch.bytes, batch.accepted.transactions > 0)
-                .and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
+            Some(segment) => segment.write(&batch).and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
             None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
         };
         match written {
@@ -346,7 +346,7 @@ impl<S: Storage> Writer<S> {
         self.batch.frames += 1;
         let header = FrameHeader {
             kind: record.kind,
-            flags: 0,
+            flags: record.flags(),
             recipients: record.recipients,
             tag: self.segment.as_ref().map_or(0, |s| s.tag),
             sequence: self.sequence,
@@ -484,10 +484,10 @@ impl Spread {
 impl<F: SegmentFile> Segment<F> {
     /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes all of it back: whole
     /// frames of the batch may stand there, and would validate. New mail leaves the reserve alone.
-    fn write(&mut self, bytes: &[u8], new_mail: bool) -> Result<(), Trouble> {
-        let end = self.end + bytes.len() as u64;
-        if let Err(error) = self.file.write_at(self.end, bytes) {
-            return Err(self.take_back(end, error));
+    fn write(&mut self, batch: &Batch) -> Result<(), Trouble> {
+        let (end, new_mail) = (self.end + batch.bytes.len() as u64, batch.accepted.transactions > 0);
+        if let Err(error) = self.file.write_at(self.end, &batch.bytes) {
+            return Err(self.take_back(end, batch, error));
         }
         let reserve = if new_mail { RESERVE_BYTES } else { 0 };
         if end + reserve <= self.filled {
@@ -503,19 +503,21 @@ impl<F: SegmentFile> Segment<F> {
                 self.filled = from;
                 self.file.truncate(from).map_err(Trouble::Failed)?;
             }
-            Err(error) => return Err(self.take_back(end, error)),
+            Err(error) => return Err(self.take_back(end, batch, error)),
         }
         Ok(())
     }
 
     /// After a write that failed: makes the room filled ahead what it was. What else than a full disk it is, is a failure.
-    fn take_back(&mut self, end: u64, error: io::Error) -> Trouble {
+    fn take_back(&mut self, end: u64, batch: &Batch, error: io::Error) -> Trouble {
         if !is_full(&error) {
             return Trouble::Failed(error);
         }
         let written = end.min(self.filled).saturating_sub(self.end);
         let zeros = vec![0; usize::try_from(written).unwrap_or(0)];
-        match self.file.write_at(self.end, &zeros).and_then(|()| self.file.truncate(self.filled)) {
+        let zeroed = self.file.write_at(self.end, &zeros).and_then(|()| self.file.truncate(self.filled));
+        // Its blobs may be removed as soon as the refusal is known: no power cut must bring back a frame that names one.
+        match zeroed.and_then(|()| if batch.names_blobs { self.file.sync() } else { Ok(()) }) {
             Ok(()) => Trouble::Full(error),
             Err(error) => Trouble::Failed(error),
         }

@@ -1,7 +1,7 @@
 //! The account that `verify` and `recover` give: how every recipient ever accepted stands, and every place in the journal
 //! that is not as written. In words, and in the JSON shape that scripts rely on. Prints nothing.
 
-use restante_journal::{Damage, DamageKind, Replay, Report, State};
+use restante_journal::{Damage, DamageKind, Orphan, Replay, Report, State};
 use restante_ledger::Balance;
 use serde_json::{Map, Value, json};
 
@@ -45,23 +45,29 @@ impl Account<'_> {
             ("generated", generated),
             ("segments", self.replay.segments),
             ("bytes", self.replay.bytes),
+            ("blobs", self.replay.blobs),
+            ("blob_bytes", self.replay.blob_bytes),
             ("unlisted", report.unlisted),
         ] {
             object.insert(key.into(), count.into());
         }
         object.insert("damage".into(), report.damage.iter().map(place_object).collect());
         object.insert("torn".into(), report.torn.iter().map(place_object).collect());
+        let orphans = self.replay.orphans.iter();
+        let orphans = orphans.map(|orphan| json!({"file": orphan.file, "bytes": orphan.bytes}));
+        object.insert("orphans".into(), orphans.collect());
         object
     }
 
     /// The table, one column of the balance a line, and every place that is not as written.
     pub(crate) fn lines(&self) -> Vec<String> {
-        let b = &self.balance;
-        let mut lines = vec![format!(
-            "journal checked: {}, {}",
-            count(self.replay.segments, "segment"),
-            count(self.replay.bytes, "byte")
-        )];
+        let (b, replay) = (&self.balance, self.replay);
+        let mut lines =
+            vec![format!("journal checked: {}, {}", count(replay.segments, "segment"), count(replay.bytes, "byte"))];
+        if replay.blobs > 0 {
+            let (blobs, bytes) = (count(replay.blobs, "large message"), count(replay.blob_bytes, "byte"));
+            lines.push(format!("blobs checked:   {blobs} in blob/, {bytes}"));
+        }
         for (name, number, what) in [
             ("messages", b.transactions, "ever accepted"),
             ("recipients", b.accepted, "of them; each is in exactly one of these:"),
@@ -91,6 +97,22 @@ impl Account<'_> {
         let places = (report.damage.len() + report.torn.len()) as u64 + report.unlisted;
         if let Some(more) = places.checked_sub(PLACES_SHOWN_MAX as u64).filter(|more| *more > 0) {
             lines.push(format!("and {}; --json lists the first 10000", count(more, "more place")));
+        }
+        lines.extend(self.orphan_lines());
+        lines
+    }
+
+    /// What belongs to no message. Nobody had a 250 for it, unless the record was what is damaged.
+    fn orphan_lines(&self) -> Vec<String> {
+        let orphans = &self.replay.orphans;
+        let shown = orphans.iter().take(PLACES_SHOWN_MAX);
+        let in_words = |orphan: &Orphan| {
+            let what = if orphan.whole { "no record names it" } else { "it was never finished" };
+            format!("orphan: {}, {}: {what}", orphan.file, count(orphan.bytes, "byte"))
+        };
+        let mut lines: Vec<String> = shown.map(in_words).collect();
+        if let Some(more) = orphans.len().checked_sub(PLACES_SHOWN_MAX).filter(|more| *more > 0) {
+            lines.push(format!("and {}; --json lists all", count(more as u64, "more orphan")));
         }
         lines
     }
@@ -128,13 +150,17 @@ fn segment_name(number: u64) -> String {
 
 fn place_object(place: &Damage) -> Value {
     let ids: Vec<_> = place.ids.iter().map(ToString::to_string).collect();
-    json!({
+    let mut object = json!({
         "segment": segment_name(place.segment),
         "offset": place.offset,
         "bytes": place.bytes,
         "kind": place.kind.as_str(),
         "ids": ids,
-    })
+    });
+    if let (Some(blob), Some(object)) = (place.blob, object.as_object_mut()) {
+        object.insert("file".into(), blob.file().into());
+    }
+    object
 }
 
 fn in_words(state: &str, place: &Damage) -> String {
@@ -143,6 +169,8 @@ fn in_words(state: &str, place: &Damage) -> String {
         DamageKind::Frame => "no valid record stands there",
         DamageKind::Meta => "a record's envelope part is not as written",
         DamageKind::Content => "a message's content is not as written",
+        DamageKind::BlobMissing => "the blob with a message's content is missing",
+        DamageKind::Blob => "the blob with a message's content is not as written",
         DamageKind::Padding => "bytes that must be zero are not; nothing is lost by it",
         DamageKind::HeaderPage => "the header page of the segment is not as written",
         DamageKind::MissingSegment => return format!("{state}: {segment}: the whole segment is missing"),
@@ -150,7 +178,13 @@ fn in_words(state: &str, place: &Damage) -> String {
             return format!("{state}: {segment}: messages are missing that nothing names; they count as quarantined");
         }
     };
-    let mut text = format!("{state}: {segment}, offset {}, {}: {what}", place.offset, count(place.bytes, "byte"));
+    let bytes = count(place.bytes, "byte");
+    let mut text = match place.blob {
+        Some(blob) => {
+            format!("{state}: {}, {bytes}: {what}; its record: {segment}, offset {}", blob.file(), place.offset)
+        }
+        None => format!("{state}: {segment}, offset {}, {bytes}: {what}", place.offset),
+    };
     for (nth, id) in place.ids.iter().take(IDS_SHOWN_MAX).enumerate() {
         text.push_str(if nth == 0 { "; message " } else { ", " });
         text.push_str(&id.to_string());
@@ -164,11 +198,16 @@ fn in_words(state: &str, place: &Damage) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use restante_envelope::TransactionId;
+    use restante_envelope::{Timestamp, TransactionId};
+    use restante_journal::BlobName;
 
     fn damage(kind: DamageKind, ids: usize) -> Damage {
         let ids = (1..=ids).map(|n| TransactionId::from_bits(n as u128)).collect();
-        Damage { segment: 3, offset: 8192, bytes: 2096, kind, ids }
+        Damage::new(3, 8192, 2096, kind, ids)
+    }
+
+    fn orphan(name: u128, whole: bool) -> Orphan {
+        Orphan { file: BlobName::from_bits(name).file(), bytes: 7, modified: Timestamp::default(), whole }
     }
 
     fn with(damage: Vec<Damage>, torn: Vec<Damage>) -> Replay {
@@ -190,9 +229,36 @@ mod tests {
             "expired": 0, "removed": 0, "quarantined": 1,
             "damage": [place("content", json!(["00000000000000000000000001"]))],
             "torn": [place("frame", json!([]))],
-            "generated": 0, "segments": 2, "bytes": 10_000, "unlisted": 0,
+            "generated": 0, "segments": 2, "bytes": 10_000, "unlisted": 0, "blobs": 0, "blob_bytes": 0,
+            "orphans": [],
         });
         assert_eq!(Value::Object(object), expected);
+    }
+
+    #[test]
+    fn blobs_that_are_wrong_and_those_of_nobody_are_named_by_their_file() {
+        let name = BlobName::from_bits(0xab);
+        let file = "blob/000000000000000000000000000000ab";
+        let mut replay = with(vec![Damage { blob: Some(name), ..damage(DamageKind::BlobMissing, 1) }], Vec::new());
+        (replay.blobs, replay.blob_bytes) = (1, 2096);
+        replay.orphans = (1..=60).map(|n| orphan(n, n % 2 == 0)).collect();
+        let account = Account { replay: &replay, balance: Balance::default() };
+        let object = Value::Object(account.object("verify"));
+        assert_eq!(
+            (&object["damage"][0]["kind"], &object["damage"][0]["file"]),
+            (&json!("blob-missing"), &json!(file))
+        );
+        assert_eq!(object["orphans"][59], json!({"file": "blob/0000000000000000000000000000003c", "bytes": 7}));
+        let text = account.lines().join("\n");
+        for part in [
+            "blobs checked:   1 large message in blob/, 2096 bytes",
+            &format!("damaged: {file}, 2096 bytes: the blob with a message's content is missing; its record: seg-000"),
+            "orphan: blob/00000000000000000000000000000001, 7 bytes: it was never finished\n",
+            "orphan: blob/00000000000000000000000000000002, 7 bytes: no record names it\n",
+            "and 10 more orphans; --json lists all",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `recover --export`: each pending message as two files, the content exactly as it was accepted and what belongs to it.
 //!
-//! Overwrites nothing: if one of the files exists, none is written.
+//! Overwrites nothing: if one of the files exists, none is written. Holds a piece of a large message in memory, never all.
 
 use anyhow::{Context as _, bail};
 use restante_envelope::{BodyType, Recipient, TransactionId};
-use restante_journal::{DirStorage, Reader};
+use restante_journal::{DirStorage, ReadError, Reader};
 use restante_ledger::{Accepted, Fact, Ledger, RecipientEntry, RecipientState, Transaction};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
@@ -37,14 +37,12 @@ pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyho
     }
     let mut exported = Exported::default();
     for (id, transaction) in pending(ledger) {
-        match files(&mut reader, id, transaction) {
-            Ok(files) => {
-                for (path, bytes) in paths(dir, id).iter().zip(&files) {
-                    write_new(path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-                }
-                exported.messages += 1;
+        match write(&mut reader, dir, id, transaction) {
+            Ok(()) => exported.messages += 1,
+            Err(Failed::Read(why)) => exported.unreadable.push(format!("cannot export {id}: {why}")),
+            Err(Failed::Write(path, error)) => {
+                return Err(error).with_context(|| format!("cannot write {}", path.display()));
             }
-            Err(why) => exported.unreadable.push(format!("cannot export {id}: {why:#}")),
         }
     }
     let synced = File::open(dir).and_then(|directory| directory.sync_all());
@@ -56,34 +54,66 @@ fn paths(dir: &Path, id: TransactionId) -> [PathBuf; 2] {
     ["eml", "json"].map(|ending| dir.join(format!("{id}.{ending}")))
 }
 
-/// The bytes of the two files.
-fn files(
-    reader: &mut Reader<DirStorage>,
-    id: TransactionId,
-    transaction: &Transaction,
-) -> anyhow::Result<[Vec<u8>; 2]> {
-    let stored = reader.message(transaction.position)?;
-    match &stored.fact {
-        Fact::Accepted(accepted) if accepted.id == id => {
-            let description = format!("{:#}\n", describe(accepted, transaction));
-            Ok([stored.content, description.into_bytes()])
-        }
-        _ => bail!("another record stands there"),
+/// Why a message was not exported.
+enum Failed {
+    /// It is not to be had: that costs it alone.
+    Read(ReadError),
+    /// The export has no room, or no right: that would cost every message.
+    Write(PathBuf, io::Error),
+}
+
+impl From<ReadError> for Failed {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
     }
 }
 
-/// Under another name until it is whole: what a full disk or a crash cut short must not pass for a message.
-fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
+/// The two files of a message, the content piece by piece as it is read and checked.
+fn write(
+    reader: &mut Reader<DirStorage>,
+    dir: &Path,
+    id: TransactionId,
+    transaction: &Transaction,
+) -> Result<(), Failed> {
+    let position = transaction.position;
+    let mut stored = reader.message(position)?;
+    let description = match &stored.fact {
+        Fact::Accepted(accepted) if accepted.id == id => format!("{:#}\n", describe(accepted, transaction)),
+        _ => return Err(ReadError::Damaged { position, what: "another record stands there" }.into()),
+    };
+    let [eml, json] = paths(dir, id);
+    write_new(&eml, || Ok(stored.content.next_chunk()?))?;
+    let mut description = Some(description.into_bytes());
+    write_new(&json, || Ok(description.take()))
+}
+
+/// Writes what `pieces` gives until it gives no more. Under another name until it is whole: what a full disk or a crash cut
+/// short must not pass for a message.
+fn write_new(path: &Path, mut pieces: impl FnMut() -> Result<Option<Vec<u8>>, Failed>) -> Result<(), Failed> {
+    let unwritten = |error| Failed::Write(path.to_owned(), error);
     let mut part = path.as_os_str().to_owned();
     part.push(".part");
-    match std::fs::remove_file(&part) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
+    remove_if_there(Path::new(&part)).map_err(unwritten)?;
+    let mut file = OpenOptions::new().write(true).create_new(true).open(&part).map_err(unwritten)?;
+    loop {
+        match pieces() {
+            Ok(Some(piece)) => file.write_all(&piece).map_err(unwritten)?,
+            Ok(None) => break,
+            Err(error) => {
+                // Half a message is of no use; what stays of it has a name that says so.
+                let _stays_a_part = remove_if_there(Path::new(&part));
+                return Err(error);
+            }
+        }
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).open(&part)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    std::fs::rename(&part, path)
+    file.sync_all().and_then(|()| std::fs::rename(&part, path)).map_err(unwritten)
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn describe(accepted: &Accepted, transaction: &Transaction) -> Value {
@@ -138,8 +168,9 @@ fn state(entry: RecipientEntry) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::journal::testing::{contents, message, rot, sent, write, writer};
+    use super::super::journal::testing::{contents, large, message, rot, sent, write, writer};
     use super::*;
+    use restante_journal::{BlobName, PIECE_BYTES};
 
     #[test]
     fn an_export_is_what_was_accepted_and_only_what_is_pending() {
@@ -194,19 +225,27 @@ mod tests {
     fn one_unreadable_message_and_a_half_written_file_stop_no_export() {
         let directory = tempfile::tempdir().unwrap();
         let mut writer = writer(directory.path());
-        let records = [b'1', b'2', b'3'].map(|b| message(&[b; 500], &["a@example.test"], None));
+        let mut records = [b'1', b'2', b'3'].map(|b| message(&[b; 500], &["a@example.test"], None)).to_vec();
+        // Of the second large one, the last piece is rotten: the first was good, and must not stay.
+        let body = [b'4'; PIECE_BYTES + 500];
+        records.extend([1, 2].map(|name| large(directory.path(), name, &body, &["a@example.test"])));
         let ids = write(&mut writer, &records);
         writer.close().unwrap();
         let contents = contents(directory.path());
         rot(directory.path(), &[b'2'; 500]);
+        let rotten = directory.path().join(BlobName::from_bits(2).file());
+        std::fs::write(rotten, [&body[1..], b"5"].concat()).unwrap();
         let storage = DirStorage::open(directory.path()).unwrap();
         let out = directory.path().join("out");
         std::fs::create_dir(&out).unwrap();
         std::fs::write(out.join(format!("{}.eml.part", ids[0])), "cut sho").unwrap();
         let exported = export(&storage, &contents.ledger, &out).unwrap();
-        assert_eq!((exported.messages, exported.unreadable.len()), (2, 1));
-        assert!(exported.unreadable[0].contains(&ids[1].to_string()), "{exported:?}");
-        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 4);
+        assert_eq!((exported.messages, exported.unreadable.len()), (3, 2));
+        for (why, id) in exported.unreadable.iter().zip([ids[1], ids[4]]) {
+            assert!(why.contains(&id.to_string()), "{exported:?}");
+        }
+        assert_eq!(std::fs::read_dir(&out).unwrap().count(), 6);
+        assert!(std::fs::read(out.join(format!("{}.eml", ids[3]))).unwrap() == body);
         assert_eq!(std::fs::read(out.join(format!("{}.eml", ids[2]))).unwrap(), [b'3'; 500]);
     }
 }

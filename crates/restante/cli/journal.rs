@@ -10,7 +10,7 @@ use crate::{clock, config};
 use anyhow::{Context as _, bail};
 use restante_envelope::TransactionId;
 use restante_journal::{
-    CommitError, Depth, DirStorage, Options, Prepared, Replay, ReplayError, Seed, Sink, Writer, replay,
+    CommitError, Depth, DirStorage, Options, Prepared, Replay, ReplayError, Seed, Sink, Storage as _, Writer, replay,
 };
 use restante_ledger::{Accepted, Fact, Ledger, Position};
 use std::io;
@@ -50,7 +50,8 @@ pub(crate) fn read(
     output: Output,
     what: &'static str,
 ) -> Result<Contents, ReplayError> {
-    let progress = Progress::new(output, what, Unit::Bytes, segment_bytes(dir)?);
+    let blob_bytes: u64 = storage.list_blobs()?.iter().map(|blob| blob.bytes).sum();
+    let progress = Progress::new(output, what, Unit::Bytes, segment_bytes(dir)?.saturating_add(blob_bytes));
     let mut watched = Watched { ledger: Ledger::new(), progress };
     let replay = replay(storage, Depth::Everything, &mut watched)?;
     Ok(Contents { ledger: watched.ledger, replay })
@@ -88,6 +89,9 @@ impl Sink for Watched {
         self.ledger.apply_unnamed(transactions, recipients);
     }
     fn segment_done(&mut self, bytes: u64) {
+        self.progress.advance(bytes, "");
+    }
+    fn blob_done(&mut self, bytes: u64) {
         self.progress.advance(bytes, "");
     }
 }
@@ -151,12 +155,26 @@ pub(crate) mod testing {
     use super::*;
     use restante_envelope::{BodyType, Envelope, ForwardPath, Protocol, Recipient, ReversePath, RouteName, Timestamp};
     use restante_envelope::{Reply, Trace};
+    use restante_journal::{BlobName, BlobWriter};
     use restante_ledger::{Attempted, Outcome, RecipientIndex, RouteRecord, Served, Timings};
 
     pub(crate) const OUTPUT: Output = Output { json: true, plain: true, color: false };
 
     /// A message for `to`, on the route `example.test`.
     pub(crate) fn message(content: &[u8], to: &[&str], hold: Option<&str>) -> Prepared {
+        let (envelope, trace) = envelope(to);
+        Prepared::accepted(&envelope, &trace, content.to_vec(), hold)
+    }
+
+    /// The same, with its content in a blob of this name.
+    pub(crate) fn large(dir: &Path, name: u128, content: &[u8], to: &[&str]) -> Prepared {
+        let mut blob = BlobWriter::create(&DirStorage::open(dir).unwrap(), BlobName::from_bits(name)).unwrap();
+        blob.write(content).unwrap();
+        let (envelope, trace) = envelope(to);
+        Prepared::accepted_in_blob(&envelope, &trace, &blob.finish().unwrap(), None)
+    }
+
+    fn envelope(to: &[&str]) -> (Envelope, Trace) {
         let recipient = |path: &&str| Recipient {
             forward_path: ForwardPath::parse(path).unwrap(),
             route: RouteName::new("example.test"),
@@ -174,7 +192,7 @@ pub(crate) mod testing {
             session: 1,
             received_at: Timestamp::from_unix_ms(1_795_359_200_118),
         };
-        Prepared::accepted(&envelope, &trace, content.to_vec(), hold)
+        (envelope, trace)
     }
 
     /// That the recipient with this index was taken.

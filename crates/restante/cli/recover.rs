@@ -17,7 +17,9 @@ use crate::serve;
 use crate::serve::log::{self, Line, LogHandle};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
-use restante_journal::{DamageKind, DirStorage, DirectoryLock, LockError, Report, State, Storage as _, set_aside};
+use restante_journal::{
+    DirStorage, DirectoryLock, LockError, Orphan, Report, State, Storage as _, remove_orphans, set_aside,
+};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
 use std::io;
@@ -33,6 +35,8 @@ const INDEX: &str = "index.sqlite";
 struct Done {
     /// Names of files in the data directory.
     set_aside: Vec<String>,
+    /// Files that belonged to no message.
+    removed: Vec<Orphan>,
     /// Messages.
     exported: Option<u64>,
     round: Option<Round>,
@@ -93,6 +97,11 @@ fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Outp
         done.errors.extend(exported.unreadable);
     }
     let kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
+    if kept.is_some() {
+        // Not before what is torn is set aside: until then they are all that there is of a message.
+        let removed = done.note("cannot remove the orphans in blob/", remove_orphans(&storage, &contents.replay));
+        done.removed = removed.unwrap_or_default();
+    }
     done.note("cannot remove the index", remove_index(&storage));
     let mut book = Book::new(storage, contents);
     // A new segment says that the torn end counts no more: not before that end is set aside.
@@ -221,6 +230,16 @@ fn intentions(contents: &Contents, args: &Recover, plan: Option<&Plan>) -> Vec<S
         let ranges = count(ranges, "range");
         lines.push(format!("set aside {ranges} of {} in torn/, where that is not done yet", count(bytes, "byte")));
     }
+    let orphans = &contents.replay.orphans;
+    if !orphans.is_empty() {
+        let (files, bytes) = orphan_counts(orphans);
+        let unless = if contents.replay.report.state() == State::Damaged {
+            ", but no whole one: their records may be what is damaged"
+        } else {
+            ""
+        };
+        lines.push(format!("remove {files} of no message from blob/, {bytes}{unless}"));
+    }
     if let Some(out) = &args.export {
         let messages = export::pending(&contents.ledger).count() as u64;
         lines.push(format!("export {} to {}", count(messages, "message"), out.display()));
@@ -237,10 +256,15 @@ fn intentions(contents: &Contents, args: &Recover, plan: Option<&Plan>) -> Vec<S
     lines
 }
 
+fn orphan_counts(orphans: &[Orphan]) -> (String, String) {
+    let bytes = orphans.iter().map(|orphan| orphan.bytes).sum();
+    (count(orphans.len() as u64, "file"), count(bytes, "byte"))
+}
+
 /// As `set_aside` sees them.
 fn bad_ranges(report: &Report) -> (u64, u64) {
     let places = report.torn.iter().chain(&report.damage);
-    let with_bytes = places.filter(|place| place.bytes > 0 && place.kind != DamageKind::MissingSegment);
+    let with_bytes = places.filter(|place| place.has_bytes());
     with_bytes.fold((0, 0), |(ranges, bytes), place| (ranges + 1, bytes + place.bytes))
 }
 
@@ -249,6 +273,7 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     if output.json {
         let mut object = account.object("recover");
         object.insert("set_aside".into(), done.set_aside.clone().into());
+        object.insert("removed_orphans".into(), done.removed.iter().map(|orphan| orphan.file.clone()).collect());
         object.insert("on_hold".into(), on_hold.into());
         object.insert("errors".into(), done.errors.clone().into());
         if let Some(exported) = done.exported {
@@ -263,6 +288,10 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     account.lines().iter().for_each(|line| output.line(line));
     for name in &done.set_aside {
         output.line(&format!("set aside: {name}"));
+    }
+    if !done.removed.is_empty() {
+        let (files, bytes) = orphan_counts(&done.removed);
+        output.line(&format!("removed: {files} of no message from blob/, {bytes}"));
     }
     if let Some(exported) = done.exported {
         output.line(&format!("exported: {}", count(exported, "message")));
@@ -340,7 +369,7 @@ fn next_steps(pending: u64, on_hold: u64, delivered: bool) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::journal::testing::{
-        OUTPUT, command_line, contents, first_segment, message, rot, sent, served, tear, write, writer,
+        OUTPUT, command_line, contents, first_segment, large, message, rot, sent, served, tear, write, writer,
     };
     use super::*;
     use std::collections::BTreeMap;
@@ -438,10 +467,35 @@ mod tests {
     }
 
     #[test]
+    fn orphans_go_and_the_blobs_of_messages_stay() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        let mut writer = writer(dir);
+        write(
+            &mut writer,
+            &[large(dir, 1, &[b'x'; 900], &["a@example.test"]), message(b"m\r\n", &["a@example.test"], None)],
+        );
+        writer.close().unwrap();
+        let orphan = || drop(large(dir, 2, b"no record names me", &["a@example.test"]));
+        let part = dir.join("blob/00000000000000000000000000000003.part");
+        let blobs = || files(&dir.join("blob")).len();
+        orphan();
+        std::fs::write(&part, "half").unwrap();
+        assert_eq!((recover(dir, "").unwrap(), blobs()), (0, 1));
+        // A damaged journal may have lost the record of the whole one.
+        orphan();
+        std::fs::write(&part, "half").unwrap();
+        rot(dir, b"m\r\n");
+        assert_eq!((recover(dir, "").unwrap(), blobs()), (9, 2));
+        assert!(!part.exists());
+    }
+
+    #[test]
     fn a_dry_run_changes_nothing() {
         let directory = crashed();
         let dir = directory.path();
         tear(dir);
+        drop(large(dir, 2, b"no record names me", &["a@example.test"]));
         let before = files(dir);
         let out = dir.join("out");
         let flags = format!("--dry-run --deliver --export {}", out.display());
@@ -454,10 +508,11 @@ mod tests {
         let plan = deliver::plan(&cli, None, &contents.ledger).ok();
         let said = intentions(&contents, args, plan.as_ref());
         assert!(
-            said[0].starts_with("set aside 1 range of ") && said[1].starts_with("export 1 message to "),
+            said[0].starts_with("set aside 1 range of ") && said[2].starts_with("export 1 message to "),
             "{said:?}"
         );
-        assert_eq!(said[2], "offer 1 message of example.test to 127.0.0.1:1");
+        assert_eq!(said[1], "remove 1 file of no message from blob/, 18 bytes");
+        assert_eq!(said[3], "offer 1 message of example.test to 127.0.0.1:1");
     }
 
     #[test]

@@ -69,10 +69,11 @@ const READ_RETRY: Duration = Duration::from_secs(60);
 /// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
 /// answer is tried again later.
 pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Box<Attempted>> {
-    let why = match reader.message(job.position) {
-        Ok(stored) => match stored.fact {
+    let read = reader.message(job.position).and_then(|stored| Ok((stored.fact, stored.content.read_all()?)));
+    let why = match read {
+        Ok((fact, content)) => match fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
-                return Ok(Message { accepted: Arc::new(accepted), content: stored.content });
+                return Ok(Message { accepted: Arc::new(accepted), content });
             }
             _ => ReadError::Damaged { position: job.position, what: "another record stands there" },
         },

@@ -192,6 +192,18 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     for name in aside {
         tracing::warn!("set aside: {name}");
     }
+    match restante_journal::remove_orphans(storage, &replay) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => {
+            let bytes: u64 = removed.iter().map(|orphan| orphan.bytes).sum();
+            let files = removed.len();
+            tracing::info!(
+                "removed {files} files from blob/, {bytes} bytes, of large messages that were never accepted"
+            );
+        }
+        // They cost room and nothing else.
+        Err(error) => tracing::warn!("cannot remove what was left of messages never accepted: {error}"),
+    }
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
