@@ -203,7 +203,14 @@ fn a_blob_that_cannot_be_synced_takes_other_mail_along() {
 fn fail_syncs(daemon: &Daemon, file: &Path) -> Fault {
     let pid = daemon.pid().to_string();
     let mut command = tool("strace");
-    command.args(["-f", "-P"]).arg(file).args(["-e", "inject=fsync,fdatasync:error=EIO:when=1+", "-o", "/dev/null", "-p", &pid]);
+    command.args(["-f", "-P"]).arg(file).args([
+        "-e",
+        "inject=fsync,fdatasync:error=EIO:when=1+",
+        "-o",
+        "/dev/null",
+        "-p",
+        &pid,
+    ]);
     let mut child = command.stderr(Stdio::piped()).spawn().expect("strace");
     let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
     let mut lines = std::io::BufRead::lines(stderr).map_while(Result::ok);
@@ -282,14 +289,19 @@ fn a_gigabyte_at_once_in_figures() {
     let small = small.join().unwrap();
     let (n, accepting) = (small.len(), p95(small));
     println!("accepting: {accepted:?}, peak {} MiB resident", peak_kib(&daemon) >> 10);
-    println!("small mail: p95 {alone} us alone, {accepting} us beside ({n} of them), {:.1} times", accepting as f64 / alone as f64);
+    println!(
+        "small mail: p95 {alone} us alone, {accepting} us beside ({n} of them), {:.1} times",
+        accepting as f64 / alone as f64
+    );
     daemon.stop();
     let daemon = serve.start();
     stop.store(false, Ordering::Relaxed);
     let small = beside(&stop, daemon.smtp);
     let began = Instant::now();
     primary.open();
-    eventually("the large ones at the primary", || (primary.received().iter().filter(|r| r.message_id.contains("giga")).count() == 20).then_some(()));
+    eventually("the large ones at the primary", || {
+        (primary.received().iter().filter(|r| r.message_id.contains("giga")).count() == 20).then_some(())
+    });
     let delivered = began.elapsed();
     stop.store(true, Ordering::Relaxed);
     let small = small.join().unwrap();

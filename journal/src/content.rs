@@ -48,13 +48,20 @@ impl<F: SegmentFile> Content<F> {
         self.len == 0
     }
 
+    /// Whether [`Content::next_chunk`] reads no file.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self.source, Source::Record(_))
+    }
+
     /// The next bytes, checked, at most [`PIECE_BYTES`]; none at the end. After an error the same bytes are read again.
     pub fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, ReadError> {
         let want = usize::try_from(self.len.saturating_sub(self.done)).unwrap_or(PIECE_BYTES).min(PIECE_BYTES);
         if want == 0 {
             return Ok(None);
         }
-        let piece = match &self.source {
+        let piece = match &mut self.source {
+            // Nearly all mail is one piece, and needs no copy.
+            Source::Record(bytes) if bytes.len() == want => std::mem::take(bytes),
             Source::Record(bytes) => {
                 let start = usize::try_from(self.done).unwrap_or(usize::MAX);
                 bytes.get(start..start.saturating_add(want)).unwrap_or_default().to_vec()

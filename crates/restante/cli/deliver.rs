@@ -222,19 +222,20 @@ impl Postman<'_> {
         next_hops: &[Target],
         job: &mut Job,
     ) -> Result<Timestamp, Failed> {
-        let message = match attempt::read(&mut self.reader, job) {
-            Ok(message) => message,
-            Err(fact) => {
-                let at = fact.at;
-                // Damaged content leaves the envelope to tell of; without one the journal alone knows.
-                let about = self.reader.accepted(job.position, job.id).ok();
-                return self.record(*fact, about.as_ref()).map(|()| at).map_err(Failed::Route);
-            }
-        };
         let mut why = String::new();
         for _ in 0..TRIES {
+            // Each time anew: a content that went out is gone from memory.
+            let mut message = match attempt::read(&mut self.reader, job) {
+                Ok(message) => message,
+                Err(fact) => {
+                    let at = fact.at;
+                    // Damaged content leaves the envelope to tell of; without one the journal alone knows.
+                    let about = self.reader.accepted(job.position, job.id).ok();
+                    return self.record(*fact, about.as_ref()).map(|()| at).map_err(Failed::Route);
+                }
+            };
             let open = self.connect(connection, next_hops).await.map_err(Failed::Route)?;
-            let tried = self.offer(open, job, &message).await.map_err(Failed::Route)?;
+            let tried = self.offer(open, job, &mut message).await.map_err(Failed::Route)?;
             if let Some(fact) = tried.fact {
                 job.recipients.retain(|index| fact.results.iter().all(|(done, _)| done != index));
                 self.record(fact, Some(&message.accepted)).map_err(Failed::Route)?;
@@ -284,7 +285,7 @@ impl Postman<'_> {
         "interrupted".to_owned()
     }
 
-    async fn offer(&mut self, connection: &mut Connection, job: &Job, message: &Message) -> Result<Tried, Leave> {
+    async fn offer(&mut self, connection: &mut Connection, job: &Job, message: &mut Message) -> Result<Tried, Leave> {
         let mut interrupts = self.interrupts.clone();
         tokio::select! {
             biased;

@@ -5,7 +5,7 @@
 use crate::clock;
 use restante_courier::{Connection, Mail, RecipientResult};
 use restante_envelope::{ForwardPath, Timestamp, TransactionId};
-use restante_journal::{DirStorage, ReadError, Reader};
+use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
 use restante_relay::{Heard, Verdict, judge, received_header};
 use std::sync::Arc;
@@ -22,15 +22,17 @@ pub(crate) struct Job {
     pub(crate) attempt: u16,
 }
 
+type File = <DirStorage as Storage>::File;
+
 /// A message from the journal.
 pub(crate) struct Message {
     pub(crate) accepted: Arc<Accepted>,
-    pub(crate) content: Content<DiskFile>,
+    pub(crate) content: Content<File>,
 }
 
 /// A content on its way out, each piece checked before it leaves.
 struct Outgoing<'a> {
-    content: &'a mut Content<DiskFile>,
+    content: &'a mut Content<File>,
     /// Why there is no more of it.
     failed: Option<ReadError>,
 }
@@ -69,11 +71,10 @@ const READ_RETRY: Duration = Duration::from_secs(60);
 /// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
 /// answer is tried again later.
 pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Box<Attempted>> {
-    let read = reader.message(job.position).and_then(|stored| Ok((stored.fact, stored.content.read_all()?)));
-    let why = match read {
-        Ok((fact, content)) => match fact {
+    let why = match reader.message(job.position) {
+        Ok(stored) => match stored.fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
-                return Ok(Message { accepted: Arc::new(accepted), content });
+                return Ok(Message { accepted: Arc::new(accepted), content: stored.content });
             }
             _ => ReadError::Damaged { position: job.position, what: "another record stands there" },
         },
@@ -106,7 +107,13 @@ fn for_all(job: &Job, at: Timestamp, outcome: &Outcome) -> Box<Attempted> {
 }
 
 /// Offers the message to the server behind `connection`.
-pub(crate) async fn attempt(connection: &mut Connection, job: &Job, message: &mut Message, us: &str, seed: u64) -> Tried {
+pub(crate) async fn attempt(
+    connection: &mut Connection,
+    job: &Job,
+    message: &mut Message,
+    us: &str,
+    seed: u64,
+) -> Tried {
     let envelope = &message.accepted.envelope;
     let path_of = |index: &RecipientIndex| envelope.recipients.get(usize::from(*index)).map(|r| &r.forward_path);
     let tried: Vec<(RecipientIndex, &ForwardPath)> =

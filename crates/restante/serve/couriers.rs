@@ -227,7 +227,13 @@ fn record(journal: Journal, fact: Attempted, about: Option<Arc<Accepted>>) {
         loop {
             let record = Prepared::fact(&fact, Vec::new());
             let (answer, outcome) = oneshot::channel();
-            let entry = Entry { record, fact: fact.clone(), about: about.clone(), answer: Some(answer), memory: Share::default() };
+            let entry = Entry {
+                record,
+                fact: fact.clone(),
+                about: about.clone(),
+                answer: Some(answer),
+                memory: Share::default(),
+            };
             if journal.submit(entry).await.is_err() {
                 return;
             }

@@ -11,7 +11,7 @@ use super::session::Door;
 use super::socket::READ_BYTES;
 use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, Trace};
-use restante_journal::{Blob, BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
+use restante_journal::{BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
 use restante_ledger::{Accepted, Fact};
 use restante_relay::{Admit, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
@@ -122,7 +122,7 @@ impl<'a> Visitor<'a> {
         let name = blob.name();
         let Ending { envelope, trace, hold } = ending;
         let record = Prepared::accepted_in_blob(&envelope, &trace, &blob, hold.as_deref());
-        let outcome = match self.offer(record, envelope, trace, blob.len(), hold, Share::default()) {
+        let outcome = match self.offer(record, envelope, trace, blob.bytes(), hold, Share::default()) {
             Ok(receiver) => receiver.await.unwrap_or(Err(Refused::Failed)),
             Err(refused) => Err(refused),
         };
@@ -157,7 +157,7 @@ impl<'a> Visitor<'a> {
         }
         let (mut bytes, open, storage) = (std::mem::take(buffer), blob.take(), self.door.storage.clone());
         let written = self.on_disk(move || {
-            let name = || BlobName::new(clock::entropy128());
+            let name = || BlobName::from_bits(clock::entropy128());
             let mut writer = open.map_or_else(|| BlobWriter::create(&storage, name()), Ok)?;
             writer.write(&bytes)?;
             bytes.clear();
@@ -177,7 +177,10 @@ impl<'a> Visitor<'a> {
     }
 
     /// Does what may block, in its turn. Trouble with a blob concerns its message alone.
-    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Refused> {
+    async fn on_disk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+    ) -> Result<T, Refused> {
         // The semaphore is never closed.
         let turn = self.door.disk_turns.clone().acquire_owned().await.ok();
         let done = tokio::task::spawn_blocking(move || {
