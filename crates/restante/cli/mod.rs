@@ -3,16 +3,20 @@
 mod account;
 pub(crate) mod args;
 mod client;
+pub(crate) mod config;
 mod deliver;
 mod export;
+pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod log;
 mod log_line;
 pub(crate) mod output;
 mod owner;
+pub(crate) mod packaging;
 mod progress;
 pub(crate) mod queue;
 pub(crate) mod recover;
+pub(crate) mod reload;
 pub(crate) mod status;
 pub(crate) mod try_it;
 pub(crate) mod verify;
@@ -28,6 +32,7 @@ pub(crate) mod exit {
     pub(crate) const PARTLY: u8 = 3;
     pub(crate) const NOTHING_MATCHED: u8 = 4;
     pub(crate) const UNREACHABLE: u8 = 5;
+    pub(crate) const CONFIG_INVALID: u8 = 6;
     pub(crate) const NOT_PERMITTED: u8 = 7;
     pub(crate) const LOCKED: u8 = 8;
     pub(crate) const DAMAGED: u8 = 9;

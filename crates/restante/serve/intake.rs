@@ -66,7 +66,8 @@ impl<'a> Visitor<'a> {
 
 impl Host for Visitor<'_> {
     fn admit(&mut self, path: &ForwardPath) -> Admission {
-        match self.door.routes.admit(path) {
+        let admit = self.door.routes.borrow().admit(path);
+        match admit {
             Admit::Accept(route) => Admission::Accept(route),
             Admit::NotOurs => Admission::NotOurs,
             Admit::UnknownRecipient => Admission::UnknownRecipient,

@@ -16,12 +16,13 @@ pub(crate) mod log;
 mod log_cursor;
 pub(crate) mod metrics;
 mod relay;
+mod reload;
 mod session;
 mod shutdown;
 
 use crate::cli::exit;
 use crate::clock;
-use crate::config::{Config, Route};
+use crate::config::{Config, Flags, Limits, Route};
 use anyhow::{Context as _, bail};
 use log_cursor::Boot;
 use restante_courier::Target;
@@ -52,12 +53,12 @@ pub(crate) enum Ended {
     Locked,
 }
 
-/// Runs the daemon until it is told to stop.
-pub(crate) fn run(mut config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
+/// Runs the daemon until it is told to stop. `flags` are what `config` was resolved from, and will be again.
+pub(crate) fn run(mut config: Config, flags: Flags, stop_with_stdin: bool) -> anyhow::Result<u8> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
     limit_connections_to_files(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(start(config, stop_with_stdin, runtime.handle().clone()));
+    let ended = runtime.block_on(start(config, flags, stop_with_stdin, runtime.handle().clone()));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(match ended? {
@@ -97,10 +98,16 @@ pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
     }
 }
 
-async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Handle) -> anyhow::Result<Ended> {
+async fn start(
+    config: Config,
+    flags: Flags,
+    stop_with_stdin: bool,
+    handle: tokio::runtime::Handle,
+) -> anyhow::Result<Ended> {
     let data = config.data_dir.display().to_string();
     let storage = DirStorage::create_directory(&config.data_dir).with_context(|| format!("data directory {data}"))?;
     let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
+    let hangups = shutdown::hangups().context("cannot listen for signals")?;
     match lock(&storage) {
         // Until the process is gone: its journal thread may still be writing when everything else has ended.
         Ok(lock) => std::mem::forget(lock),
@@ -112,7 +119,7 @@ async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Ha
     }
     let sockets = Sockets::open(&config)?;
     let (boot, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, boot, writer, handle)?;
+    let daemon = Daemon::assemble(&config, storage, boot, writer, reload::Means { flags, hangups, handle })?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
@@ -181,11 +188,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
-    let served = Fact::Served(Served {
-        at: clock::now(),
-        hostname: config.hostname.clone(),
-        routes: config.routes.iter().map(route_record).collect(),
-    });
+    let served = served(config);
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
@@ -196,6 +199,15 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         Err(error) => return Err(error.into()),
     }
     Ok((boot, writer))
+}
+
+/// What `recover` goes by when the configuration is lost.
+fn served(config: &Config) -> Fact {
+    Fact::Served(Served {
+        at: clock::now(),
+        hostname: config.hostname.clone(),
+        routes: config.routes.iter().map(route_record).collect(),
+    })
 }
 
 fn route_record(route: &Route) -> RouteRecord {
@@ -226,12 +238,30 @@ fn open_log(
     Ok(log)
 }
 
+fn office(
+    config: &Config,
+    storage: &DirStorage,
+    journal: &journal::Journal,
+    reports: mpsc::Sender<couriers::Report>,
+) -> Arc<couriers::Office> {
+    Arc::new(couriers::Office {
+        settings: restante_courier::Settings::new(config.hostname.clone()),
+        storage: storage.clone(),
+        journal: journal.clone(),
+        seed: clock::entropy(),
+        reports,
+        memory: couriers::memory_budget(),
+    })
+}
+
 /// Everything that runs, before it does.
 struct Daemon {
     door: Arc<session::Door>,
     admin: Arc<admin::Admin>,
     relay: relay::RelayTask,
     stop: watch::Sender<bool>,
+    limits: watch::Receiver<Limits>,
+    reloading: reload::Reloading,
     journal_thread: std::thread::JoinHandle<Result<(), CommitError>>,
     log_thread: std::thread::JoinHandle<()>,
 }
@@ -242,7 +272,7 @@ impl Daemon {
         storage: DirStorage,
         boot: Boot,
         writer: Writer<DirStorage>,
-        handle: tokio::runtime::Handle,
+        means: reload::Means,
     ) -> anyhow::Result<Self> {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
@@ -251,18 +281,21 @@ impl Daemon {
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
-        let (journal, journal_thread) = journal::start(writer, fact_sender, handle)?;
-        let office = Arc::new(couriers::Office {
-            settings: restante_courier::Settings::new(config.hostname.clone()),
-            storage: storage.clone(),
+        let (journal, journal_thread) = journal::start(writer, fact_sender, means.handle.clone())?;
+        let (routes_now, routes_of_now) = watch::channel(routes.clone());
+        let (limits_now, limits) = watch::channel(config.limits.clone());
+        let (order_sender, orders) = mpsc::channel(reload::ORDERS);
+        let parts = reload::Parts {
+            routes: routes_now,
+            limits: limits_now,
+            relay: request_sender.clone(),
             journal: journal.clone(),
-            seed: clock::entropy(),
-            reports: report_sender,
-            memory: couriers::memory_budget(),
-        });
+            metrics: metrics.clone(),
+            stopping: stopping.clone(),
+        };
         let relay = relay::RelayTask {
-            relay: Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now()),
-            office,
+            relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
+            office: office(config, &storage, &journal, report_sender),
             next_hops: config.routes.iter().map(next_hops).collect(),
             facts,
             reports,
@@ -275,7 +308,7 @@ impl Daemon {
         let settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
         let door = Arc::new(session::Door {
             settings: Arc::new(settings),
-            routes,
+            routes: routes_of_now,
             journal: journal.clone(),
             memory: intake::memory_budget(config.max_message_bytes),
             log: log.handle,
@@ -288,11 +321,13 @@ impl Daemon {
             storage,
             journal,
             relay: request_sender,
+            reload: order_sender,
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
         });
-        Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread })
+        let reloading = reload::Reloading::new(config.clone(), means, parts, orders);
+        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread: log.thread })
     }
 
     async fn run(
@@ -302,7 +337,7 @@ impl Daemon {
         signals: shutdown::Signals,
         stop_with_stdin: bool,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, journal_thread, log_thread } = self;
+        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread } = self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -312,7 +347,8 @@ impl Daemon {
         if let Some(listener) = sockets.admin_tcp {
             tokio::spawn(http::on_tcp(listener, admin::router(admin.clone(), true)));
         }
-        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
+        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), limits));
+        tokio::spawn(reloading.run());
         announce(&smtp, admin_address)?;
 
         let journal = door.journal.clone();

@@ -26,7 +26,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// What all sessions share.
 pub(crate) struct Door {
     pub(crate) settings: Arc<Settings>,
-    pub(crate) routes: Arc<Routes>,
+    /// The ones of now: looked at anew for each recipient.
+    pub(crate) routes: watch::Receiver<Arc<Routes>>,
     pub(crate) journal: Journal,
     pub(crate) memory: Arc<Semaphore>,
     pub(crate) log: LogHandle,

@@ -262,7 +262,7 @@ fn without_file_and_routes_the_way_on_is_shown() {
     let expected = "\
 error: no configuration: no --config, no --route, and no /nonexistent/restante.toml
   without a file:  restante serve --route example.com=mail.example.com
-  with one:        restante init (a later release has it; until then copy deploy/restante.toml)
+  with one:        restante init mx2.example.net --domain example.com --primary mail.example.com
 nothing was started, no port is open
 ";
     assert_eq!((invalid.render(false).as_str(), invalid.exit_code()), (expected, 6));
