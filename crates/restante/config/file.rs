@@ -219,6 +219,9 @@ fn admin(walk: &mut Walk, root: &DeTable<'_>, listen: &[SocketAddr]) -> Option<S
 fn tls(walk: &mut Walk, root: &DeTable<'_>, base: &Path) -> Option<CertificateFiles> {
     let section = walk.section(root, "tls")?;
     walk.check_keys(section, &TLS);
+    if section.is_empty() {
+        return None;
+    }
     let header = root.get_key_value("tls").map_or(0..0, |(key, _)| key.span());
     for key in TLS.known.iter().filter(|key| !section.contains_key(**key)) {
         walk.missing(

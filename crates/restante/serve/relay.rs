@@ -223,7 +223,7 @@ impl RelayTask {
             Request::Flush(which, answer) => drop(answer.send(self.relay.flush(which, clock::now()))),
             Request::SetRoutes(routes, next_hops, answer) => {
                 self.set_routes(&routes, next_hops);
-                drop(answer.send(()));
+                let _gone = answer.send(());
             }
             Request::Choose(which, action, answer) => drop(answer.send(self.choose(&which, action))),
         }
