@@ -166,11 +166,11 @@ fn after_a_reload_waiting_mail_goes_to_the_new_primary_and_recover_knows_it() {
     assert_eq!(new.wait_for(1)[0].sha256, digest);
     daemon.wait_until_empty();
     // What the journal recorded at the reload is what recover goes by when the file is lost.
-    let mut new = new;
-    new.close();
+    new.answer_data(Some("451 4.3.0 later"));
     let (_, digest) = offer(&daemon, "box@example.test", 2);
+    eventually("its refusal", || (daemon.ask(&["queue", "ls"])[0]["state"] == "deferred").then_some(()));
     daemon.kill9();
-    new.open();
+    new.answer_data(None);
     fs::remove_file(place.file()).unwrap();
     cli(&place.data(), &["recover", "--deliver"]).expect_code(0);
     assert_eq!(new.wait_for(2)[1].sha256, digest);
