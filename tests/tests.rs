@@ -24,6 +24,8 @@ mod large;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod operations;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod relaying;

@@ -31,7 +31,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
     match &cli.command {
         Command::Serve(serve) => match config::resolve(&cli.flags()) {
-            Ok(config) => serve::run(config, serve.stop_with_stdin),
+            Ok(config) => serve::run(config, cli.flags(), serve.stop_with_stdin),
             Err(invalid) => {
                 output.note(invalid.render(output.color).trim_end());
                 Ok(invalid.exit_code())
@@ -42,6 +42,11 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
         Command::Verify => cli::verify::run(cli, output),
+        Command::Init(init) => cli::init::run(init, output),
+        Command::Config(config) => Ok(cli::config::run(cli, config, output)),
+        Command::Reload(daemon) => Ok(cli::reload::run(cli, daemon, output)),
+        Command::Completions { shell } => Ok(cli::packaging::completions(*shell, output)),
+        Command::Man { dir } => cli::packaging::man(dir, output),
         Command::Log(log) => cli::log::run(cli, log, output),
     }
 }

@@ -27,6 +27,11 @@ impl Serve {
         Self { data: data.to_owned(), routes, wrapper: Vec::new(), config: None }
     }
 
+    /// Over the journal in `data`, by the configuration in `file`: routes and host name are the file's.
+    pub fn by_file(data: &Path, file: &Path) -> Self {
+        Self { data: data.to_owned(), routes: Vec::new(), wrapper: Vec::new(), config: Some(file.to_owned()) }
+    }
+
     /// Under another program, such as strace.
     pub fn under(mut self, wrapper: &[&str]) -> Self {
         self.wrapper = wrapper.iter().map(|w| (*w).to_owned()).collect();
@@ -57,7 +62,10 @@ impl Serve {
                 wrapped
             }
         };
-        command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--hostname", "mx2.example.test"]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        if !self.routes.is_empty() {
+            command.args(["--hostname", "mx2.example.test"]);
+        }
         command.arg("--data").arg(&self.data);
         for route in &self.routes {
             command.arg("--route").arg(route);

@@ -6,7 +6,7 @@
 
 use crate::jitter;
 use crate::status::RouteState;
-use restante_envelope::Timestamp;
+use restante_envelope::{RouteName, Timestamp};
 use std::fmt;
 use std::time::Duration;
 
@@ -73,6 +73,11 @@ impl Health {
             probing: false,
             probes: 0,
         }
+    }
+
+    /// Never probed: nobody knows where.
+    pub(crate) fn not_configured(route: &RouteName, now: Timestamp) -> Self {
+        Self { state: RouteState::Down, reason: format!("route {route} is not configured"), ..Self::unknown(now) }
     }
 
     pub(crate) fn is_up(&self) -> bool {

@@ -6,8 +6,8 @@
 
 use crate::health::{CLOCK_STEP_BACK, Change, ConnectionTrouble, Health};
 use crate::schedule::{Place, Schedule};
-use crate::status::{Event, RouteState, RouteStatus, StateView, TransactionState};
-use crate::{Routes, backoff};
+use crate::status::{Event, RouteStatus, StateView, TransactionState};
+use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
     Attempted, Cause, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, RouteIndex, Transaction,
@@ -19,6 +19,9 @@ use std::sync::Arc;
 /// message that breaks the connection by itself (too large for the path, deadly to a filter); without a wait that one
 /// would be first in line for ever and let nobody pass.
 const BROKEN_IN_TURN_MAX: u16 = 2;
+
+/// Why a route is suspect right after its next hops were changed.
+const NEW_PRIMARY: &str = "its primary is another one now, and not probed yet";
 
 /// What is to be done now.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub struct Relay {
     by_ledger: Vec<usize>,
     /// When each lane wants to be looked at; one entry at most for each, the same as its `wake`.
     wakes: BTreeSet<(Timestamp, usize)>,
+    /// The lanes of the configured routes, in the configuration's order.
+    configured: Vec<usize>,
     events: Vec<Event>,
     seed: u64,
     polled_at: Timestamp,
@@ -76,6 +81,8 @@ struct Lane {
     name: RouteName,
     /// None: the route is not configured (any more), and its mail waits.
     max_connections: Option<usize>,
+    /// As configured, to see when they become others.
+    next_hops: Vec<String>,
     health: Health,
     schedule: Schedule,
     wake: Option<Timestamp>,
@@ -113,35 +120,80 @@ impl Relay {
             by_name: BTreeMap::new(),
             by_ledger: Vec::new(),
             wakes: BTreeSet::new(),
+            configured: Vec::new(),
             events: Vec::new(),
             seed,
             polled_at: now,
         };
-        for route in routes.iter() {
-            relay.add_lane(&route.name, Some(route.max_connections), now);
-        }
+        relay.configured = routes.iter().map(|route| relay.add_lane(&route.name, Some(route), now)).collect();
         relay.learn_routes(now);
-        for (id, transaction) in relay.ledger.iter() {
-            for (lane, place) in places(&relay.by_ledger, transaction) {
-                if let Some(lane) = relay.lanes.get_mut(lane) {
-                    lane.place(id, transaction.content_len, place);
-                }
-            }
-        }
+        relay.schedule_ledger(|_| true);
         (0..relay.lanes.len()).for_each(|lane| relay.rewake(lane));
         relay
     }
 
-    fn add_lane(&mut self, name: &RouteName, max_connections: Option<usize>, now: Timestamp) -> usize {
-        let mut health = Health::unknown(now);
-        if max_connections.is_none() {
-            health.state = RouteState::Down;
-            health.reason = format!("route {name} is not configured");
-        }
-        let schedule = Schedule::default();
-        self.lanes.push(Lane { name: name.clone(), max_connections, health, schedule, wake: None });
+    fn add_lane(&mut self, name: &RouteName, settings: Option<&RouteSettings>, now: Timestamp) -> usize {
+        self.lanes.push(Lane {
+            name: name.clone(),
+            max_connections: settings.map(|route| route.max_connections),
+            next_hops: settings.map(|route| route.next_hops.clone()).unwrap_or_default(),
+            health: if settings.is_some() { Health::unknown(now) } else { Health::not_configured(name, now) },
+            schedule: Schedule::default(),
+            wake: None,
+        });
         self.by_name.insert(name.clone(), self.lanes.len() - 1);
         self.lanes.len() - 1
+    }
+
+    /// Puts what is pending on these lanes where the ledger says.
+    fn schedule_ledger(&mut self, concerns: impl Fn(usize) -> bool) {
+        for (id, transaction) in self.ledger.iter() {
+            for (lane, place) in places(&self.by_ledger, transaction).into_iter().filter(|(lane, _)| concerns(*lane)) {
+                if let Some(lane) = self.lanes.get_mut(lane) {
+                    lane.place(id, transaction.content_len, place);
+                }
+            }
+        }
+    }
+
+    /// Goes by other routes from now on. Mail of a route that is gone waits, as at a start without it, and goes on when
+    /// the route comes back. A route with other next hops than before is probed afresh, at once: the end of a probe that
+    /// began before must not be reported any more. Attempts under way end as they began.
+    pub fn set_routes(&mut self, routes: &Routes, now: Timestamp) {
+        let before = std::mem::take(&mut self.configured);
+        // Leaves or comes: what its mail waits for is another thing from now on.
+        let mut moved: BTreeSet<usize> = before.iter().copied().collect();
+        for route in routes.iter() {
+            let known = self.by_name.get(&route.name).copied();
+            let number = known.unwrap_or_else(|| self.add_lane(&route.name, Some(route), now));
+            self.configured.push(number);
+            let was_configured = moved.remove(&number);
+            let Some(lane) = self.lanes.get_mut(number) else { continue };
+            if !was_configured {
+                lane.health = Health::unknown(now);
+                moved.insert(number);
+            } else if lane.next_hops != route.next_hops {
+                let was_up = lane.health.is_up();
+                lane.health = Health::unknown(now);
+                lane.health.reason = NEW_PRIMARY.into();
+                self.events.extend(
+                    was_up.then(|| Event::PrimarySuspect { route: lane.name.clone(), why: NEW_PRIMARY.into() }),
+                );
+            }
+            lane.max_connections = Some(route.max_connections);
+            lane.next_hops.clone_from(&route.next_hops);
+        }
+        for number in moved.iter().filter(|number| before.contains(number) && !self.configured.contains(number)) {
+            let Some(lane) = self.lanes.get_mut(*number) else { continue };
+            lane.max_connections = None;
+            lane.health = Health::not_configured(&lane.name, now);
+            lane.schedule.forgive_all();
+            if lane.schedule.counts().pending() > 0 {
+                self.events.push(Event::PrimaryDown { route: lane.name.clone(), why: lane.health.reason.clone() });
+            }
+        }
+        self.schedule_ledger(|lane| moved.contains(&lane));
+        (0..self.lanes.len()).for_each(|lane| self.rewake(lane));
     }
 
     /// Gives every route of the ledger its lane. The ledger numbers them as they come and never anew.
@@ -288,7 +340,8 @@ impl Relay {
         if !lane.schedule.unrecorded(id) {
             return;
         }
-        if matches!(why, ConnectionTrouble::Broke(_)) {
+        // Without the route nobody would wake it from its wait.
+        if matches!(why, ConnectionTrouble::Broke(_)) && lane.max_connections.is_some() {
             let times = lane.schedule.broke(id);
             if times > BROKEN_IN_TURN_MAX {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
@@ -360,7 +413,8 @@ impl Relay {
 
     /// How every route stands: the configured ones in their order, then others that still have pending mail.
     pub fn route_status(&self, now: Timestamp) -> Vec<RouteStatus> {
-        let shown = |lane: &&Lane| lane.max_connections.is_some() || lane.schedule.counts().pending() > 0;
+        let others =
+            self.lanes.iter().filter(|lane| lane.max_connections.is_none() && lane.schedule.counts().pending() > 0);
         let status = |lane: &Lane| {
             let oldest = lane.schedule.oldest().and_then(|id| self.ledger.get(id)).map(|t| t.accepted_at);
             let next_probe = lane.max_connections.and(lane.health.next_probe()).map(|at| at.max(now));
@@ -378,7 +432,7 @@ impl Relay {
                 counts,
             }
         };
-        self.lanes.iter().filter(shown).map(status).collect()
+        self.configured.iter().filter_map(|number| self.lanes.get(*number)).chain(others).map(status).collect()
     }
 
     /// Why nothing is sent on a route now; none if it is up or unknown.

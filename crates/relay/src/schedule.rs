@@ -142,6 +142,12 @@ impl Schedule {
         self.broken.remove(&id);
     }
 
+    /// Forgets all flushes and broken connections.
+    pub(crate) fn forgive_all(&mut self) {
+        self.flushed.clear();
+        self.broken.clear();
+    }
+
     /// Makes all deferred ones due; returns how many are pending and not on hold.
     pub(crate) fn flush_all(&mut self) -> usize {
         self.broken.clear();

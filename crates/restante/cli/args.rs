@@ -45,6 +45,25 @@ Opens segments and blobs read-only and takes no lock: safe beside a running daem
 
 Exit codes: 0 clean or torn, 1 no such directory, 6 configuration invalid, 9 damaged";
 
+const INIT_HELP: &str = "\
+On a terminal it asks for what is not given. It writes the file, never over an existing one, and prints the DNS lines and
+what the primary must allow.
+Without a list of recipients every address of the domains is taken, and what the primary refuses later lands on hold.
+
+Exit codes: 0 written, 1 the file exists or cannot be written, 2 usage, 6 what would be written is invalid";
+
+const RELOAD_HELP: &str = "\
+The daemon reads its file again, with the flags it was started with. Routes, recipients, limits and the certificate are
+swapped at once, and no session is lost. Other keys wait for a restart, and are named. SIGHUP does the same.
+Recipients files need no reload: a changed one is read within seconds.
+
+Exit codes: 0 swapped, 5 daemon unreachable, 6 configuration invalid: all is as before, 7 not permitted";
+
+const CHECK_HELP: &str = "\
+Reads what `serve` would read, opens no port and changes nothing. Warnings do not change the exit code.
+
+Exit codes: 0 valid, 6 configuration invalid";
+
 const CHANGE_HELP: &str = "\
 Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
 
@@ -93,6 +112,15 @@ pub(crate) enum Command {
     /// Check every byte of the journal and prove that no accepted message is missing
     #[command(after_help = VERIFY_HELP)]
     Verify,
+    /// Write a minimal configuration, and say what DNS and the primary need
+    #[command(after_help = INIT_HELP)]
+    Init(Init),
+    /// Check or show the configuration
+    #[command(subcommand)]
+    Config(Config),
+    /// Have the daemon read its configuration again
+    #[command(after_help = RELOAD_HELP)]
+    Reload(Daemon),
     /// Show routes, the state of their primaries, and what is pending
     #[command(after_help = "Exit codes: 0 accepting mail, 5 daemon unreachable, 10 unhealthy: cannot accept mail")]
     Status(Daemon),
@@ -101,6 +129,46 @@ pub(crate) enum Command {
     Queue(Queue),
     /// Print the delivery log
     Log(Log),
+    /// Print a completion script for a shell
+    #[command(after_help = "Such as: restante completions bash > /usr/share/bash-completion/completions/restante")]
+    Completions {
+        /// For which shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages, one for each command
+    #[command(after_help = "Its own pages of before are written over.\n\nExit codes: 0 written, 1 failed, 2 usage")]
+    Man {
+        /// Where to; made if it is missing
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Init {
+    /// Our own name, as the PTR record of our address says it
+    pub(crate) hostname: Option<String>,
+    /// Take mail for these domains
+    #[arg(long = "domain", value_name = "D[,D...]", value_delimiter = ',')]
+    pub(crate) domains: Vec<String>,
+    /// Bring it to this server
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub(crate) primary: Option<String>,
+    /// The addresses that exist, one a line; others are refused at the door
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipients: Option<PathBuf>,
+    /// Where to write it
+    #[arg(long, value_name = "FILE", default_value = "./restante.toml")]
+    pub(crate) output: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Say what `serve` would do with the configuration, or everything that is wrong with it
+    #[command(after_help = CHECK_HELP)]
+    Check,
+    /// Print every value in force, and where it comes from
+    #[command(after_help = "The output is a configuration itself.\n\nExit codes: 0 printed, 6 configuration invalid")]
+    Show,
 }
 
 #[derive(Debug, Args)]

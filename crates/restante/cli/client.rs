@@ -57,10 +57,12 @@ impl Client {
         match asked {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((status, answer))) => {
-                let why = printable(answer.get("why").and_then(Value::as_str).unwrap_or("no reason given"));
+                let why = answer.get("why").and_then(Value::as_str).unwrap_or("no reason given");
+                let why = why.lines().map(printable).collect::<Vec<_>>().join("\n");
                 let code = match status.as_u16() {
                     403 => exit::NOT_PERMITTED,
                     400 => exit::USAGE,
+                    422 => exit::CONFIG_INVALID,
                     503 => exit::UNREACHABLE,
                     _ => exit::FAILED,
                 };

@@ -82,21 +82,40 @@ impl Invalid {
         }
     }
 
+    /// The errors as objects, for scripts.
+    pub(crate) fn json(&self) -> Vec<serde_json::Value> {
+        let message = |message: &str| serde_json::json!({"message": message});
+        match self {
+            Self::Flags(errors) => errors.iter().map(|error| message(error)).collect(),
+            Self::File(errors) => errors.iter().map(Diagnostic::json).collect(),
+            Self::Unreadable { path, why } => vec![message(&format!("cannot read {}: {why}", path.display()))],
+            Self::NoFile { tried } => {
+                let tried: Vec<_> = tried.iter().map(|path| path.display().to_string()).collect();
+                vec![message(&format!("there is no {}", tried.join(", no ")))]
+            }
+        }
+    }
+
     /// What to print on standard error; ends in a line end. No control character of a file gets through.
     pub(crate) fn render(&self, color: bool) -> String {
+        self.render_with(color, NOTHING_STARTED)
+    }
+
+    /// The same, with other words for what is left behind.
+    pub(crate) fn render_with(&self, color: bool, left_behind: &str) -> String {
         let paint = Paint { color };
         match self {
-            Self::Flags(errors) => several(errors, |out, error| out.push_str(&paint.error(error))),
-            Self::File(errors) => several(errors, |out, error| error.render(paint, out)),
+            Self::Flags(errors) => several(errors, left_behind, |out, error| out.push_str(&paint.error(error))),
+            Self::File(errors) => several(errors, left_behind, |out, error| error.render(paint, out)),
             Self::Unreadable { path, why } => {
-                format!("{}{NOTHING_STARTED}\n", paint.error(&format!("cannot read {}: {why}", path.display())))
+                format!("{}{left_behind}\n", paint.error(&format!("cannot read {}: {why}", path.display())))
             }
             Self::NoFile { tried } => {
                 let tried: Vec<_> = tried.iter().map(|path| path.display().to_string()).collect();
                 format!(
                     "{}  without a file:  restante serve --route example.com=mail.example.com\n  \
-                     with one:        restante init (a later release has it; until then copy deploy/restante.toml)\n\
-                     {NOTHING_STARTED}\n",
+                     with one:        restante init mx2.example.net --domain example.com --primary mail.example.com\n\
+                     {left_behind}\n",
                     paint.error(&format!("no configuration: no --config, no --route, and no {}", tried.join(", no ")))
                 )
             }
@@ -105,6 +124,26 @@ impl Invalid {
 }
 
 impl Diagnostic {
+    /// On one line, for a log: `FILE:LINE: what (what to do)`.
+    pub(crate) fn line(&self) -> String {
+        let help = if self.help.is_empty() { String::new() } else { format!(" ({})", self.help) };
+        let number = self.source.line_number(self.span.start);
+        printable(&format!("{}:{number}: {}{help}", self.source.path.display(), self.message))
+    }
+
+    /// As an object, for scripts.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        let (start, line) = self.source.line(self.span.start);
+        let before = line.get(..self.span.start.saturating_sub(start)).unwrap_or(line);
+        serde_json::json!({
+            "message": self.message,
+            "file": self.source.path,
+            "line": self.source.line_number(self.span.start),
+            "column": before.chars().count() + 1,
+            "help": self.help,
+        })
+    }
+
     /// In the shape compilers use: message, place, line, caret.
     fn render(&self, paint: Paint, out: &mut String) {
         let (start, line) = self.source.line(self.span.start);
@@ -124,7 +163,7 @@ impl Diagnostic {
 }
 
 /// All errors and the last line.
-fn several<T>(errors: &[T], mut one: impl FnMut(&mut String, &T)) -> String {
+fn several<T>(errors: &[T], left_behind: &str, mut one: impl FnMut(&mut String, &T)) -> String {
     let mut out = String::new();
     for error in errors.iter().take(SHOWN_ERRORS_MAX) {
         one(&mut out, error);
@@ -133,7 +172,7 @@ fn several<T>(errors: &[T], mut one: impl FnMut(&mut String, &T)) -> String {
         let _ = writeln!(out, "... and {} more", errors.len() - SHOWN_ERRORS_MAX);
     }
     let plural = if errors.len() == 1 { "" } else { "s" };
-    let _ = writeln!(out, "{} error{plural}; {NOTHING_STARTED}", errors.len());
+    let _ = writeln!(out, "{} error{plural}; {left_behind}", errors.len());
     out
 }
 

@@ -8,7 +8,8 @@ use super::flags::{self, Given};
 use super::routes::{self, Ourselves};
 use super::walk::{Keys, Walk};
 use super::{
-    Config, DATA_DIR_DEFAULT, LISTEN_WITH_FILE, Limits, MESSAGE_BYTES_DEFAULT, RETAIN_DEFAULT, Surroundings, units,
+    CertificateFiles, Config, DATA_DIR_DEFAULT, LISTEN_WITH_FILE, Limits, LogSettings, MESSAGE_BYTES_DEFAULT,
+    RETAIN_DEFAULT, Surroundings, units,
 };
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -22,17 +23,23 @@ const CONFIG_BYTES_MAX: u64 = 4 << 20;
 /// RFC 5321 section 4.5.3.1.7 asks for 64K octets at least; who wants to take less may, down to a size that still holds a
 /// bounce. Above 1 GiB no peer would take the message either.
 const MESSAGE_BYTES: RangeInclusive<u64> = (1 << 10)..=(1 << 30);
+/// A chain of many certificates has a few dozen KiB.
+const PEM_BYTES_MAX: u64 = 1 << 20;
+/// The log's current file and one before it; less could not hold the lines of one bad hour.
+const LOG_BYTES_MIN: u64 = 128 << 20;
 /// Each connection is a file descriptor and a buffer or two.
 const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
 
 pub(super) const ROOT: Keys = Keys {
     title: "",
-    known: &["hostname", "journal", "smtp", "admin", "limits", "route"],
-    reserved: &["tls", "log", "metrics", "status", "notify", "dns", "cluster"],
+    known: &["hostname", "journal", "smtp", "tls", "admin", "limits", "log", "route"],
+    reserved: &["metrics", "status", "notify", "dns", "cluster"],
 };
 const JOURNAL: Keys = Keys { title: "[journal]", known: &["dir", "retain"], reserved: &[] };
 const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size"], reserved: &[] };
 const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
+const TLS: Keys = Keys { title: "[tls]", known: &["certificate", "key"], reserved: &[] };
+const LOG: Keys = Keys { title: "[log]", known: &["max_size", "keep"], reserved: &[] };
 const LIMITS: Keys =
     Keys { title: "[limits]", known: &["max_connections", "per_client_connections", "exempt"], reserved: &[] };
 
@@ -68,7 +75,8 @@ pub(super) fn read_bounded(path: &Path, bytes_max: u64) -> io::Result<String> {
 pub(super) fn check(path: &Path, text: &str, given: &Given, around: &Surroundings) -> Result<Config, Invalid> {
     let (document, syntax_errors) = DeTable::parse_recoverable(text);
     let mut walk = Walk::new(Source::new(path, text));
-    let config = root(&mut walk, document.get_ref(), path.parent().unwrap_or(Path::new("")), given, around);
+    let config = root(&mut walk, document.get_ref(), path.parent().unwrap_or(Path::new("")), given, around)
+        .map(|config| Config { file: Some(path.into()), ..config });
     add_syntax_errors(&mut walk, syntax_errors);
     let errors = walk.into_errors();
     match config {
@@ -109,6 +117,8 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
     let (listen, max_message_bytes) = smtp(walk, root);
     let admin_http = admin(walk, root, &listen);
     let limits = limits(walk, root);
+    let certificate = tls(walk, root, base);
+    let log = log(walk, root);
 
     let listen = if given.listen.is_empty() { listen } else { given.listen.clone() };
     let replaced = !given.routes.is_empty();
@@ -128,7 +138,9 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
         admin_http: given.admin.or(admin_http),
         routes: if replaced { given.routes.clone() } else { routes },
         limits,
-        certificate: None,
+        certificate,
+        log,
+        file: None,
     })
 }
 
@@ -201,6 +213,58 @@ fn admin(walk: &mut Walk, root: &DeTable<'_>, listen: &[SocketAddr]) -> Option<S
         http => Ok(http),
     };
     walk.parsed(section, "http", "127.0.0.1:8025", free)
+}
+
+/// Both files or neither. Whether they belong together is seen where they are used; here, that they can be.
+fn tls(walk: &mut Walk, root: &DeTable<'_>, base: &Path) -> Option<CertificateFiles> {
+    let section = walk.section(root, "tls")?;
+    walk.check_keys(section, &TLS);
+    if section.is_empty() {
+        return None;
+    }
+    let header = root.get_key_value("tls").map_or(0..0, |(key, _)| key.span());
+    for key in TLS.known.iter().filter(|key| !section.contains_key(**key)) {
+        walk.missing(
+            section,
+            &TLS,
+            key,
+            header.clone(),
+            "both are needed: the certificate's chain and its key, in PEM",
+        );
+    }
+    let pem = |label: &'static str| {
+        move |text: &str| {
+            let path = base.join(text);
+            let pem =
+                read_bounded(&path, PEM_BYTES_MAX).map_err(|why| format!("cannot read {}: {why}", path.display()))?;
+            let found = pem.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains(label));
+            if found { Ok(path) } else { Err(format!("{} has no line `-----BEGIN ... {label}-----`", path.display())) }
+        }
+    };
+    let chain = walk.parsed(section, "certificate", "/etc/restante/tls/fullchain.pem", pem("CERTIFICATE"));
+    let key = walk.parsed(section, "key", "/etc/restante/tls/key.pem", pem("PRIVATE KEY"));
+    Some(CertificateFiles { chain: chain?, key: key? })
+}
+
+fn log(walk: &mut Walk, root: &DeTable<'_>) -> LogSettings {
+    let mut settings = LogSettings::default();
+    let Some(section) = walk.section(root, "log") else { return settings };
+    walk.check_keys(section, &LOG);
+    let enough = |text: &str| match units::size(text)? {
+        size if size >= LOG_BYTES_MIN => Ok(size),
+        _ => Err("at least \"128MiB\"".to_owned()),
+    };
+    if let Some(size) = walk.parsed(section, "max_size", "2GiB", enough) {
+        settings.max_bytes = size;
+    }
+    let a_day = |text: &str| match units::duration(text)? {
+        keep if keep >= std::time::Duration::from_secs(86_400) => Ok(keep),
+        _ => Err("at least \"1d\": a file of the log is a day's".to_owned()),
+    };
+    if let Some(keep) = walk.parsed(section, "keep", "90d", a_day) {
+        settings.keep = keep;
+    }
+    settings
 }
 
 fn limits(walk: &mut Walk, root: &DeTable<'_>) -> Limits {

@@ -57,7 +57,7 @@ pub(super) fn check_against(given: &Given, config: &Config) -> Result<(), Vec<St
 }
 
 /// A host's own name: what greets clients must be a domain name (RFC 5321 section 4.1.1.1).
-pub(super) fn hostname(text: &str) -> Result<String, String> {
+pub(crate) fn hostname(text: &str) -> Result<String, String> {
     match DomainName::parse(text) {
         Ok(name) if !address::looks_like_ipv4(&name) => Ok(name.as_str().to_owned()),
         _ => Err("this is not a host name, such as mx2.example.net".to_owned()),
@@ -91,5 +91,5 @@ fn route(text: &str) -> Result<Route, String> {
     let next_hop = |text: &str| text.trim().parse::<HostPort>().map_err(|why| why.to_string());
     let primary: Vec<_> = primary.split(',').map(next_hop).collect::<Result<_, _>>()?;
     let name = domains.first().ok_or(form)?.as_str().to_owned();
-    Ok(Route { name, domains, primary, recipients: None })
+    Ok(Route { name, domains, primary, recipients: None, listed: Vec::new() })
 }

@@ -7,7 +7,9 @@ mod address;
 mod diagnostic;
 mod file;
 mod flags;
+mod recipients;
 mod routes;
+mod show;
 #[cfg(test)]
 mod tests;
 mod units;
@@ -15,12 +17,16 @@ mod walk;
 
 pub(crate) use address::{HostPort, HostPortError, Network};
 pub(crate) use diagnostic::Invalid;
+pub(crate) use flags::hostname;
+pub(crate) use recipients::{Fingerprint, Listed, read as read_recipients};
+pub(crate) use routes::domain;
+pub(crate) use show::{Setting, Value, settings, toml_string};
 pub(crate) use units::duration;
 
 use flags::Given;
 use restante_envelope::DomainName;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where a configuration is looked for when `--config` names none, in this order.
@@ -35,6 +41,10 @@ const MESSAGE_BYTES_DEFAULT: u64 = 100 << 20;
 const CONNECTIONS_DEFAULT: u32 = 2_500;
 /// Far above what one honest sender opens; 25 such clients still leave room for others.
 const PER_CLIENT_CONNECTIONS_DEFAULT: u32 = 100;
+/// Two years of a small server's mail, or a bad week of a large one's.
+const LOG_BYTES_DEFAULT: u64 = 2 << 30;
+/// Who asks where a mail went asks within three months.
+const LOG_KEEP_DEFAULT: Duration = Duration::from_secs(90 * 86_400);
 /// Flags alone are for trying things out: no privileges, nobody outside.
 const LISTEN_FLAGS_ONLY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 /// A file is for real use: SMTP's port on every address of both families.
@@ -61,6 +71,25 @@ pub(crate) struct Config {
     pub(crate) limits: Limits,
     /// The certificate for STARTTLS; without one a self-signed one is made.
     pub(crate) certificate: Option<CertificateFiles>,
+    /// How much of the delivery log is kept.
+    pub(crate) log: LogSettings,
+    /// The file that was read, if one was.
+    pub(crate) file: Option<PathBuf>,
+}
+
+/// How much of the delivery log is kept: whichever is reached first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LogSettings {
+    /// Of all its files together.
+    pub(crate) max_bytes: u64,
+    /// Since a line was written.
+    pub(crate) keep: Duration,
+}
+
+impl Default for LogSettings {
+    fn default() -> Self {
+        Self { max_bytes: LOG_BYTES_DEFAULT, keep: LOG_KEEP_DEFAULT }
+    }
 }
 
 /// Where our certificate is, in PEM.
@@ -83,6 +112,8 @@ pub(crate) struct Route {
     pub(crate) primary: Vec<HostPort>,
     /// The addresses taken, as they were written, files already read; none: any address of the domains.
     pub(crate) recipients: Option<Vec<String>>,
+    /// Where they come from, in the order of the list; empty without a list.
+    pub(crate) listed: Vec<Listed>,
 }
 
 /// Connections.
@@ -132,6 +163,20 @@ pub(crate) struct Flags {
 /// Whatever is wrong with the flags; if nothing is, whatever is wrong with the file.
 pub(crate) fn resolve(flags: &Flags) -> Result<Config, Invalid> {
     resolve_in(flags, &Surroundings::of_this_machine())
+}
+
+/// The configuration that `serve` would start with if `text` were the file at `path`.
+///
+/// # Errors
+/// Whatever is wrong with the text.
+pub(crate) fn check_text(path: &Path, text: &str) -> Result<Config, Invalid> {
+    let given = flags::check(&Flags::default()).map_err(Invalid::Flags)?;
+    file::check(path, text, &given, &Surroundings::of_this_machine())
+}
+
+/// This machine's own name, if it could be one on the Internet.
+pub(crate) fn hostname_of_this_machine() -> Option<String> {
+    Surroundings::of_this_machine().hostname.filter(|name| name.contains('.'))
 }
 
 /// The data directory alone, for commands that work without a daemon: `--data`, else the file's, else the default.
@@ -191,5 +236,7 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         routes: given.routes.clone(),
         limits: Limits::default(),
         certificate: None,
+        log: LogSettings::default(),
+        file: None,
     }
 }

@@ -4,20 +4,16 @@
 
 use super::Route;
 use super::address::{self, HostPort};
-use super::diagnostic::{Diagnostic, Source};
-use super::file::{ROOT, read_bounded};
+use super::file::ROOT;
+use super::recipients::{self, Fingerprint, Listed, NoList};
 use super::walk::{Keys, Text, Walk};
-use restante_envelope::{DomainName, ForwardPath};
+use restante_envelope::DomainName;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::path::Path;
 use toml::de::DeTable;
 
-/// About half a million addresses: a university with its aliases.
-const RECIPIENTS_FILE_BYTES_MAX: u64 = 16 << 20;
-/// A file of the wrong kind is wrong on every line; the first few show what it is.
-const BAD_LINES_SHOWN_MAX: usize = 10;
 /// A route's name is a label of metrics and a word of the command line; as long as a domain may be.
 const NAME_BYTES_MAX: usize = 255;
 
@@ -49,7 +45,7 @@ pub(super) struct Ourselves<'a> {
 }
 
 /// A domain that we take mail for.
-pub(super) fn domain(text: &str) -> Result<DomainName, String> {
+pub(crate) fn domain(text: &str) -> Result<DomainName, String> {
     match DomainName::parse(text) {
         Ok(name) if address::looks_like_ipv4(&name) => Err(format!("`{text}` is an address, not a domain")),
         Ok(name) => Ok(name),
@@ -95,9 +91,9 @@ impl Reader<'_> {
         let domains = self.domains(&header, table);
         let primary = self.primary(&header, table);
         let name = self.name(header, table, domains.first());
-        let recipients = self.recipients(table, &domains);
+        let (recipients, listed) = self.recipients(table, &domains);
         let complete = !domains.is_empty() && !primary.is_empty();
-        name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients })
+        name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed })
     }
 
     fn name(&mut self, header: Range<usize>, table: &DeTable<'_>, first_domain: Option<&DomainName>) -> Option<String> {
@@ -180,16 +176,34 @@ impl Reader<'_> {
         self.walk.strings(table, key, example).unwrap_or_default()
     }
 
-    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainName]) -> Option<Vec<String>> {
+    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainName]) -> (Option<Vec<String>>, Vec<Listed>) {
         let errors_before = self.walk.errors();
-        let texts = self.walk.strings(table, "recipients", "info@example.com")?;
-        let mut recipients = Vec::new();
+        let Some(texts) = self.walk.strings(table, "recipients", "info@example.com") else { return (None, Vec::new()) };
+        let (mut recipients, mut listed) = (Vec::new(), Vec::new());
         for (text, span) in texts {
             if let Some(path) = text.strip_prefix("file:") {
-                self.recipients_file(&self.base.join(path), span, domains, &mut recipients);
+                let path = self.base.join(path);
+                let seen = Fingerprint::of(&path);
+                match recipients::file(&path, domains) {
+                    Ok(addresses) => recipients.extend(addresses),
+                    Err(NoList::Unreadable(why)) => {
+                        self.walk.error(span, format!("cannot read the recipients file {}", path.display()), why);
+                    }
+                    Err(NoList::Bad { shown, more }) => {
+                        shown.into_iter().for_each(|bad| self.walk.error_in(span.start, bad));
+                        if more > 0 {
+                            let message = format!("{more} more bad lines in {}", path.display());
+                            self.walk.error(span, message, "one address a line");
+                        }
+                    }
+                }
+                listed.push(Listed::File(path, seen));
             } else {
-                match address(text, domains) {
-                    Ok(address) => recipients.push(address),
+                match recipients::address(text, domains) {
+                    Ok(address) => {
+                        recipients.push(address.clone());
+                        listed.push(Listed::Address(address));
+                    }
                     Err((message, help)) => self.walk.error(span, message, help),
                 }
             }
@@ -200,65 +214,6 @@ impl Reader<'_> {
             let help = "all mail would be refused; leave it out to take any";
             self.walk.error(value.span(), "no address in `recipients`", help);
         }
-        Some(recipients)
-    }
-
-    /// One address a line, with `#` comments.
-    fn recipients_file(&mut self, path: &Path, named: Range<usize>, domains: &[DomainName], out: &mut Vec<String>) {
-        let text = match read_bounded(path, RECIPIENTS_FILE_BYTES_MAX) {
-            Ok(text) => text,
-            Err(why) => {
-                self.walk.error(named, format!("cannot read the recipients file {}", path.display()), why.to_string());
-                return;
-            }
-        };
-        let source = Source::new(path, &text);
-        let (mut start, mut bad_lines) = (0, 0_usize);
-        for line in text.split_inclusive('\n') {
-            let entry = without_comment(line);
-            let at = start + (line.len() - line.trim_start().len());
-            start += line.len();
-            if entry.is_empty() {
-                continue;
-            }
-            let (message, help) = match address(entry, domains) {
-                Ok(address) => {
-                    out.push(address);
-                    continue;
-                }
-                Err(why) => why,
-            };
-            bad_lines += 1;
-            if bad_lines <= BAD_LINES_SHOWN_MAX {
-                let span = at..at + entry.len();
-                self.walk.error_in(named.start, Diagnostic { source: source.clone(), span, message, help });
-            }
-        }
-        if bad_lines > BAD_LINES_SHOWN_MAX {
-            let more = bad_lines - BAD_LINES_SHOWN_MAX;
-            self.walk.error(named, format!("{more} more bad lines in {}", path.display()), "one address a line");
-        }
-    }
-}
-
-/// `#` starts a comment at the start of a line or behind white space; elsewhere it may be part of an address.
-fn without_comment(line: &str) -> &str {
-    let comment = line.char_indices().find(|(at, c)| {
-        *c == '#' && line.get(..*at).is_some_and(|before| before.is_empty() || before.ends_with([' ', '\t']))
-    });
-    comment.and_then(|(at, _)| line.get(..at)).unwrap_or(line).trim()
-}
-
-/// Checks an address of `recipients`; what is wrong comes as message and help.
-fn address(text: &str, domains: &[DomainName]) -> Result<String, (String, String)> {
-    let help = "such as info@example.com; a file is named \"file:PATH\"";
-    let path = ForwardPath::parse(text).map_err(|why| (format!("`{text}` is no recipient: {why}"), help.to_owned()))?;
-    let ours =
-        path.domain().is_some_and(|domain| domains.iter().any(|ours| ours.as_str().eq_ignore_ascii_case(domain)));
-    // Without a good domain in the route, the domains are what is wrong.
-    if ours || domains.is_empty() {
-        Ok(path.as_str().to_owned())
-    } else {
-        Err((format!("`{text}` is in no domain of this route"), "move it, or add its domain".to_owned()))
+        (Some(recipients), listed)
     }
 }

@@ -45,6 +45,24 @@ pub(super) fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(bytes).ok_or_else(|| "this is more than 64 bits can count".to_owned())
 }
 
+/// A duration as it is written: `7d`, `90s`.
+pub(super) fn duration_text(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let units = [(SECONDS_PER_DAY, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    match units.iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit)) {
+        Some((unit, name)) => format!("{}{name}", seconds / unit),
+        None => "0".to_owned(),
+    }
+}
+
+/// A size as it is written: `100MiB`, `50MB`. Sizes are multiples of 1000 or 1024; others are cut to such a one.
+pub(super) fn size_text(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1 << 10, "KiB")];
+    let fits = units.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
+    let (unit, name) = fits.copied().unwrap_or((1_000, "KB"));
+    format!("{}{name}", bytes / unit)
+}
+
 /// `"12 h"` -> `(12, "h")`; none without leading digits, or with more of them than 64 bits hold.
 fn split(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
@@ -99,6 +117,14 @@ mod tests {
         fn what_was_meant_is_what_is_read(number in 0_u64..36_500) {
             prop_assert_eq!(duration(&format!("{number}d")), Ok(Duration::from_secs(number * 86_400)));
             prop_assert_eq!(size(&format!("{number}KiB")), Ok(number * 1_024));
+            for unit in ["s", "m", "h", "d"] {
+                let meant = duration(&format!("{number}{unit}")).unwrap();
+                prop_assert_eq!(duration(&duration_text(meant)), Ok(meant));
+            }
+            for unit in ["KB", "MB", "GB", "KiB", "MiB", "GiB"] {
+                let meant = size(&format!("{number}{unit}")).unwrap();
+                prop_assert_eq!(size(&size_text(meant)), Ok(meant));
+            }
         }
     }
 }

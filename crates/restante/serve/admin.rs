@@ -6,6 +6,7 @@ use super::journal::{Entry, Journal};
 use super::memory::Share;
 use super::metrics::Metrics;
 use super::relay::{Chosen, Request, Which, is_up};
+use super::reload;
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -32,6 +33,7 @@ pub(crate) struct Admin {
     pub(crate) storage: DirStorage,
     pub(crate) journal: Journal,
     pub(crate) relay: mpsc::Sender<Request>,
+    pub(crate) reload: mpsc::Sender<reload::Order>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -90,6 +92,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/flush", post(flush))
         .route("/api/v1/queue/hold", post(hold))
         .route("/api/v1/queue/release", post(release))
+        .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }
 
@@ -221,6 +224,20 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
         Action::Release => "release",
     };
     Ok(Json(json!({"type": verb, "matched": matched})))
+}
+
+async fn reload_configuration(State(desk): State<Desk>, headers: HeaderMap) -> Result<Json<Value>, Refusal> {
+    desk.permit(&headers)?;
+    let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
+    let (order, answer) = oneshot::channel();
+    desk.admin.reload.send(order).await.map_err(|_| stopping())?;
+    match answer.await.map_err(|_| stopping())? {
+        Ok(done) => Ok(Json(json!({"type": "reload", "changes": done.changes, "after_restart": done.after_restart}))),
+        Err(invalid) => Err(Refusal(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            invalid.render_with(false, reload::KEPT).trim_end().to_owned(),
+        )),
+    }
 }
 
 struct Order {

@@ -72,11 +72,11 @@ impl Drop for Promise {
 /// What a courier tells the relay's task. Settlements are not among it: they come by way of the journal.
 pub(crate) enum Report {
     /// It can take another message.
-    Idle { route: RouteName, courier: mpsc::Sender<Assignment> },
+    Idle { route: RouteName, next_hops: Arc<[Target]>, courier: mpsc::Sender<Assignment> },
     /// Nothing was recorded for this attempt.
     Failed { id: TransactionId, route: RouteName, why: ConnectionTrouble },
     /// A probe ended.
-    Probed { route: RouteName, result: Result<(), String> },
+    Probed { route: RouteName, next_hops: Arc<[Target]>, result: Result<(), String> },
 }
 
 /// Tries each next hop in turn.
@@ -98,7 +98,8 @@ async fn connect_within(limit: Duration, next_hops: &[Target], settings: &Settin
 
 /// Sees whether the primary takes mail; if so, the connection becomes a courier's.
 pub(crate) async fn probe(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>) {
-    let died = Report::Probed { route: route.clone(), result: Err("the probe ended by a defect of ours".into()) };
+    let probed = |result| Report::Probed { route: route.clone(), next_hops: next_hops.clone(), result };
+    let died = probed(Err("the probe ended by a defect of ours".into()));
     let promise = Promise { reports: office.reports.clone(), report: Some(died) };
     let connected = connect_within(PROBE_TIMEOUT, &next_hops, &office.settings).await;
     let (result, connection) = match connected {
@@ -106,7 +107,7 @@ pub(crate) async fn probe(route: RouteName, next_hops: Arc<[Target]>, office: Ar
         Err(why) => (Err(why), None),
     };
     promise.keep();
-    let _stopping = office.reports.send(Report::Probed { route: route.clone(), result }).await;
+    let _stopping = office.reports.send(probed(result)).await;
     Courier { route, next_hops, office, connection, reader: None }.wait_for_jobs().await;
 }
 
@@ -129,7 +130,8 @@ impl Courier {
     async fn wait_for_jobs(mut self) {
         while self.connection.is_some() {
             let (sender, mut jobs) = mpsc::channel(1);
-            let idle = Report::Idle { route: self.route.clone(), courier: sender };
+            let (route, next_hops) = (self.route.clone(), self.next_hops.clone());
+            let idle = Report::Idle { route, next_hops, courier: sender };
             if self.office.reports.send(idle).await.is_err() {
                 break;
             }

@@ -217,7 +217,8 @@ fn is_full(error: &io::Error) -> bool {
 
 impl Host for Visitor<'_> {
     fn admit(&mut self, path: &ForwardPath) -> Admission {
-        match self.door.routes.admit(path) {
+        let admit = self.door.routes.borrow().admit(path);
+        match admit {
             Admit::Accept(route) => Admission::Accept(route),
             Admit::NotOurs => Admission::NotOurs,
             Admit::UnknownRecipient => Admission::UnknownRecipient,

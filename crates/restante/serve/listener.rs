@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 
 /// Connections the kernel completes for us while we are busy: a burst of senders is not told to go away.
@@ -36,7 +36,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Accepts on all listeners until told to stop, then waits for the sessions to end.
-pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: Limits) {
+pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: watch::Receiver<Limits>) {
     let (sender, mut connections) = mpsc::channel(64);
     let mut acceptors = JoinSet::new();
     for listener in listeners {
@@ -67,7 +67,7 @@ pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: Li
 async fn accept(
     listener: TcpListener,
     connections: mpsc::Sender<(TcpStream, SocketAddr)>,
-    mut stopping: tokio::sync::watch::Receiver<bool>,
+    mut stopping: watch::Receiver<bool>,
 ) {
     loop {
         let accepted = tokio::select! {
@@ -96,7 +96,7 @@ fn canonical(client: SocketAddr) -> SocketAddr {
 }
 
 struct Guests {
-    limits: Limits,
+    limits: watch::Receiver<Limits>,
     per_client: HashMap<IpAddr, u32>,
     sessions: JoinSet<IpAddr>,
     turned_away: JoinSet<()>,
@@ -107,8 +107,12 @@ impl Guests {
         let ip = client.ip();
         let all = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
         let of_client = self.per_client.get(&ip).copied().unwrap_or(0);
-        let exempt = self.limits.exempt.iter().any(|network| network.contains(ip));
-        if all >= self.limits.max_connections || (!exempt && of_client >= self.limits.per_client_connections) {
+        let surplus = {
+            let limits = self.limits.borrow();
+            let exempt = limits.exempt.iter().any(|network| network.contains(ip));
+            all >= limits.max_connections || (!exempt && of_client >= limits.per_client_connections)
+        };
+        if surplus {
             door.metrics.connection_refused();
             if self.turned_away.len() < TURNED_AWAY_MAX {
                 self.turned_away.spawn(turn_away(stream, client, door.clone()));

@@ -22,7 +22,7 @@ pub(crate) struct Metrics {
     /// Sessions of clients, by [`TLS_VERSIONS`].
     tls_started: [AtomicU64; 2],
     tls_failed: AtomicU64,
-    /// Written by the relay's task alone, read by the page.
+    /// Counted by the relay's task alone, read by the page.
     by_route: Mutex<BTreeMap<RouteName, ByRoute>>,
 }
 
@@ -43,6 +43,14 @@ impl Metrics {
     pub(crate) fn new(routes: impl Iterator<Item = RouteName>) -> Self {
         let by_route = Mutex::new(routes.map(|name| (name, ByRoute::default())).collect());
         Self { by_route, ..Self::default() }
+    }
+
+    /// From now on with the series of these routes, too. A counter that was shown stays.
+    pub(crate) fn add_routes(&self, routes: impl Iterator<Item = RouteName>) {
+        let Ok(mut by_route) = self.by_route.lock() else { return };
+        for route in routes {
+            by_route.entry(route).or_default();
+        }
     }
 
     pub(crate) fn connection_opened(&self) {

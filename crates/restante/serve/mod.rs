@@ -17,6 +17,7 @@ mod log_cursor;
 mod memory;
 pub(crate) mod metrics;
 mod relay;
+mod reload;
 mod session;
 mod shutdown;
 mod socket;
@@ -24,7 +25,7 @@ mod tls;
 
 use crate::cli::exit;
 use crate::clock;
-use crate::config::{Config, Route};
+use crate::config::{Config, Flags, Limits, Route};
 use anyhow::{Context as _, bail};
 use log_cursor::Boot;
 use restante_courier::Target;
@@ -57,18 +58,18 @@ pub(crate) enum Ended {
     Misconfigured,
 }
 
-/// Runs the daemon until it is told to stop.
-pub(crate) fn run(mut config: Config, stop_with_stdin: bool) -> anyhow::Result<u8> {
+/// Runs the daemon until it is told to stop. `flags` are what `config` was resolved from, and will be again.
+pub(crate) fn run(mut config: Config, flags: Flags, stop_with_stdin: bool) -> anyhow::Result<u8> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
     limit_connections_to_files(&mut config);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(start(config, stop_with_stdin, runtime.handle().clone()));
+    let ended = runtime.block_on(start(config, flags, stop_with_stdin, runtime.handle().clone()));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(match ended? {
         Ended::Stopped => exit::DONE,
         Ended::Locked => exit::LOCKED,
-        Ended::Misconfigured => exit::INVALID,
+        Ended::Misconfigured => exit::CONFIG_INVALID,
     })
 }
 
@@ -103,10 +104,16 @@ pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
     }
 }
 
-async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Handle) -> anyhow::Result<Ended> {
+async fn start(
+    config: Config,
+    flags: Flags,
+    stop_with_stdin: bool,
+    handle: tokio::runtime::Handle,
+) -> anyhow::Result<Ended> {
     let data = config.data_dir.display().to_string();
     let storage = DirStorage::create_directory(&config.data_dir).with_context(|| format!("data directory {data}"))?;
     let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
+    let hangups = shutdown::hangups().context("cannot listen for signals")?;
     match lock(&storage) {
         // Until the process is gone: its journal thread may still be writing when everything else has ended.
         Ok(lock) => std::mem::forget(lock),
@@ -126,7 +133,7 @@ async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Ha
     };
     let sockets = Sockets::open(&config)?;
     let (boot, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, boot, writer, tls, handle)?;
+    let daemon = Daemon::assemble(&config, storage, boot, writer, tls, reload::Means { flags, hangups, handle })?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
@@ -207,11 +214,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
-    let served = Fact::Served(Served {
-        at: clock::now(),
-        hostname: config.hostname.clone(),
-        routes: config.routes.iter().map(route_record).collect(),
-    });
+    let served = served(config);
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
@@ -222,6 +225,15 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         Err(error) => return Err(error.into()),
     }
     Ok((boot, writer))
+}
+
+/// What `recover` goes by when the configuration is lost.
+fn served(config: &Config) -> Fact {
+    Fact::Served(Served {
+        at: clock::now(),
+        hostname: config.hostname.clone(),
+        routes: config.routes.iter().map(route_record).collect(),
+    })
 }
 
 fn route_record(route: &Route) -> RouteRecord {
@@ -252,12 +264,31 @@ fn open_log(
     Ok(log)
 }
 
+fn office(
+    config: &Config,
+    storage: &DirStorage,
+    journal: &journal::Journal,
+    reports: mpsc::Sender<couriers::Report>,
+    memory: memory::Memory,
+) -> Arc<couriers::Office> {
+    Arc::new(couriers::Office {
+        settings: restante_courier::Settings::new(config.hostname.clone()),
+        storage: storage.clone(),
+        journal: journal.clone(),
+        seed: clock::entropy(),
+        reports,
+        memory,
+    })
+}
+
 /// Everything that runs, before it does.
 struct Daemon {
     door: Arc<session::Door>,
     admin: Arc<admin::Admin>,
     relay: relay::RelayTask,
     stop: watch::Sender<bool>,
+    limits: watch::Receiver<Limits>,
+    reloading: reload::Reloading,
     journal_thread: std::thread::JoinHandle<Result<(), CommitError>>,
     log_thread: std::thread::JoinHandle<()>,
 }
@@ -269,7 +300,7 @@ impl Daemon {
         boot: Boot,
         writer: Writer<DirStorage>,
         tls: Arc<tls::Tls>,
-        handle: tokio::runtime::Handle,
+        means: reload::Means,
     ) -> anyhow::Result<Self> {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
@@ -278,19 +309,23 @@ impl Daemon {
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
-        let (journal, journal_thread) = journal::start(writer, fact_sender, handle)?;
-        let memory = memory::Memory::new();
-        let office = Arc::new(couriers::Office {
-            settings: restante_courier::Settings::new(config.hostname.clone()),
-            storage: storage.clone(),
+        let (journal, journal_thread) = journal::start(writer, fact_sender, means.handle.clone())?;
+        let (routes_now, routes_of_now) = watch::channel(routes.clone());
+        let (limits_now, limits) = watch::channel(config.limits.clone());
+        let (order_sender, orders) = mpsc::channel(reload::ORDERS);
+        let parts = reload::Parts {
+            routes: routes_now,
+            limits: limits_now,
+            relay: request_sender.clone(),
             journal: journal.clone(),
-            seed: clock::entropy(),
-            reports: report_sender,
-            memory: memory.clone(),
-        });
+            metrics: metrics.clone(),
+            tls: tls.clone(),
+            stopping: stopping.clone(),
+        };
+        let memory = memory::Memory::new();
         let relay = relay::RelayTask {
-            relay: Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now()),
-            office,
+            relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
+            office: office(config, &storage, &journal, report_sender, memory.clone()),
             next_hops: config.routes.iter().map(next_hops).collect(),
             facts,
             reports,
@@ -304,7 +339,7 @@ impl Daemon {
         settings.starttls = true;
         let door = Arc::new(session::Door {
             settings: Arc::new(settings),
-            routes,
+            routes: routes_of_now,
             journal: journal.clone(),
             memory,
             disk_turns: Arc::new(Semaphore::new(intake::DISK_TURNS)),
@@ -321,11 +356,13 @@ impl Daemon {
             storage,
             journal,
             relay: request_sender,
+            reload: order_sender,
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
         });
-        Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread })
+        let reloading = reload::Reloading::new(config.clone(), means, parts, orders);
+        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread: log.thread })
     }
 
     async fn run(
@@ -335,7 +372,7 @@ impl Daemon {
         signals: shutdown::Signals,
         stop_with_stdin: bool,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, journal_thread, log_thread } = self;
+        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread } = self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -346,7 +383,8 @@ impl Daemon {
             tokio::spawn(http::on_tcp(listener, admin::router(admin.clone(), true)));
         }
         tokio::spawn(door.tls.clone().watch());
-        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), config.limits.clone()));
+        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), limits));
+        tokio::spawn(reloading.run());
         announce(&smtp, admin_address)?;
 
         let journal = door.journal.clone();

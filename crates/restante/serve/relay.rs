@@ -9,7 +9,7 @@ use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
 use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
-use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus};
+use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus, Routes};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -32,7 +32,12 @@ pub(crate) enum Request {
     Flush(Flush, oneshot::Sender<usize>),
     /// Which of these would the action change, and where are their records?
     Choose(Which, Operation, oneshot::Sender<Vec<Chosen>>),
+    /// Go by these routes from now on.
+    SetRoutes(Arc<Routes>, NextHops, oneshot::Sender<()>),
 }
+
+/// Where each route's mail goes.
+pub(crate) type NextHops = HashMap<RouteName, Arc<[Target]>>;
 
 /// Transactions an operator chose.
 pub(crate) enum Which {
@@ -52,7 +57,7 @@ pub(crate) struct Chosen {
 pub(crate) struct RelayTask {
     pub(crate) relay: Relay,
     pub(crate) office: Arc<Office>,
-    pub(crate) next_hops: HashMap<RouteName, Arc<[Target]>>,
+    pub(crate) next_hops: NextHops,
     pub(crate) facts: mpsc::Receiver<Vec<Recorded>>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) requests: mpsc::Receiver<Request>,
@@ -170,10 +175,39 @@ impl RelayTask {
     fn take_report(&mut self, report: Report, stopped: bool) {
         match report {
             Report::Idle { .. } if stopped => {}
-            Report::Idle { route, courier } => self.idle.entry(route).or_default().push(courier),
+            // Its connection leads to a primary of before: dropped, it says good-bye.
+            Report::Idle { route, next_hops, .. } if !self.goes_to(&route, &next_hops) => {}
+            Report::Idle { route, courier, .. } => self.idle.entry(route).or_default().push(courier),
             Report::Failed { id, route, why } => self.relay.attempt_failed(id, &route, why, clock::now()),
-            Report::Probed { route, result } => self.relay.probe_ended(&route, result, clock::now()),
+            Report::Probed { route, next_hops, result } => {
+                // What a primary of before answered says nothing of the one of now.
+                if self.goes_to(&route, &next_hops) {
+                    self.relay.probe_ended(&route, result, clock::now());
+                }
+            }
         }
+    }
+
+    /// Whether these are the route's next hops of now: the same value, not the same addresses. A route that was gone
+    /// meanwhile begins afresh.
+    fn goes_to(&self, route: &RouteName, next_hops: &Arc<[Target]>) -> bool {
+        self.next_hops.get(route).is_some_and(|now| Arc::ptr_eq(now, next_hops))
+    }
+
+    fn set_routes(&mut self, routes: &Routes, next_hops: NextHops) {
+        let kept = |(route, hops): (RouteName, Arc<[Target]>)| {
+            let hops = self.next_hops.get(&route).filter(|before| **before == hops).cloned().unwrap_or(hops);
+            (route, hops)
+        };
+        let next_hops: NextHops = next_hops.into_iter().map(kept).collect();
+        let before = std::mem::replace(&mut self.next_hops, next_hops);
+        self.idle.retain(|route, _| {
+            before.get(route).is_some_and(|hops| match self.next_hops.get(route) {
+                Some(now) => Arc::ptr_eq(now, hops),
+                None => false,
+            })
+        });
+        self.relay.set_routes(routes, clock::now());
     }
 
     fn answer(&mut self, request: Request) {
@@ -187,6 +221,10 @@ impl RelayTask {
             Request::Routes(answer) => drop(answer.send(self.relay.route_status(clock::now()))),
             Request::Active(answer) => drop(answer.send(self.relay.active())),
             Request::Flush(which, answer) => drop(answer.send(self.relay.flush(which, clock::now()))),
+            Request::SetRoutes(routes, next_hops, answer) => {
+                self.set_routes(&routes, next_hops);
+                let _gone = answer.send(());
+            }
             Request::Choose(which, action, answer) => drop(answer.send(self.choose(&which, action))),
         }
     }

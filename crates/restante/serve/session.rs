@@ -25,7 +25,8 @@ use tokio::sync::{Semaphore, watch};
 /// What all sessions share.
 pub(crate) struct Door {
     pub(crate) settings: Arc<Settings>,
-    pub(crate) routes: Arc<Routes>,
+    /// The ones of now: looked at anew for each recipient.
+    pub(crate) routes: watch::Receiver<Arc<Routes>>,
     pub(crate) journal: Journal,
     pub(crate) memory: Memory,
     /// Blobs that may be written at the same moment.

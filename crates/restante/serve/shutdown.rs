@@ -34,6 +34,11 @@ impl Signals {
     }
 }
 
+/// SIGHUP: the configuration is to be read again. It must be caught before `ready:` is said, or it would end us.
+pub(crate) fn hangups() -> std::io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
+
 /// Returns when it is time to stop: a signal, a failed journal, or the end of standard input where that was asked for.
 pub(crate) async fn wait(signals: Signals, journal: &Journal, stop_with_stdin: bool) {
     let Signals { mut term, mut int } = signals;

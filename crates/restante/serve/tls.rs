@@ -109,7 +109,6 @@ impl Tls {
 
     /// Serves the certificate of these files from the next handshake on, or the self-signed one, and says which. On an
     /// error, which names the file, all stays as it was.
-    #[cfg_attr(not(test), expect(dead_code, reason = "SIGHUP calls it, once the daemon listens for that"))]
     pub(crate) fn reload(&self, configured: Option<&CertificateFiles>) -> anyhow::Result<String> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let (next, key) = take(configured, &self.self_signed, self.config.crypto_provider())?;

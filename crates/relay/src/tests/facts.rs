@@ -20,11 +20,12 @@ pub(crate) fn name(route: &str) -> RouteName {
     RouteName::new(route)
 }
 
-pub(crate) fn routes(list: &[(&str, usize)]) -> Arc<Routes> {
-    let settings = |(route, max_connections): &(&str, usize)| RouteSettings {
+/// By name, connections, and a number in the name of its next hop.
+pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
+    let settings = |(route, max_connections, n): &(&str, usize, u32)| RouteSettings {
         name: name(route),
         domains: vec![DomainName::parse(&format!("{route}.test")).unwrap()],
-        next_hops: vec![format!("mail.{route}.test:25")],
+        next_hops: vec![format!("mail{n}.{route}.test:25")],
         recipients: None,
         max_connections: *max_connections,
     };

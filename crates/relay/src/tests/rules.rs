@@ -13,13 +13,13 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(list: &[(&str, usize)]) -> Self {
+    fn new(list: &[(&str, usize, u32)]) -> Self {
         Self { relay: Relay::new(routes(list), Ledger::new(), 7, ms(0)), facts: 0 }
     }
 
     /// One route `a`, found up at time 0.
     fn up(max_connections: usize) -> Self {
-        let mut bench = Self::new(&[("a", max_connections)]);
+        let mut bench = Self::new(&[("a", max_connections, 0)]);
         assert_eq!(bench.polled(0), ["probe a"]);
         bench.relay.probe_ended(&name("a"), Ok(()), ms(0));
         bench.relay.take_events();
@@ -65,7 +65,7 @@ impl Bench {
 
 #[test]
 fn nothing_is_sent_before_the_primary_is_known_to_be_up() {
-    let mut bench = Bench::new(&[("a", 2)]);
+    let mut bench = Bench::new(&[("a", 2, 0)]);
     bench.apply(&accepted(1, &["a"], 0, None), 0);
     assert_eq!(bench.polled(0), ["probe a"]);
     assert_eq!(bench.polled(60_000), [""; 0], "one probe is enough");
@@ -90,7 +90,7 @@ fn mail_goes_in_order_of_acceptance_and_within_the_limit() {
 
 #[test]
 fn recipients_on_two_routes_do_not_wait_for_each_other() {
-    let mut bench = Bench::new(&[("a", 1), ("b", 1)]);
+    let mut bench = Bench::new(&[("a", 1, 0), ("b", 1, 0)]);
     bench.apply(&accepted(1, &["a", "b", "a"], 0, None), 0);
     assert_eq!(bench.polled(0), ["probe a", "probe b"]);
     bench.relay.probe_ended(&name("b"), Ok(()), ms(0));
@@ -246,7 +246,7 @@ fn damaged_mail_is_neither_tried_nor_counted_as_pending() {
     ledger.apply_lost(place(1), id(1), 2);
     let Fact::Accepted(damaged) = accepted(2, &["a"], 0, None) else { unreachable!() };
     ledger.apply_damaged(place(2), &damaged);
-    let mut bench = Bench { relay: Relay::new(routes(&[("a", 1)]), ledger, 7, ms(0)), facts: 2 };
+    let mut bench = Bench { relay: Relay::new(routes(&[("a", 1, 0)]), ledger, 7, ms(0)), facts: 2 };
     bench.polled(0);
     bench.probe(Ok(()), 0);
     assert_eq!((bench.polled(0), bench.counts(), bench.state(2, "a")), (vec![], [0; 4], None));
@@ -282,7 +282,7 @@ fn mail_of_a_route_that_left_the_configuration_is_kept_and_shown() {
     let mut ledger = Ledger::new();
     ledger.apply(place(1), &accepted(1, &["gone"], 5, None));
     ledger.apply(place(2), &attempted(id(1), 6, vec![(0, deferred(60_000))]));
-    let mut bench = Bench { relay: Relay::new(routes(&[("a", 1)]), ledger, 7, ms(0)), facts: 2 };
+    let mut bench = Bench { relay: Relay::new(routes(&[("a", 1, 0)]), ledger, 7, ms(0)), facts: 2 };
     assert_eq!(bench.polled(0), ["probe a"]);
     assert_eq!(bench.relay.flush(Flush::All, ms(0)), 0);
     assert_eq!((bench.polled(u64::MAX), bench.relay.poll_timeout()), (vec![], None));
@@ -299,7 +299,7 @@ fn mail_of_a_route_that_left_the_configuration_is_kept_and_shown() {
 #[test]
 fn a_clock_that_steps_back_stops_neither_probes_nor_mail() {
     let day = 86_400_000;
-    let mut bench = Bench::new(&[("a", 1)]);
+    let mut bench = Bench::new(&[("a", 1, 0)]);
     bench.polled(2 * day);
     bench.probe(Err("refused"), 2 * day);
     assert!(bench.relay.poll_timeout().unwrap() > ms(2 * day));
@@ -325,10 +325,64 @@ fn a_restart_schedules_what_the_journal_says() {
     ledger.apply(place(5), &attempted(id(1), 5, vec![(0, sent())]));
     ledger.apply(place(6), &attempted(id(2), 6, vec![(0, deferred(60_000))]));
     ledger.apply(place(7), &operated(id(3), Operation::Hold, vec![0]));
-    let mut bench = Bench { relay: Relay::new(routes(&[("a", 9)]), ledger, 7, ms(10)), facts: 7 };
+    let mut bench = Bench { relay: Relay::new(routes(&[("a", 9, 0)]), ledger, 7, ms(10)), facts: 7 };
     let status = &bench.relay.route_status(ms(10))[0];
     assert_eq!((bench.counts(), status.bytes, status.oldest), ([0, 1, 1, 1], 300, Some(ms(2))));
     bench.polled(10);
     bench.probe(Ok(()), 10);
     assert_eq!((bench.polled(10), bench.polled(60_000)), (vec!["4 a [0] #1".into()], vec!["2 a [0] #2".into()]));
+}
+
+#[test]
+fn mail_of_a_route_that_is_removed_waits_and_goes_on_when_it_returns() {
+    let mut bench = Bench::up(1);
+    for n in 1..=3 {
+        bench.apply(&accepted(n, &["a"], 0, None), 0);
+    }
+    assert_eq!(bench.polled(0), ["1 a [0] #1"]);
+    bench.apply(&attempted(id(1), 1, vec![(0, deferred(60_000))]), 1);
+    assert_eq!(bench.polled(1), ["2 a [0] #1"]);
+    bench.relay.set_routes(&routes(&[("b", 1, 0)]), ms(2));
+    let why = "route a is not configured";
+    assert_eq!(bench.relay.take_events(), [Event::PrimaryDown { route: name("a"), why: why.into() }]);
+    assert_eq!(bench.polled(2), ["probe b"]);
+    let shown: Vec<_> = bench.relay.route_status(ms(2)).iter().map(|s| s.name.as_str().to_owned()).collect();
+    assert_eq!(shown, ["b", "a"], "the configured ones first");
+    // What is under way ends as it began; the rest waits, whatever its time.
+    bench.broke(2, 3);
+    for n in 1..=3 {
+        assert_eq!(bench.state(n, "a"), Some((TransactionState::Waiting, format!("never by itself: {why}"))));
+    }
+    assert_eq!(bench.polled(u64::MAX), [""; 0]);
+    bench.relay.set_routes(&routes(&[("a", 2, 0)]), ms(4));
+    assert_eq!(bench.polled(4), ["probe a"]);
+    bench.probe(Ok(()), 4);
+    assert_eq!(bench.polled(4), ["2 a [0] #1", "3 a [0] #1"]);
+    assert_eq!(bench.state(1, "a").unwrap().0, TransactionState::Deferred);
+}
+
+#[test]
+fn a_new_primary_is_probed_before_it_gets_mail() {
+    let mut bench = Bench::up(1);
+    bench.apply(&accepted(1, &["a"], 0, None), 0);
+    bench.relay.set_routes(&routes(&[("a", 1, 1)]), ms(5));
+    assert!(matches!(&bench.relay.take_events()[..], [Event::PrimarySuspect { .. }]));
+    assert_eq!(bench.polled(5), ["probe a"]);
+    // The one under way asks the old one: it is as good as over.
+    bench.relay.set_routes(&routes(&[("a", 1, 2)]), ms(6));
+    assert_eq!(bench.polled(6), ["probe a"]);
+    bench.probe(Ok(()), 7);
+    assert_eq!(bench.polled(7), ["1 a [0] #1"]);
+}
+
+#[test]
+fn routes_that_stay_the_same_notice_nothing_of_a_reload() {
+    let mut bench = Bench::up(1);
+    for n in 1..=3 {
+        bench.apply(&accepted(n, &["a"], 0, None), 0);
+    }
+    assert_eq!(bench.polled(0), ["1 a [0] #1"]);
+    bench.relay.set_routes(&routes(&[("b", 1, 0), ("a", 2, 0)]), ms(1));
+    assert_eq!(bench.relay.take_events(), []);
+    assert_eq!(bench.polled(1), ["2 a [0] #1", "probe b"], "a second connection, and no probe");
 }

@@ -1,9 +1,10 @@
 //! A seeded simulation: two primaries that go away and come back, refuse, hang up and lose replies; an operator who
-//! holds, releases and flushes; a daemon that is killed and starts again from its journal. Checked after every step.
+//! holds, releases, flushes and changes the routes; a daemon that is killed and starts again from its journal. Checked after every step.
 
 use crate::tests::facts::{accepted, attempted, id, ms, name, operated, place, routes};
 use crate::{
-    Action, ConnectionTrouble, Event, Flush, Heard, Relay, RouteState, Routes, TransactionState, Verdict, judge,
+    Action, ConnectionTrouble, Event, Flush, Heard, Relay, RouteState, RouteStatus, Routes, TransactionState, Verdict,
+    judge,
 };
 use restante_envelope::{Reply, RouteName, TransactionId};
 use restante_ledger::{Action as Operation, Fact, Ledger, Outcome, RecipientIndex, RecipientState};
@@ -25,8 +26,9 @@ enum Happening {
     Accept,
     Switch { route: usize },
     AttemptEnds { epoch: u32, id: TransactionId, route: usize, recipients: Vec<RecipientIndex>, era: u32 },
-    ProbeEnds { epoch: u32, route: usize, ok: bool },
+    ProbeEnds { epoch: u32, route: usize, generation: u32, ok: bool },
     Operate,
+    Reload,
     Kill,
     MustHaveTried { route: usize, back_at: u64, operations: u32 },
     Calm,
@@ -36,6 +38,9 @@ enum Happening {
 struct Primary {
     there: bool,
     era: u32,
+    /// Whether its route is, and how often that or its next hops changed.
+    configured: bool,
+    generation: u32,
     max_connections: usize,
     last_attempt_at: Option<u64>,
     /// What the relay's events say.
@@ -68,10 +73,12 @@ struct Simulation {
 impl Simulation {
     fn new(seed: u64) -> Self {
         let limits = [1, 1 + (seed % 3) as usize];
-        let routes = routes(&[(ROUTES[0], limits[0]), (ROUTES[1], limits[1])]);
+        let routes = routes(&[(ROUTES[0], limits[0], 0), (ROUTES[1], limits[1], 0)]);
         let primary = |max_connections| Primary {
             there: seed.is_multiple_of(2),
             era: 0,
+            configured: true,
+            generation: 0,
             max_connections,
             last_attempt_at: None,
             up: false,
@@ -110,6 +117,10 @@ impl Simulation {
         for _ in 0..2 {
             let wait = simulation.draw(CALM_AT_MS);
             simulation.later(wait, Happening::Kill);
+        }
+        for _ in 0..seed % 8 {
+            let wait = simulation.draw(CALM_AT_MS);
+            simulation.later(wait, Happening::Reload);
         }
         simulation
     }
@@ -163,8 +174,10 @@ impl Simulation {
             Action::Probe { route } => {
                 let route = index_of(&route);
                 assert!(self.probing.insert(route), "two probes of one primary");
-                let (epoch, ok) = (self.epoch, self.primaries[route].there);
-                self.later(PROBE_MS, Happening::ProbeEnds { epoch, route, ok });
+                let Primary { there: ok, generation, configured, .. } = self.primaries[route];
+                assert!(configured, "a probe of a route that is not configured");
+                let epoch = self.epoch;
+                self.later(PROBE_MS, Happening::ProbeEnds { epoch, route, generation, ok });
             }
             Action::Attempt { id, route, position, recipients, .. } => {
                 let route = index_of(&route);
@@ -192,6 +205,7 @@ impl Simulation {
         assert!(self.in_flight.insert((id, route)), "two attempts of {id} at once");
         let active = self.in_flight.iter().filter(|(_, r)| *r == route).count();
         let primary = &mut self.primaries[route];
+        assert!(primary.configured, "an attempt on a route that is not configured");
         assert!(active <= primary.max_connections, "more than {} connections", primary.max_connections);
         if self.tried.insert((id, route)) && !self.ever_held.contains(&id) {
             assert!(id.to_bits() > primary.largest_first_tried, "{id} was overtaken");
@@ -215,8 +229,13 @@ impl Simulation {
 
     /// No due mail, and no primary, is without something that will move it.
     fn check(&self) {
-        for (route, status) in self.relay.route_status(ms(self.now)).iter().enumerate() {
+        for status in self.relay.route_status(ms(self.now)) {
+            let route = index_of(&status.name);
             let primary = &self.primaries[route];
+            if !primary.configured {
+                assert_eq!((status.state, status.next_probe, status.counts.deferred), (RouteState::Down, None, 0));
+                continue;
+            }
             assert_eq!(status.state == RouteState::Up, primary.up);
             let full = status.counts.active >= primary.max_connections as u64;
             assert!(status.counts.waiting == 0 || full || !primary.up, "due mail, a free connection, and no attempt");
@@ -227,14 +246,14 @@ impl Simulation {
     /// Counts everything anew, from the ledger and from what is in flight, and compares.
     fn recount(&self) {
         let ledger = self.relay.ledger();
-        for (route, status) in self.relay.route_status(ms(self.now)).iter().enumerate() {
-            let number = ledger.find_route(&status.name);
+        for (route, known) in ROUTES.iter().enumerate() {
+            let number = ledger.find_route(&name(known));
             let (mut pending, mut oldest) = (0, None);
             let mut by_state = BTreeMap::new();
             for (id, transaction) in ledger.iter() {
                 let on_route = transaction.recipients.iter().filter(|r| Some(r.route) == number);
                 let open: Vec<_> = on_route.map(|r| r.state).filter(|state| !state.is_settled()).collect();
-                let view = self.relay.transaction_state(id, &status.name);
+                let view = self.relay.transaction_state(id, &name(known));
                 assert_eq!(view.is_some(), !open.is_empty());
                 let Some(view) = view else { continue };
                 pending += 1;
@@ -245,10 +264,18 @@ impl Simulation {
                 assert!(view.state == TransactionState::Active || frozen == (view.state == TransactionState::Hold));
             }
             let counted = ["active", "deferred", "waiting", "hold"].map(|s| by_state.get(s).copied().unwrap_or(0));
+            let Some(status) = self.status(route) else {
+                assert!(pending == 0 && !self.primaries[route].configured, "{known} is not shown");
+                continue;
+            };
             let counts = status.counts;
             assert_eq!(counted, [counts.active, counts.deferred, counts.waiting, counts.hold]);
             assert_eq!((status.pending, status.bytes, status.oldest), (pending, pending * 100, oldest));
         }
+    }
+
+    fn status(&self, route: usize) -> Option<RouteStatus> {
+        self.relay.route_status(ms(self.now)).into_iter().find(|status| index_of(&status.name) == route)
     }
 
     fn record(&mut self, fact: Fact) {
@@ -267,13 +294,16 @@ impl Simulation {
             Happening::AttemptEnds { epoch, id, route, recipients, era } if epoch == self.epoch => {
                 self.attempt_ends(id, route, &recipients, era);
             }
-            Happening::ProbeEnds { epoch, route, ok } if epoch == self.epoch => {
+            Happening::ProbeEnds { epoch, route, generation, ok }
+                if epoch == self.epoch && generation == self.primaries[route].generation =>
+            {
                 self.probing.remove(&route);
                 let result = if ok { Ok(()) } else { Err("refused".into()) };
                 self.relay.probe_ended(&name(ROUTES[route]), result, ms(self.now));
             }
             Happening::AttemptEnds { .. } | Happening::ProbeEnds { .. } => {}
             Happening::Operate => self.operate(),
+            Happening::Reload => self.reload(),
             Happening::Kill => self.kill(),
             Happening::MustHaveTried { route, back_at, operations } => {
                 let tried = self.primaries[route].last_attempt_at.is_some_and(|at| at >= back_at);
@@ -326,7 +356,7 @@ impl Simulation {
     /// A primary is back: if that is seen within the first hour and there is mail to send, it must be tried soon.
     fn expect_attempt(&mut self, route: usize) {
         let primary = &self.primaries[route];
-        let counts = self.relay.route_status(ms(self.now))[route].counts;
+        let Some(RouteStatus { counts, .. }) = self.status(route).filter(|_| primary.configured) else { return };
         let young = self.now - primary.trouble_since < 3_590_000;
         if !primary.up && young && counts.waiting > 0 && counts.active < primary.max_connections as u64 {
             let (back_at, operations) = (self.now, self.operations);
@@ -392,6 +422,40 @@ impl Simulation {
         }
     }
 
+    /// The operator changes which routes there are, in which order, whereto, and with how many connections.
+    fn reload(&mut self) {
+        if self.calm {
+            return;
+        }
+        let kept = self.draw(4);
+        self.set_routes(|route| kept == 3 || kept != route as u64);
+    }
+
+    fn set_routes(&mut self, keep: impl Fn(usize) -> bool) {
+        self.operations += 1;
+        for route in 0..ROUTES.len() {
+            let (elsewhere, limit) = (self.draw(3) == 0, 1 + self.draw(3) as usize);
+            let primary = &mut self.primaries[route];
+            if primary.configured != keep(route) || elsewhere {
+                primary.generation += 1;
+                primary.trouble_since = self.now;
+                self.probing.remove(&route);
+            }
+            // A new primary of an old route is told of by an event.
+            primary.up &= primary.configured && keep(route);
+            (primary.configured, primary.max_connections) = (keep(route), limit);
+        }
+        let mut list: Vec<_> = self.primaries.iter().zip(ROUTES).filter(|(p, _)| p.configured).collect();
+        if self.operations.is_multiple_of(2) {
+            list.reverse();
+        }
+        let list: Vec<_> = list.iter().map(|(p, route)| (*route, p.max_connections, p.generation)).collect();
+        self.routes = routes(&list);
+        self.relay.set_routes(&self.routes, ms(self.now));
+        let shown: Vec<_> = self.relay.route_status(ms(self.now)).iter().map(|s| s.name.as_str().to_owned()).collect();
+        assert!(list.iter().map(|(route, ..)| *route).eq(shown.iter().take(list.len()).map(String::as_str)));
+    }
+
     /// The daemon dies with whatever it had in flight, and starts again from the journal.
     fn kill(&mut self) {
         let mut ledger = Ledger::new();
@@ -409,6 +473,7 @@ impl Simulation {
 
     fn calm_down(&mut self) {
         self.calm = true;
+        self.set_routes(|_| true);
         for primary in &mut self.primaries {
             primary.era += u32::from(!primary.there);
             primary.there = true;

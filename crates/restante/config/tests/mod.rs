@@ -17,6 +17,7 @@ impl Place {
     }
 
     fn and(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(self.0.path().join(name).parent().unwrap()).unwrap();
         fs::write(self.0.path().join(name), text).unwrap();
         self
     }
@@ -68,7 +69,7 @@ retain = 7
 [smtp]
 listen = ["25"]
 max_message_size = "100"
-[tls]
+[dns]
 cert = "x"
 [[route]]
 domain = ["example.com"]
@@ -97,9 +98,9 @@ error: bad `max_message_size`
   --> restante.toml:6:20
   6 | max_message_size = "100"
     |                    ^^^^^ a unit is missing: "100KiB" or "100MiB"?
-error: section [tls] is reserved for a later release
+error: section [dns] is reserved for a later release
   --> restante.toml:7:2
-  7 | [tls]
+  7 | [dns]
     |  ^^^ remove it
 error: unknown key `domain` in [[route]]
   --> restante.toml:10:1
@@ -262,7 +263,7 @@ fn without_file_and_routes_the_way_on_is_shown() {
     let expected = "\
 error: no configuration: no --config, no --route, and no /nonexistent/restante.toml
   without a file:  restante serve --route example.com=mail.example.com
-  with one:        restante init (a later release has it; until then copy deploy/restante.toml)
+  with one:        restante init mx2.example.net --domain example.com --primary mail.example.com
 nothing was started, no port is open
 ";
     assert_eq!((invalid.render(false).as_str(), invalid.exit_code()), (expected, 6));
@@ -322,13 +323,13 @@ fn unknown_and_reserved_names_are_told_apart() {
         "[spool]",
         "unknown section [spool]",
         "2:2",
-        "known here: hostname, journal, smtp, admin, limits, route",
+        "known here: hostname, journal, smtp, tls, admin, limits, log, route",
     );
     assert_error("[smtp]\nport = 25", "unknown key `port` in [smtp]", "3:1", "known here: listen, max_message_size");
     assert_error("[journal]\nretian = \"7d\"", "unknown key `retian` in [journal]", "3:1", "did you mean `retain`?");
     assert_error("[admin]\nhtp = \"x\"", "unknown key `htp` in [admin]", "3:1", "did you mean `http`?");
     assert_error("[limits]\nexempts = []", "unknown key `exempts` in [limits]", "3:1", "did you mean `exempt`?");
-    for name in ["tls", "log", "metrics", "status", "notify", "dns", "cluster"] {
+    for name in ["metrics", "status", "notify", "dns", "cluster"] {
         let message = format!("section [{name}] is reserved for a later release");
         assert_error(&format!("[{name}]\nx = 1"), &message, "2:2", "remove it");
     }
@@ -476,10 +477,16 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         })
         .flat_map(|line| [line, "\n"])
         .collect();
-    let place = Place::with(&uncommented).and("recipients", "sales@example.org\n");
+    let place = Place::with(&uncommented)
+        .and("recipients", "sales@example.org\n")
+        .and("tls/fullchain.pem", CHAIN)
+        .and("tls/key.pem", KEY);
     let all = place.resolve(&Flags::default()).unwrap();
-    let settable = (&all.retain, &all.listen, all.max_message_bytes, &all.limits);
-    assert_eq!(settable, (&config.retain, &config.listen, config.max_message_bytes, &config.limits));
+    let settable = |config: &Config| {
+        let Config { retain, listen, max_message_bytes, limits, log, .. } = config.clone();
+        (retain, listen, max_message_bytes, limits, log)
+    };
+    assert_eq!(settable(&all), settable(&config));
     for key in [
         "retain",
         "listen",
@@ -489,13 +496,56 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         "per_client_connections",
         "exempt",
         "recipients",
+        "certificate",
+        "key",
+        "max_size",
+        "keep",
     ] {
         assert!(
             uncommented.lines().any(|line| line.starts_with(&format!("{key} = "))),
             "{key} is not in the shipped file"
         );
     }
-    assert!(all.admin_http.is_some() && all.routes[0].recipients.is_some());
+    assert!(all.admin_http.is_some() && all.certificate.is_some() && all.routes[0].recipients.is_some());
+}
+
+const CHAIN: &str = "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n";
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMA==\n-----END PRIVATE KEY-----\n";
+
+#[test]
+fn half_a_certificate_or_one_that_cannot_be_used_is_an_error() {
+    let tls = |keys: &str| format!("hostname = \"mx2.example.net\"\n[tls]\n{keys}\n{ROUTE}");
+    let both = "certificate = \"c.pem\"\nkey = \"k.pem\"";
+    let place = Place::with(&tls(both)).and("c.pem", CHAIN).and("k.pem", KEY);
+    assert_eq!(Place::with(&tls("")).resolve(&Flags::default()).unwrap().certificate, None);
+    let found = place.resolve(&Flags::default()).unwrap().certificate.unwrap();
+    assert_eq!((found.chain, found.key), (place.0.path().join("c.pem"), place.0.path().join("k.pem")));
+    for (keys, messages) in [
+        ("certificate = \"c.pem\"", vec!["missing `key`"]),
+        ("certificat = \"c.pem\"\nkey = \"k.pem\"", vec!["unknown key `certificat` in [tls]"]),
+        (
+            "certificate = \"k.pem\"\nkey = \"c.pem\"",
+            vec![
+                "k.pem has no line `-----BEGIN ... CERTIFICATE-----`",
+                "c.pem has no line `-----BEGIN ... PRIVATE KEY-----`",
+            ],
+        ),
+        ("certificate = \"absent\"\nkey = \"k.pem\"", vec!["cannot read absent: No such file or directory"]),
+    ] {
+        let place = Place::with(&tls(keys)).and("c.pem", CHAIN).and("k.pem", KEY);
+        let (shown, code) = place.refusal(&Flags::default());
+        assert_eq!((code, shown.matches("error: ").count()), (6, messages.len()), "{shown}");
+        messages.iter().for_each(|message| assert!(shown.contains(message), "{message}\n{shown}"));
+    }
+}
+
+#[test]
+fn the_log_s_bounds_are_told() {
+    assert_error("[log]\nmax_size = \"1MiB\"", "bad `max_size`", "3:12", "at least \"128MiB\"");
+    assert_error("[log]\nkeep = \"12h\"", "bad `keep`", "3:8", "at least \"1d\": a file of the log is a day's");
+    let place = Place::with(&format!("hostname = \"a.test\"\n[log]\nmax_size = \"1GiB\"\nkeep = \"7d\"\n{ROUTE}"));
+    let log = place.resolve(&Flags::default()).unwrap().log;
+    assert_eq!(log, LogSettings { max_bytes: 1 << 30, keep: Duration::from_secs(7 * 86_400) });
 }
 
 proptest! {

@@ -1,0 +1,110 @@
+//! What is other in a new configuration than in the one in force, in words. Compares; changes nothing.
+
+use crate::config::{Config, Limits, Route};
+use restante_envelope::DomainName;
+use std::fmt::Display;
+
+/// `1 recipient`, `214 recipients`, `any recipient`
+pub(super) fn count(route: &Route) -> String {
+    match route.recipients.as_ref().map(Vec::len) {
+        None => "any recipient".to_owned(),
+        Some(1) => "1 recipient".to_owned(),
+        Some(n) => format!("{n} recipients"),
+    }
+}
+
+/// What takes effect at once.
+pub(super) fn in_words(old: &Config, new: &Config) -> Vec<String> {
+    let mut changes = Vec::new();
+    for route in &new.routes {
+        match old.routes.iter().find(|before| before.name == route.name) {
+            Some(before) => changes.extend(of_route(before, route)),
+            None => {
+                let (domains, primary) = (joined(&route.domains), joined(&route.primary));
+                changes.push(format!("route {}: new, {domains} to {primary}, {}", route.name, count(route)));
+            }
+        }
+    }
+    for route in old.routes.iter().filter(|route| new.routes.iter().all(|kept| kept.name != route.name)) {
+        let name = &route.name;
+        changes.push(format!("route {name}: removed; what is pending for it waits until it is back"));
+    }
+    changes.extend(limits(&old.limits, &new.limits));
+    if old.certificate != new.certificate {
+        let path = |config: &Config| match &config.certificate {
+            Some(files) => files.chain.display().to_string(),
+            None => "none".to_owned(),
+        };
+        changes.push(format!("certificate: {} -> {}", path(old), path(new)));
+    }
+    changes
+}
+
+fn of_route(old: &Route, new: &Route) -> Vec<String> {
+    let name = &new.name;
+    let mut changes = Vec::new();
+    if old.primary != new.primary {
+        changes.push(format!("route {name}: primary {} -> {}", joined(&old.primary), joined(&new.primary)));
+    }
+    let only_in = |these: &Route, those: &Route| -> Vec<DomainName> {
+        these.domains.iter().filter(|domain| !those.domains.contains(domain)).cloned().collect()
+    };
+    for (verb, domains) in [("takes mail for", only_in(new, old)), ("takes no more mail for", only_in(old, new))] {
+        if !domains.is_empty() {
+            changes.push(format!("route {name}: {verb} {}", joined(&domains)));
+        }
+    }
+    changes.extend(recipients(old, new));
+    changes
+}
+
+/// How a route's recipients changed, if they did.
+pub(super) fn recipients(old: &Route, new: &Route) -> Option<String> {
+    let sorted = |route: &Route| {
+        let mut list = route.recipients.clone();
+        list.iter_mut().flatten().for_each(|address| address.make_ascii_lowercase());
+        list.iter_mut().for_each(|list| list.sort_unstable());
+        list
+    };
+    (sorted(old) != sorted(new)).then(|| {
+        let was = if count(old) == count(new) { "others".to_owned() } else { number(old) };
+        format!("route {}: {} (was {was})", new.name, count(new))
+    })
+}
+
+fn number(route: &Route) -> String {
+    route.recipients.as_ref().map_or_else(|| "any".to_owned(), |list| list.len().to_string())
+}
+
+fn limits(old: &Limits, new: &Limits) -> Vec<String> {
+    let one = |key: &str, old: String, new: String| (old != new).then(|| format!("{key}: {old} -> {new}"));
+    [
+        one("max_connections", old.max_connections.to_string(), new.max_connections.to_string()),
+        one("per_client_connections", old.per_client_connections.to_string(), new.per_client_connections.to_string()),
+        one("exempt", joined(&old.exempt), joined(&new.exempt)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// What takes effect at the next start, with both values.
+pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
+    let http = |config: &Config| config.admin_http.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    let log = |config: &Config| format!("{} bytes, {} s", config.log.max_bytes, config.log.keep.as_secs());
+    let keys = [
+        ("hostname", old.hostname.clone(), new.hostname.clone()),
+        ("[journal] dir", old.data_dir.display().to_string(), new.data_dir.display().to_string()),
+        ("[journal] retain", format!("{} s", old.retain.as_secs()), format!("{} s", new.retain.as_secs())),
+        ("[smtp] listen", joined(&old.listen), joined(&new.listen)),
+        ("[smtp] max_message_size", old.max_message_bytes.to_string(), new.max_message_bytes.to_string()),
+        ("[admin] http", http(old), http(new)),
+        ("[log]", log(old), log(new)),
+    ];
+    let changed = keys.into_iter().filter(|(_, old, new)| old != new);
+    changed.map(|(key, old, new)| format!("{key} ({old} -> {new})")).collect()
+}
+
+fn joined<T: Display>(list: &[T]) -> String {
+    list.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
