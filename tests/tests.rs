@@ -26,6 +26,8 @@ mod lifecycle;
 #[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod packaging;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod relaying;

@@ -16,11 +16,13 @@ pub(crate) mod log;
 mod log_cursor;
 mod memory;
 pub(crate) mod metrics;
+mod notify;
 mod relay;
 mod reload;
 mod session;
 mod shutdown;
 mod socket;
+mod sockets;
 mod tls;
 
 use crate::cli::exit;
@@ -35,12 +37,13 @@ use restante_journal::{
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
+use sockets::{Inherited, Sockets};
 use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Descriptors beside those of SMTP connections and couriers: segments, logs, admin, the runtime.
@@ -62,8 +65,9 @@ pub(crate) enum Ended {
 pub(crate) fn run(mut config: Config, flags: Flags, stop_with_stdin: bool) -> anyhow::Result<u8> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
     limit_connections_to_files(&mut config);
+    let inherited = Inherited::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(start(config, flags, stop_with_stdin, runtime.handle().clone()));
+    let ended = runtime.block_on(start(config, flags, inherited, stop_with_stdin, runtime.handle().clone()));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(match ended? {
@@ -107,6 +111,7 @@ pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
 async fn start(
     config: Config,
     flags: Flags,
+    inherited: Inherited,
     stop_with_stdin: bool,
     handle: tokio::runtime::Handle,
 ) -> anyhow::Result<Ended> {
@@ -131,47 +136,12 @@ async fn start(
         }
         Err(error) => return Err(error).context("cannot make a certificate for STARTTLS"),
     };
-    let sockets = Sockets::open(&config)?;
+    let sockets = Sockets::open(&config, inherited)?;
+    notify::starting();
     let (boot, writer) = open_journal(&config, &storage)?;
     let daemon = Daemon::assemble(&config, storage, boot, writer, tls, reload::Means { flags, hangups, handle })?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
-}
-
-/// Listening sockets; taken before the journal is read, so that a port in use ends the start at once.
-struct Sockets {
-    smtp: Vec<TcpListener>,
-    admin_tcp: Option<TcpListener>,
-    admin_socket: Option<UnixListener>,
-}
-
-impl Sockets {
-    fn open(config: &Config) -> anyhow::Result<Self> {
-        let bind = |address: SocketAddr| listener::bind(address).with_context(|| format!("cannot listen on {address}"));
-        let smtp = config.listen.iter().map(|address| bind(*address)).collect::<Result<_, _>>()?;
-        let admin_tcp = config.admin_http.map(bind).transpose()?;
-        let path = config.data_dir.join("admin.sock");
-        // Left over from a crash: nobody else can listen there while we hold the lock.
-        if let Err(error) = std::fs::remove_file(&path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            return Err(error).with_context(|| format!("cannot remove {}", path.display()));
-        }
-        let admin_socket = match UnixListener::bind(&path) {
-            Ok(socket) => {
-                use std::os::unix::fs::PermissionsExt as _;
-                std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-                Some(socket)
-            }
-            // A socket's path may have 107 bytes.
-            Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => {
-                tracing::warn!("{}: {error}; the commands reach this daemon by --admin alone", path.display());
-                None
-            }
-            Err(error) => return Err(error).with_context(|| format!("cannot listen on {}", path.display())),
-        };
-        Ok(Self { smtp, admin_tcp, admin_socket })
-    }
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
@@ -386,12 +356,14 @@ impl Daemon {
         let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), limits));
         tokio::spawn(reloading.run());
         announce(&smtp, admin_address)?;
+        notify::ready(config.routes.len());
 
         let journal = door.journal.clone();
         let relay_died = tokio::select! {
             () = shutdown::wait(signals, &journal, stop_with_stdin) => false,
             _ = &mut relay => true,
         };
+        notify::stopping();
         let _no_receiver_left = stop.send(true);
         // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
         if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {
