@@ -12,6 +12,8 @@ mod damage;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
+mod encryption_out;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod instruments;
