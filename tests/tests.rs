@@ -16,6 +16,8 @@ mod delivery;
 #[cfg(test)]
 mod encryption;
 #[cfg(test)]
+mod encryption_out;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod instruments;

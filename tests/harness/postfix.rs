@@ -12,6 +12,7 @@ use tempfile::TempDir;
 /// Debian's own services of master.cf, less what we do not use.
 const SERVICES: &str = "\
 cleanup unix n - n - 0 cleanup
+tlsmgr unix - - n 1000? 1 tlsmgr
 qmgr unix n - n 300 1 qmgr
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
@@ -36,6 +37,8 @@ const NOBODY: u32 = 65_534;
 pub enum Role {
     /// Delivers mail for our domain into a maildir.
     Primary,
+    /// The same, and offers STARTTLS with a certificate of its own making.
+    EncryptingPrimary,
     /// Relays everything to this port of 127.0.0.1.
     Sender(u16),
     /// The same, and never in clear.
@@ -70,8 +73,8 @@ impl Postfix {
             fs::create_dir(&path).unwrap();
             run(tool("chown").args([owner, &path])).expect_code(0);
         }
-        let special = match role {
-            Role::Primary => format!(
+        let mut special = match role {
+            Role::Primary | Role::EncryptingPrimary => format!(
                 "virtual_mailbox_domains = {OURS}\nvirtual_mailbox_maps = static:box/\nvirtual_mailbox_base = {home}/mail\n\
                  virtual_uid_maps = static:{NOBODY}\nvirtual_gid_maps = static:{NOBODY}\n"
             ),
@@ -80,6 +83,16 @@ impl Postfix {
                 format!("relayhost = [127.0.0.1]:{next}\nsmtp_tls_security_level = encrypt\n")
             }
         };
+        if matches!(role, Role::EncryptingPrimary) {
+            let pem = format!("{home}/etc/tls.pem");
+            run(tool("openssl")
+                .args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=other.example.net"])
+                .args(["-keyout", &pem, "-out", &format!("{pem}.crt")]))
+            .expect_code(0);
+            special.push_str(&format!(
+                "smtpd_tls_security_level = may\nsmtpd_tls_cert_file = {pem}.crt\nsmtpd_tls_key_file = {pem}\nsmtpd_tls_loglevel = 1\n"
+            ));
+        }
         let main = format!(
             "compatibility_level = 3.6\nqueue_directory = {home}/queue\ndata_directory = {home}/data\n\
              maillog_file = {home}/maillog\nmaillog_file_prefixes = {home}\nmyhostname = postfix.example.net\n\
