@@ -231,3 +231,28 @@ fn a_stray_file_of_any_number_is_damage_and_stops_nothing() {
     assert_eq!((&told["pending"], &told["quarantined"]), (&3.into(), &0.into()), "{told}");
     assert!(told["damage"].as_array().unwrap().len() <= 2, "one entry for a hole, however wide: {told}");
 }
+
+#[test]
+fn a_start_clears_away_what_a_crash_left_of_large_messages_and_touches_nothing_else() {
+    let directory = scratch();
+    let primary = Sink::closed();
+    let mut daemon = Serve::new(directory.path(), primary.port).start();
+    fill(&daemon, 3);
+    daemon.kill9();
+    let blobs = directory.path().join("blob");
+    fs::create_dir_all(&blobs).unwrap();
+    let part = "0123456789abcdef0123456789abcdef.part";
+    for name in [part, "00000000000000000000000000000001", "notes.txt"] {
+        fs::write(blobs.join(name), "left over").unwrap();
+    }
+    let before = account(directory.path(), "verify", 0);
+    let orphan = |name: &str| json!({"file": format!("blob/{name}"), "bytes": 9});
+    assert_eq!(before["orphans"], json!([orphan("00000000000000000000000000000001"), orphan(part)]));
+    let mut daemon = Serve::new(directory.path(), primary.port).start();
+    let left: Vec<_> = fs::read_dir(&blobs).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes.txt"]);
+    assert!(daemon.stderr().contains("removed 2 files from blob/, 18 bytes"), "{}", daemon.stderr());
+    daemon.stop();
+    let after = account(directory.path(), "verify", 0);
+    assert_eq!((&after["orphans"], counts(&after)), (&json!([]), counts(&before)));
+}

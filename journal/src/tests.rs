@@ -441,3 +441,18 @@ fn an_unsealed_segment_that_was_cut_short_is_damaged() {
         assert_eq!(fold(&cut, Depth::Everything).0.report.state(), State::Damaged, "{len}");
     }
 }
+
+#[test]
+fn a_frame_with_a_flag_of_a_later_version_is_refused_and_not_guessed_at() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    storage.alter(&crate::header::file_name(1), |bytes| {
+        bytes[4096 + 9] |= 4;
+        let crc = crc32c::crc32c(&bytes[4096 + 8..4096 + 64]).to_le_bytes();
+        bytes[4096 + 4..4096 + 8].copy_from_slice(&crc);
+    });
+    let refused = replay(&storage, Depth::Records, &mut Ledger::new());
+    assert!(matches!(refused, Err(crate::ReplayError::UnknownKind { offset: 4096, kind: 1, .. })));
+}

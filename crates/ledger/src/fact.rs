@@ -35,7 +35,7 @@ pub enum Fact {
     Served(Served),
 }
 
-/// A message was accepted. Its content follows in the same record.
+/// A message was accepted. Its content follows in the same record, or is in a blob that the record names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {
     /// The name of the transaction from now on.

@@ -347,7 +347,7 @@ async fn connect_to_any(next_hops: &[Target], settings: &Settings) -> Result<Con
 #[cfg(test)]
 mod tests {
     use super::super::args::Command;
-    use super::super::journal::testing::{OUTPUT, command_line, contents, message, served, write, writer};
+    use super::super::journal::testing::{OUTPUT, command_line, contents, large, message, served, write, writer};
     use super::super::recover;
     use super::*;
     use crate::serve::log::CURRENT;
@@ -516,6 +516,25 @@ mod tests {
         let kinder = Primary::start(kind);
         assert_eq!(deliver(dir, &format!("--to {}", kinder.address)), 3);
         assert_eq!((account(dir), kinder.contents().len()), ((1, 2), 1));
+    }
+
+    #[test]
+    fn a_message_in_a_blob_arrives_whole_and_a_rotten_one_is_quarantined() {
+        let primary = Primary::start(kind);
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path();
+        let body = "a line of a large message\r\n".repeat(40_000);
+        let mut writer = writer(dir);
+        let records = [1, 2].map(|name| large(dir, name, body.as_bytes(), &["a@example.test"]));
+        write(&mut writer, &[served(&primary.address.to_string())]);
+        write(&mut writer, &records);
+        writer.close().unwrap();
+        std::fs::remove_file(dir.join(records[1].blob().unwrap().file())).unwrap();
+        assert_eq!(deliver(dir, ""), 9, "damage beats all");
+        let balance = contents(dir).ledger.balance();
+        assert_eq!((balance.sent, balance.quarantined, balance.pending), (1, 1, 0));
+        assert_eq!(primary.contents().len(), 1);
+        assert!(primary.contents()[0].ends_with(&body));
     }
 
     #[test]
