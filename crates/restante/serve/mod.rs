@@ -212,18 +212,11 @@ fn open_log(
     storage: &DirStorage,
     metrics: &Arc<metrics::Metrics>,
     last: Option<Position>,
-    until: u64,
 ) -> anyhow::Result<log::Started> {
-    let behind = |cursor: Option<Position>| last > cursor;
+    let past = log::Past { storage: storage.clone(), last };
     let directory = config.data_dir.join("log");
-    let log = log::start(directory, config.hostname.clone(), metrics.clone(), behind)
-        .context("cannot open the delivery log")?;
-    if behind(log.cursor) {
-        let (storage, after, lines) = (storage.clone(), log.cursor, log.handle.patient());
-        let tell = move || log_cursor::catch_up(&storage, after, until, &lines);
-        std::thread::Builder::new().name("log-catch-up".into()).spawn(tell)?;
-    }
-    Ok(log)
+    log::start(directory, config.hostname.clone(), metrics.clone(), log::LogLimits::default(), Some(past))
+        .context("cannot open the delivery log")
 }
 
 /// Everything that runs, before it does.
@@ -247,7 +240,7 @@ impl Daemon {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
         let metrics = Arc::new(metrics::Metrics::new(routes.iter().map(|route| route.name.clone())));
-        let log = open_log(config, &storage, &metrics, boot.last, writer.segment_number())?;
+        let log = open_log(config, &storage, &metrics, boot.last)?;
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
