@@ -18,6 +18,8 @@ mod instruments;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod logging;
+#[cfg(test)]
 mod peers;
 #[cfg(test)]
 mod relaying;

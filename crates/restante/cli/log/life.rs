@@ -142,7 +142,11 @@ impl Life {
     fn sort(&mut self) {
         let mut seen = BTreeSet::new();
         self.entries.retain(|entry| seen.insert(entry.text.clone()));
-        self.entries.sort_by(|a, b| a.get("ts").cmp(b.get("ts")));
+        // The session's time of acceptance may be taken an instant before the line of its beginning.
+        let begins = |entry: &Entry| entry.get("ev") != "connect";
+        let has_come = |entry: &Entry| entry.get("ev") != "accepted";
+        let key = |entry: &Entry| (begins(entry), entry.get("ts").to_owned(), has_come(entry));
+        self.entries.sort_by_cached_key(key);
     }
 
     fn accepted(&self) -> Option<&Entry> {
