@@ -47,7 +47,7 @@ impl Address {
 impl Selection {
     pub(super) fn new(args: &Log) -> Self {
         let ids: Vec<_> = args.ids.iter().map(|id| finder(&id.to_string())).collect();
-        let day = |at: Option<Timestamp>| at.map(|at| day_of(at));
+        let day = |at: Option<Timestamp>| at.map(day_of);
         // Nothing was said of a transaction before it was accepted.
         let first = args.ids.iter().min().map(|id| earliest_day(*id));
         let days = Days { since: day(args.since).max(first), until: day(args.until) };

@@ -57,10 +57,12 @@ pub(super) fn compress_all(directory: &Path) -> io::Result<()> {
             std::fs::remove_file(path)?;
         }
     }
+    // One that cannot be read must not keep the others large.
+    let mut outcome = Ok(());
     for (key, file) in aside(directory)? {
-        compress(directory, &key, &file)?;
+        outcome = outcome.and(compress(directory, &key, &file));
     }
-    Ok(())
+    outcome
 }
 
 fn compress(directory: &Path, key: &Key, file: &Aside) -> io::Result<()> {

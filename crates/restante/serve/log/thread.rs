@@ -129,9 +129,12 @@ impl Writer {
 
     /// Until the last handle is gone and all of the past is told, as far as it can be.
     pub(super) fn run(&mut self, lines: &Receiver<Line>) {
-        self.compressor = compress::start(self.directory.clone(), self.limits.clone())
-            .inspect_err(|error| tracing::warn!("the delivery log is not compressed: {error}"))
-            .ok();
+        // Only where the log is at home: `recover` leaves no file behind that the daemon's user could not read.
+        if self.past.journal.is_some() {
+            self.compressor = compress::start(self.directory.clone(), self.limits.clone())
+                .inspect_err(|error| tracing::warn!("the delivery log is not compressed: {error}"))
+                .ok();
+        }
         let mut saved_at = Instant::now();
         loop {
             self.tell_missing();

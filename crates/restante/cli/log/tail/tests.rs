@@ -230,6 +230,6 @@ fn a_line_without_end_does_not_eat_the_memory() {
     let directory = tempfile::tempdir().unwrap();
     append(directory.path(), CURRENT, &"x".repeat(3 * LINE_BYTES_MAX));
     let mut tail = all(directory.path());
-    assert!(drain(&mut tail).len() >= 1);
+    assert!(!drain(&mut tail).is_empty());
     assert!(tail.open.unwrap().partial.len() <= LINE_BYTES_MAX + 1);
 }

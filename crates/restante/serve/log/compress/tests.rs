@@ -66,7 +66,8 @@ fn a_crash_at_any_step_leaves_every_line_once() {
     };
     // What is there when it stops: the part, and the file under its name, as far as they were written.
     let half = &whole[..whole.len() / 2];
-    let steps: [(&str, Option<&[u8]>, Option<&[u8]>); 5] = [
+    type Bytes<'a> = Option<&'a [u8]>;
+    let steps: [(&str, Bytes<'_>, Bytes<'_>); 5] = [
         ("before the part", None, None),
         ("in the part", Some(half), None),
         ("before the rename", Some(&whole), None),
