@@ -97,9 +97,9 @@ fn a_message_of_three_days_back_in_300_mb() {
     }
 }
 
-/// Five days of log as a relay writes it, in files put aside; the identifier of a message of the second day.
+/// Five days of log as a relay writes it, in files put aside; the identifier of a message of three days back.
 fn generate(log: &Path) -> String {
-    const MESSAGES_A_DAY: u64 = 52_000;
+    const MESSAGES_A_DAY: u64 = 57_000;
     const DAY_MS: u64 = 86_400_000;
     let now = jiff::Timestamp::now().as_millisecond();
     let first_day = (u64::try_from(now).unwrap() / DAY_MS - 5) * DAY_MS;
@@ -113,7 +113,7 @@ fn generate(log: &Path) -> String {
             let at = first_day + day * DAY_MS + n * DAY_MS / MESSAGES_A_DAY;
             let id = ulid(at, state);
             message_lines(&mut text, at, state, &id, day * MESSAGES_A_DAY + n);
-            if (day, n) == (1, MESSAGES_A_DAY / 2) {
+            if (day, n) == (2, MESSAGES_A_DAY / 2) {
                 wanted = id;
             }
         }
