@@ -26,6 +26,8 @@ mod large;
 #[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
+mod logging;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
 mod packaging;

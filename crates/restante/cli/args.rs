@@ -5,7 +5,7 @@
 
 use crate::config::{Flags, HostPort};
 use clap::{Args, Parser, Subcommand};
-use restante_envelope::TransactionId;
+use restante_envelope::{Timestamp, TransactionId};
 use std::path::PathBuf;
 
 /// Scripts read these; they never change their meaning.
@@ -63,6 +63,12 @@ const CHECK_HELP: &str = "\
 Reads what `serve` would read, opens no port and changes nothing. Warnings do not change the exit code.
 
 Exit codes: 0 valid, 6 configuration invalid";
+
+const LOG_HELP: &str = "\
+Reads the files in DIR/log, compressed ones too: works with the daemon dead. A line is shown if it fits one of each
+kind of selector given.
+
+Exit codes: 0 done, 2 usage, 4 nothing matched, 6 configuration invalid, 130 interrupted";
 
 const CHANGE_HELP: &str = "\
 Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
@@ -128,6 +134,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Queue(Queue),
     /// Print the delivery log
+    #[command(after_help = LOG_HELP)]
     Log(Log),
     /// Print a completion script for a shell
     #[command(after_help = "Such as: restante completions bash > /usr/share/bash-completion/completions/restante")]
@@ -278,9 +285,34 @@ pub(crate) struct Log {
     /// Wait for more
     #[arg(short, long)]
     pub(crate) follow: bool,
+    /// Tell the life of one message: its session, all that happened to it, its primary's ups and downs, where it is now
+    #[arg(long, value_name = "ID", conflicts_with_all = ["follow", "ids", "to", "from", "routes", "since", "until", "texts"])]
+    pub(crate) around: Option<TransactionId>,
     /// Only what belongs to this transaction; repeat for more
     #[arg(long = "id", value_name = "ID")]
     pub(crate) ids: Vec<TransactionId>,
+    /// Only what has this recipient: an address, or a part of one such as its domain; repeat for more
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) to: Vec<String>,
+    /// Only what has this sender: an address, a part of one, or <>; repeat for more
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) from: Vec<String>,
+    /// Only what belongs to this route; repeat for more
+    #[arg(long = "route", value_name = "NAME")]
+    pub(crate) routes: Vec<String>,
+    /// Only what happened from then on: an age such as 90m or 3d, a day, a day and time
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only what happened until then
+    #[arg(long, value_name = "TIME", value_parser = instant)]
+    pub(crate) until: Option<Timestamp>,
+    /// Only what has this text in a value, in capitals or not; repeat for more
+    #[arg(long = "text", value_name = "TEXT")]
+    pub(crate) texts: Vec<String>,
+}
+
+fn instant(text: &str) -> Result<Timestamp, String> {
+    super::when::instant(text, crate::clock::now(), &jiff::tz::TimeZone::system())
 }
 
 impl Cli {

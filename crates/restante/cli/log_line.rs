@@ -26,11 +26,17 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if steers(c) { '?' } else { c }).collect()
 }
 
-fn local_time(ts: &str, zone: &TimeZone) -> String {
+/// The instant in this zone; what is none, as it is.
+pub(super) fn local_time(ts: &str, zone: &TimeZone) -> String {
     match ts.parse::<jiff::Timestamp>() {
         Ok(instant) => instant.to_zoned(zone.clone()).strftime("%Y-%m-%dT%H:%M:%S%.3f%:z").to_string(),
         Err(_) => ts.to_owned(),
     }
+}
+
+/// Why, as the next hop, we, or an operator said it.
+pub(super) fn reason(record: &Map<String, Value>) -> String {
+    Record(record).why()
 }
 
 /// The first label of a name; an address as it is.

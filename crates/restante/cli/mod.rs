@@ -20,7 +20,6 @@ pub(crate) mod reload;
 pub(crate) mod status;
 pub(crate) mod try_it;
 pub(crate) mod verify;
-#[cfg_attr(not(test), expect(dead_code, reason = "the selectors that take a time come next"))]
 mod when;
 pub(crate) mod words;
 

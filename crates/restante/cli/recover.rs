@@ -14,7 +14,7 @@ use super::output::Output;
 use super::{owner, words};
 use crate::clock;
 use crate::serve;
-use crate::serve::log::{self, Line, LogHandle};
+use crate::serve::log::{self, Line, LogHandle, LogLimits};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
 use restante_journal::{
@@ -172,7 +172,7 @@ fn start_log(dir: &Path, book: &Book, plan: Option<&Plan>, output: Output) -> Op
     let served = book.ledger.served().map(|served| served.hostname.as_str());
     let node = plan.map(|plan| plan.us.as_str()).or(served).unwrap_or("localhost");
     // The cursor stays: what the crash kept from the log is for the next start to tell, before what is told now.
-    match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default()), |_| true) {
+    match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default()), LogLimits::default(), None) {
         Ok(log) => {
             let state = book.replay().report.state();
             let log = (log.handle, log.thread);

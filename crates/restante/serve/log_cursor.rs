@@ -3,7 +3,7 @@
 //! The cursor is saved after the lines in front of it are on stable storage, so an event may be logged twice and is
 //! never missing. It is one small file beside the log; without it the whole journal is told again.
 
-use super::log::{Line, Patient};
+use super::log::{Line, Range};
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, DirStorage, Reader, Sink};
 use restante_ledger::{Accepted, Fact, Ledger, Position};
@@ -11,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::mpsc::SyncSender;
 
 /// The file.
 const NAME: &str = "cursor";
@@ -77,56 +78,85 @@ impl Sink for Boot {
     }
 }
 
-/// Tells the log every fact behind `after` and in front of segment `until`, which the running daemon tells itself.
-/// Reads the journal a second time, on a thread of its own: the start does not wait for the log.
-pub(crate) fn catch_up(storage: &DirStorage, after: Option<Position>, until: u64, lines: &Patient) {
-    let mut teller = Teller { boot: Boot::default(), reader: Reader::new(storage.clone()), after, until, lines };
+/// What the log's thread hears of the past.
+pub(crate) enum Told {
+    Line(Line),
+    /// That was all.
+    All,
+}
+
+/// Tells the log every fact in `range`. Reads the journal once more, on a thread of its own: neither the start nor what
+/// happens meanwhile waits for it. Ends early when nobody listens any more.
+pub(crate) fn catch_up(storage: &DirStorage, range: Range, lines: &SyncSender<Told>) {
+    let reader = Reader::new(storage.clone());
+    let mut teller = Teller { boot: Boot::default(), reader, range, lines, is_heard: true, unread: 0 };
     match restante_journal::replay(storage, Depth::Records, &mut teller) {
-        Ok(_) => lines.caught_up(),
-        // The cursor stays: the next start tries again.
-        Err(error) => tracing::warn!("the delivery log could not be completed from the journal: {error}"),
+        Ok(_) => {
+            if teller.unread > 0 {
+                tracing::warn!(
+                    "{} records of the journal are not in the delivery log: the envelopes they are about are damaged",
+                    teller.unread
+                );
+            }
+            let _ended = lines.send(Told::All);
+        }
+        // The cursor stays: it is tried again.
+        Err(error) => tracing::warn!("the delivery log could not be completed from the journal yet: {error}"),
     }
 }
 
 struct Teller<'a> {
     boot: Boot,
     reader: Reader<DirStorage>,
-    after: Option<Position>,
-    until: u64,
-    lines: &'a Patient,
+    range: Range,
+    lines: &'a SyncSender<Told>,
+    /// The log still takes lines; else the rest of the journal is passed over.
+    is_heard: bool,
+    /// Facts about messages whose envelope cannot be read.
+    unread: u64,
 }
 
 impl Teller<'_> {
-    /// The message that a fact is about.
-    fn about(&mut self, id: TransactionId) -> Option<Accepted> {
-        let position = self.boot.ledger.get(id)?.position;
-        self.reader.accepted(position, id).ok()
+    fn is_wanted(&self, position: Position) -> bool {
+        self.is_heard && self.range.contains(position)
+    }
+
+    fn tell(&mut self, position: Position, lines: Vec<Line>) {
+        for line in lines {
+            self.is_heard = self.is_heard && self.lines.send(Told::Line(line.at(position))).is_ok();
+        }
+    }
+
+    /// The lines of a fact about this message.
+    fn about(&mut self, id: TransactionId, lines: impl FnOnce(&Accepted) -> Vec<Line>) -> Vec<Line> {
+        let position = self.boot.ledger.get(id).map(|transaction| transaction.position);
+        match position.and_then(|position| self.reader.accepted(position, id).ok()) {
+            Some(about) => lines(&about),
+            None => {
+                self.unread += 1;
+                Vec::new()
+            }
+        }
     }
 }
 
 impl Sink for Teller<'_> {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        if position.segment >= self.until {
-            return;
-        }
-        if self.after.is_none_or(|after| position > after) {
+        if self.is_wanted(position) {
             let lines = match fact {
                 Fact::Accepted(accepted) => vec![Line::accepted(accepted)],
-                Fact::Attempted(attempted) => {
-                    self.about(attempted.id).map(|about| Line::attempted(attempted, &about)).unwrap_or_default()
-                }
-                Fact::Operated(operated) => {
-                    self.about(operated.id).map(|about| Line::operated(operated, &about)).unwrap_or_default()
-                }
+                Fact::Attempted(attempted) => self.about(attempted.id, |about| Line::attempted(attempted, about)),
+                Fact::Operated(operated) => self.about(operated.id, |about| Line::operated(operated, about)),
                 Fact::Served(_) => Vec::new(),
             };
-            for line in lines {
-                self.lines.write(line.at(position));
-            }
+            self.tell(position, lines);
         }
         self.boot.fact(position, fact);
     }
     fn damaged(&mut self, position: Position, accepted: &Accepted) {
+        if self.is_wanted(position) {
+            self.tell(position, vec![Line::accepted(accepted)]);
+        }
         self.boot.damaged(position, accepted);
     }
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {

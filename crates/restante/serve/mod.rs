@@ -220,18 +220,17 @@ fn open_log(
     storage: &DirStorage,
     metrics: &Arc<metrics::Metrics>,
     last: Option<Position>,
-    until: u64,
 ) -> anyhow::Result<log::Started> {
-    let behind = |cursor: Option<Position>| last > cursor;
+    let past = log::Past { storage: storage.clone(), last };
     let directory = config.data_dir.join("log");
-    let log = log::start(directory, config.hostname.clone(), metrics.clone(), behind)
-        .context("cannot open the delivery log")?;
-    if behind(log.cursor) {
-        let (storage, after, lines) = (storage.clone(), log.cursor, log.handle.patient());
-        let tell = move || log_cursor::catch_up(&storage, after, until, &lines);
-        std::thread::Builder::new().name("log-catch-up".into()).spawn(tell)?;
-    }
-    Ok(log)
+    let days = config.log.keep.as_secs() / 86_400;
+    let limits = log::LogLimits {
+        total_bytes_max: config.log.max_bytes,
+        days_max: u16::try_from(days).unwrap_or(u16::MAX),
+        ..log::LogLimits::default()
+    };
+    log::start(directory, config.hostname.clone(), metrics.clone(), limits, Some(past))
+        .context("cannot open the delivery log")
 }
 
 fn office(
@@ -275,7 +274,7 @@ impl Daemon {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
         let metrics = Arc::new(metrics::Metrics::new(routes.iter().map(|route| route.name.clone())));
-        let log = open_log(config, &storage, &metrics, boot.last, writer.segment_number())?;
+        let log = open_log(config, &storage, &metrics, boot.last)?;
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);

@@ -1,11 +1,15 @@
 //! The log's thread, driven by hand: what it writes, what it says of a gap, and where its cursor stands.
 
+use super::thread::{Batch, PAST_LINES_MAX};
 use super::*;
 use crate::cli::journal::testing::{message, sent, served, write, writer};
-use crate::serve::log_cursor::catch_up;
-use restante_envelope::{BodyType, Envelope, ForwardPath, Protocol, Recipient, ReversePath, Trace};
-use restante_journal::DirStorage;
-use restante_ledger::{Action, Attempted, Operated, Timings};
+use restante_envelope::{
+    BodyType, Envelope, ForwardPath, Protocol, Recipient, ReversePath, RouteName, Timestamp, Trace,
+};
+use restante_ledger::{Accepted, Action, Attempted, Cause, Operated, Outcome, Timings};
+use serde_json::Value;
+use std::fs::OpenOptions;
+use std::path::Path;
 
 fn place(offset: u64) -> Position {
     Position { segment: 1, offset }
@@ -15,16 +19,62 @@ fn line(offset: u64) -> Line {
     Line::recovered(Timestamp::from_unix_ms(1_795_359_200_118), "clean", offset).at(place(offset))
 }
 
-fn parts(directory: &Path, queue_lines: usize) -> (LogHandle, Receiver<Item>, Writer) {
-    assemble(directory.to_owned(), "mx".into(), Arc::default(), queue_lines).unwrap()
+/// With a journal in the same directory, all of which was told.
+fn parts(directory: &Path, queue_lines: usize) -> (LogHandle, Receiver<Line>, Writer) {
+    parts_with(directory, queue_lines, None)
+}
+
+fn parts_with(directory: &Path, queue_lines: usize, last: Option<Position>) -> (LogHandle, Receiver<Line>, Writer) {
+    let past = Past { storage: DirStorage::open(directory).unwrap(), last };
+    assemble(directory.to_owned(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), queue_lines).unwrap()
 }
 
 /// Takes what is queued, and saves.
-fn work(writer: &mut Writer, items: &Receiver<Item>) {
-    while let Ok(first) = items.try_recv() {
-        writer.take(first, items);
+fn work(writer: &mut Writer, lines: &Receiver<Line>) {
+    take(writer, lines);
+    writer.save();
+}
+
+fn take(writer: &mut Writer, lines: &Receiver<Line>) {
+    let mut batch = Batch::default();
+    writer.take_live(lines, None, &mut batch);
+    writer.append(&batch);
+}
+
+/// As the thread does when it takes lines again, until all of the past is told or the log cannot be written.
+fn tell_missing(writer: &mut Writer) {
+    writer.without_pause();
+    writer.tell_missing();
+    assert!(writer.is_telling(), "the past is not told");
+    while writer.is_telling() {
+        let mut batch = Batch::default();
+        writer.take_past(&mut batch, true);
+        writer.append(&batch);
     }
     writer.save();
+}
+
+/// The current file cannot be opened while this exists.
+struct Blocked(PathBuf);
+
+impl Blocked {
+    fn new(directory: &Path, writer: &mut Writer) -> Self {
+        let current = directory.join(CURRENT);
+        if current.exists() {
+            std::fs::rename(&current, directory.join("kept")).unwrap();
+        }
+        std::fs::create_dir(&current).unwrap();
+        writer.file = None;
+        Self(directory.to_owned())
+    }
+}
+
+impl Drop for Blocked {
+    fn drop(&mut self) {
+        std::fs::remove_dir(self.0.join(CURRENT)).unwrap();
+        // What was in it before.
+        let _there_was_none = std::fs::rename(self.0.join("kept"), self.0.join(CURRENT));
+    }
 }
 
 /// The current file's lines: the event, and what it was given to tell it apart.
@@ -64,92 +114,181 @@ fn about() -> Accepted {
 #[test]
 fn a_failed_write_leaves_the_cursor_in_front_of_the_first_lost_fact() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), 10);
     log.write(line(1));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), Some(place(1)));
-    // The file cannot be opened again.
-    let current = directory.path().join(CURRENT);
-    std::fs::remove_file(&current).unwrap();
-    std::fs::create_dir(&current).unwrap();
-    writer.file = None;
+    let blocked = Blocked::new(directory.path(), &mut writer);
     log.write(line(2));
     log.write(line(3));
-    work(&mut writer, &items);
-    std::fs::remove_dir(&current).unwrap();
+    work(&mut writer, &lines);
+    drop(blocked);
     log.write(line(4));
-    work(&mut writer, &items);
-    assert_eq!(told(directory.path()), ["log_gap \"2 records could not be written\"", "recovered 4"]);
+    work(&mut writer, &lines);
+    assert_eq!(told(directory.path()), ["recovered 1", "log_gap \"2 records could not be written\"", "recovered 4"]);
     assert_eq!(Cursor::open(directory.path()).unwrap().saved(), Some(place(1)));
+    assert_eq!(writer.missing(), Some(Range { first: place(2), last: place(3) }));
 }
 
 #[test]
 fn an_overflow_is_told_and_leaves_the_cursor_where_it_is() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 1);
+    let (log, lines, mut writer) = parts(directory.path(), 1);
     log.write(line(1));
-    // In no journal: a gap, and nothing that another start could tell.
+    // In no journal: a gap, and nothing that could be told again.
     log.write(Line::recovered(crate::clock::now(), "clean", 0));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     assert_eq!(told(directory.path()), ["log_gap \"1 records could not be written\"", "recovered 1"]);
     assert_eq!(writer.cursor.saved(), Some(place(1)));
     log.write(line(2));
     log.write(line(3));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     log.write(line(4));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     assert_eq!(
         told(directory.path())[2..],
         ["log_gap \"1 records could not be written\"", "recovered 2", "recovered 4"]
     );
     assert_eq!(writer.cursor.saved(), Some(place(1)));
+    assert_eq!(writer.missing(), Some(Range { first: place(3), last: place(3) }));
+}
+
+/// Messages on the journal, and where each of them stands.
+fn accepted(directory: &Path, count: usize) -> (restante_journal::Writer<DirStorage>, Vec<(String, Position)>) {
+    let mut journal = writer(directory);
+    let mut places = Vec::new();
+    for _ in 0..count {
+        journal.stage(&message(b"x", &["a@x.test"], None), crate::clock::now()).unwrap();
+        let durable = journal.commit(crate::clock::now()).unwrap();
+        places.extend(durable.receipts().iter().map(|receipt| (receipt.id().to_string(), receipt.position())));
+    }
+    (journal, places)
+}
+
+/// How often each identifier is in the current file.
+fn ids(directory: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(directory.join(CURRENT)).unwrap();
+    text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["id"].as_str().map(str::to_owned)).collect()
+}
+
+#[test]
+fn a_gap_is_filled_while_running() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 5);
+    let (log, lines, mut writer) = parts(dir, 10);
+    let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
+    log.write(live(&places[0]));
+    work(&mut writer, &lines);
+    let blocked = Blocked::new(dir, &mut writer);
+    log.write(live(&places[1]));
+    log.write(live(&places[2]));
+    log.write(live(&places[3]));
+    work(&mut writer, &lines);
+    // While the log cannot be written, nothing is told again; and no memory is used for it.
+    writer.without_pause();
+    writer.tell_missing();
+    assert!(!writer.is_telling());
+    drop(blocked);
+    log.write(live(&places[4]));
+    work(&mut writer, &lines);
+    assert_eq!(writer.cursor.saved(), Some(places[0].1));
+    tell_missing(&mut writer);
+    assert_eq!(ids(dir), [0, 4, 1, 2, 3].map(|n| places[n].0.clone()));
+    let said = told(dir);
+    assert_eq!(said[1], "log_gap \"3 records could not be written\"");
+    assert_eq!(said.last().unwrap(), "log_gap \"the facts among the lost records have been told again\"");
+    assert_eq!((writer.missing(), writer.cursor.saved()), (None, Some(places[4].1)));
+}
+
+#[test]
+fn a_gap_whose_filling_fails_is_filled_later() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 3);
+    let (_log, _lines, mut writer) = parts_with(dir, 10, Some(places[2].1));
+    writer.tell_missing();
+    let blocked = Blocked::new(dir, &mut writer);
+    while writer.is_telling() {
+        let mut batch = Batch::default();
+        writer.take_past(&mut batch, true);
+        writer.append(&batch);
+    }
+    assert!(writer.missing().is_some_and(|range| range.contains(places[0].1) && range.contains(places[2].1)));
+    writer.save();
+    assert_eq!(writer.cursor.saved(), None);
+    drop(blocked);
+    writer.append(&Batch::default());
+    tell_missing(&mut writer);
+    assert_eq!(ids(dir), [0, 1, 2].map(|n| places[n].0.clone()));
+    assert_eq!(writer.cursor.saved(), Some(places[2].1));
+    // Nothing was lost of what happened: no gap.
+    assert!(!told(dir).iter().any(|line| line.contains("log_gap")));
+}
+
+#[test]
+fn what_is_lost_while_a_gap_is_filled_is_filled_too() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 3);
+    let (log, lines, mut writer) = parts_with(dir, 1, Some(places[0].1));
+    writer.tell_missing();
+    let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
+    log.write(live(&places[1]));
+    log.write(live(&places[2]));
+    take(&mut writer, &lines);
+    while writer.is_telling() {
+        let mut batch = Batch::default();
+        writer.take_past(&mut batch, true);
+        writer.append(&batch);
+    }
+    writer.save();
+    assert_eq!(writer.cursor.saved(), None);
+    tell_missing(&mut writer);
+    assert_eq!(ids(dir), [1, 0, 2].map(|n| places[n].0.clone()));
+    assert_eq!(writer.cursor.saved(), Some(places[1].1));
+}
+
+#[test]
+fn a_log_that_cannot_be_written_keeps_no_lines() {
+    let directory = tempfile::tempdir().unwrap();
+    let (log, lines, mut writer) = parts(directory.path(), 100);
+    let _blocked = Blocked::new(directory.path(), &mut writer);
+    for round in 0..50 {
+        (0..200).for_each(|n| log.write(line(round * 200 + n)));
+        take(&mut writer, &lines);
+        assert!(lines.try_recv().is_err());
+    }
+    assert_eq!(writer.missing(), Some(Range { first: place(0), last: place(9_999) }));
 }
 
 #[test]
 fn a_gap_at_the_end_is_told_when_all_is_quiet() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 1);
+    let (log, lines, mut writer) = parts(directory.path(), 1);
     log.write(line(1));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     log.overflow.lines.store(7, Ordering::Release);
     drop(log);
-    writer.run(&items);
+    writer.run(&lines);
     assert_eq!(told(directory.path()), ["recovered 1", "log_gap \"7 records could not be written\""]);
 }
 
 #[test]
 fn a_fact_that_is_told_in_part_is_not_passed() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), 10);
     let cause = Cause::Connection("refused".into());
     let results = vec![(0, Outcome::Held(cause.clone())), (1, Outcome::Held(cause))];
     let (about, at) = (about(), Timestamp::from_unix_ms(1_795_359_200_118));
     let attempted = Attempted { id: about.id, at, next_hop: None, timings: Timings::default(), results };
-    let mut lines = Line::attempted(&attempted, &about).into_iter();
-    log.write(lines.next().unwrap().at(place(5)));
-    work(&mut writer, &items);
+    let mut told = Line::attempted(&attempted, &about).into_iter();
+    log.write(told.next().unwrap().at(place(5)));
+    work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), None);
-    log.write(lines.next().unwrap().at(place(5)));
-    work(&mut writer, &items);
+    log.write(told.next().unwrap().at(place(5)));
+    work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), Some(place(5)));
-}
-
-#[test]
-fn the_past_leaves_room_for_what_happens_now() {
-    let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), QUEUE_LINES);
-    let past = log.patient();
-    for offset in 0..PAST_LINES_MAX {
-        past.write(line(offset as u64));
-    }
-    // One more would wait.
-    assert!(log.past.try_send(()).is_err());
-    for offset in PAST_LINES_MAX..QUEUE_LINES {
-        log.write(line(offset as u64));
-    }
-    work(&mut writer, &items);
-    assert_eq!(told(directory.path()).len(), QUEUE_LINES);
-    assert!(log.past.try_send(()).is_ok());
 }
 
 #[test]
@@ -161,8 +300,8 @@ fn a_catch_up_tells_all_and_then_moves_the_cursor() {
     let ids = write(&mut journal, &messages);
     write(&mut journal, &[sent(ids[0], 0)]);
     let at = directory.path().join("log");
-    let log = start(at.clone(), "mx".into(), Arc::default(), |saved| saved.is_none()).unwrap();
-    catch_up(&DirStorage::open(directory.path()).unwrap(), log.cursor, u64::MAX, &log.handle.patient());
+    let past = Past { storage: DirStorage::open(directory.path()).unwrap(), last: Some(place(u64::MAX)) };
+    let log = start(at.clone(), "mx".into(), Arc::default(), LogLimits::default(), Some(past)).unwrap();
     drop(log.handle);
     log.thread.join().unwrap();
     assert_eq!(told(&at).len(), 2 * PAST_LINES_MAX + 1);
@@ -170,54 +309,34 @@ fn a_catch_up_tells_all_and_then_moves_the_cursor() {
 }
 
 #[test]
-fn a_past_that_was_not_written_is_not_passed_by_what_was_told_meanwhile() {
-    let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 10);
-    writer.behind = true;
-    log.write(line(9));
-    work(&mut writer, &items);
-    let current = directory.path().join(CURRENT);
-    std::fs::remove_file(&current).unwrap();
-    std::fs::create_dir(&current).unwrap();
-    writer.file = None;
-    log.patient().write(line(1));
-    log.patient().caught_up();
-    work(&mut writer, &items);
-    std::fs::remove_dir(&current).unwrap();
-    log.write(line(10));
-    work(&mut writer, &items);
-    assert!(!writer.behind);
-    assert_eq!(writer.cursor.saved(), None);
-}
-
-#[test]
 fn a_file_put_aside_unsynced_holds_the_cursor() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), 10);
     log.write(line(1));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     // Full, takes lines, and cannot be synced.
     let file = OpenOptions::new().write(true).open("/dev/null").unwrap();
-    writer.file = Some(Open { file, bytes: 0, day: "2026-11-22".into() });
+    writer.file = Some(files::Open { file, bytes: 0, day: "2026-11-22".into() });
     log.write(line(2));
-    writer.take(items.recv().unwrap(), &items);
-    writer.file.as_mut().unwrap().bytes = FILE_BYTES_MAX + 1;
+    take(&mut writer, &lines);
+    writer.file.as_mut().unwrap().bytes = LogLimits::default().file_bytes_max + 1;
     log.write(line(3));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     assert_eq!(told(directory.path()), ["recovered 3"]);
     assert_eq!(writer.cursor.saved(), Some(place(1)));
+    assert_eq!(writer.missing(), Some(Range { first: place(2), last: place(2) }));
 }
 
 #[test]
 fn a_broken_line_does_not_swallow_the_next() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join(CURRENT), "{\"ts\":\"20").unwrap();
-    let (log, items, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), 10);
     log.write(line(1));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     writer.file = None;
     log.write(line(2));
-    work(&mut writer, &items);
+    work(&mut writer, &lines);
     assert_eq!(told(directory.path()), ["{\"ts\":\"20", "recovered 1", "recovered 2"]);
 }
 

@@ -1,0 +1,421 @@
+//! The log's thread: takes lines, writes them, syncs them, moves the cursor, and has told again what was lost.
+//!
+//! Holds a bounded number of lines, whatever the disk does: what cannot be written is forgotten here, and remembered as
+//! a range of the journal.
+
+use super::files::{self, Open};
+use super::{Line, LogLimits, Overflow, Past, Range, compress};
+use crate::clock;
+use crate::serve::log_cursor::{Cursor, Told, catch_up};
+use crate::serve::metrics::Metrics;
+use restante_journal::DirStorage;
+use restante_ledger::Position;
+use serde_json::{Value, json};
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Lines of the past that wait: few, telling it is slowed down to what the disk takes.
+pub(super) const PAST_LINES_MAX: usize = super::QUEUE_LINES / 16;
+/// Written at once.
+const WRITE_BYTES: usize = 1 << 20;
+/// How often the log is synced and the cursor moved: what is told twice after a crash is what was told in this time.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+/// How often lines of the past are looked for while nothing happens.
+const PAST_POLL: Duration = Duration::from_millis(10);
+/// Facts that could not be told again are tried after a second, then after twice as long each time, up to this: a disk
+/// that takes lines and does not keep them must not be filled with the same ones.
+const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
+/// The first of these pauses.
+const AGAIN_AFTER_MIN: Duration = Duration::from_secs(1);
+
+pub(super) struct Writer {
+    directory: PathBuf,
+    node: String,
+    metrics: Arc<Metrics>,
+    limits: LogLimits,
+    overflow: Arc<Overflow>,
+    pub(super) file: Option<Open>,
+    /// Wakes the thread that compresses.
+    compressor: Option<SyncSender<()>>,
+    /// Lines that were not written since the last one that was.
+    lost: u64,
+    /// The last write failed, and that was said.
+    is_failing: bool,
+    pub(super) cursor: Cursor,
+    /// The last fact whose lines were all written, or are in `missing`.
+    written: Option<Position>,
+    /// Facts written since the last sync.
+    unsynced: Option<Range>,
+    past: Gaps,
+}
+
+/// Facts that the log does not tell of yet. While there are any, the cursor stays in front of them.
+struct Gaps {
+    /// None: nobody tells them before the next start.
+    journal: Option<DirStorage>,
+    missing: Option<Range>,
+    /// What is being told now, and its lines.
+    telling: Option<Telling>,
+    /// When it is tried again, and the pause after that.
+    again_at: Instant,
+    again_after: Duration,
+    /// A gap was said in the log, and its end was not.
+    is_said: bool,
+}
+
+struct Telling {
+    range: Range,
+    lines: Receiver<Told>,
+}
+
+/// Lines that go into one write.
+#[derive(Default)]
+pub(super) struct Batch {
+    text: Vec<u8>,
+    /// What happened now; lines of the past are not counted as lost twice.
+    lines: u64,
+    /// The last one of the lines' days.
+    day: String,
+    /// Facts of now.
+    facts: Option<Range>,
+    /// Facts of the past.
+    past: Option<Range>,
+    ends_past: bool,
+    /// The last fact of now whose lines are all here, or were in a batch before.
+    last: Option<Position>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        directory: PathBuf,
+        node: String,
+        metrics: Arc<Metrics>,
+        limits: LogLimits,
+        overflow: Arc<Overflow>,
+        cursor: Cursor,
+        past: Option<Past>,
+    ) -> Self {
+        let untold = past.as_ref().and_then(|past| past.last).filter(|last| Some(*last) > cursor.saved());
+        let past = Gaps {
+            missing: untold.map(|last| Range::behind(cursor.saved(), last)),
+            journal: past.map(|past| past.storage),
+            telling: None,
+            again_at: Instant::now(),
+            again_after: AGAIN_AFTER_MIN,
+            is_said: false,
+        };
+        let (compressor, lost, is_failing, written) = (None, 0, false, untold);
+        let (file, unsynced) = (None, None);
+        Self {
+            directory,
+            node,
+            metrics,
+            limits,
+            overflow,
+            file,
+            compressor,
+            lost,
+            is_failing,
+            cursor,
+            written,
+            unsynced,
+            past,
+        }
+    }
+
+    /// Until the last handle is gone and all of the past is told, as far as it can be.
+    pub(super) fn run(&mut self, lines: &Receiver<Line>) {
+        // Only where the log is at home: `recover` leaves no file behind that the daemon's user could not read.
+        if self.past.journal.is_some() {
+            self.compressor = compress::start(self.directory.clone(), self.limits.clone())
+                .inspect_err(|error| tracing::warn!("the delivery log is not compressed: {error}"))
+                .ok();
+        }
+        let mut saved_at = Instant::now();
+        loop {
+            self.tell_missing();
+            let mut batch = Batch::default();
+            let is_over = !self.take_live(lines, None, &mut batch);
+            self.take_past(&mut batch, is_over);
+            if is_over && batch.is_empty() {
+                self.append(&batch);
+                return self.save();
+            }
+            if batch.is_empty() {
+                let patience = if self.past.telling.is_some() { PAST_POLL } else { SAVE_EVERY };
+                match lines.recv_timeout(patience) {
+                    Ok(first) => drop(self.take_live(lines, Some(first), &mut batch)),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                }
+            }
+            self.append(&batch);
+            if saved_at.elapsed() >= SAVE_EVERY {
+                self.save();
+                saved_at = Instant::now();
+            }
+        }
+    }
+
+    /// What is there goes into one write: a busy server writes hundreds of lines at a time, a quiet one each at once.
+    /// False when nobody is left who could send more.
+    pub(super) fn take_live(&self, lines: &Receiver<Line>, first: Option<Line>, batch: &mut Batch) -> bool {
+        let mut next = first.map_or_else(|| lines.try_recv(), Ok);
+        while let Ok(line) = next {
+            batch.lines += 1;
+            batch.facts = line.range().map(|fact| fact.with(batch.facts)).or(batch.facts);
+            batch.last = batch.last.max(line.position.filter(|_| !line.continues));
+            self.render(line, batch);
+            if batch.text.len() >= WRITE_BYTES {
+                return true;
+            }
+            next = lines.try_recv();
+        }
+        !matches!(next, Err(TryRecvError::Disconnected))
+    }
+
+    /// Lines of the past, behind those of now; with `waits`, at least one, or the end of it.
+    pub(super) fn take_past(&mut self, batch: &mut Batch, waits: bool) {
+        let Some(telling) = &self.past.telling else { return };
+        let mut next = if waits {
+            telling.lines.recv().map_err(|_ended| TryRecvError::Disconnected)
+        } else {
+            telling.lines.try_recv()
+        };
+        loop {
+            match next {
+                Ok(Told::Line(line)) => {
+                    batch.past = line.range().map(|fact| fact.with(batch.past)).or(batch.past);
+                    self.render(line, batch);
+                }
+                Ok(Told::All) => return batch.ends_past = true,
+                Err(TryRecvError::Empty) => return,
+                // It ended by an error, which it said.
+                Err(TryRecvError::Disconnected) => return self.give_up_telling(batch.past),
+            }
+            if batch.text.len() >= WRITE_BYTES {
+                return;
+            }
+            next = telling.lines.try_recv();
+        }
+    }
+
+    /// Has told what is missing, as soon as the log takes lines.
+    pub(super) fn tell_missing(&mut self) {
+        let past = &mut self.past;
+        if past.telling.is_some() || self.is_failing || self.lost > 0 || Instant::now() < past.again_at {
+            return;
+        }
+        let (Some(storage), Some(range)) = (past.journal.clone(), past.missing) else { return };
+        let (sender, lines) = sync_channel(PAST_LINES_MAX);
+        let tell = move || catch_up(&storage, range, &sender);
+        match std::thread::Builder::new().name("log-catch-up".into()).spawn(tell) {
+            Ok(_detached) => {
+                past.missing = None;
+                past.telling = Some(Telling { range, lines });
+            }
+            Err(error) => {
+                tracing::warn!("the delivery log cannot be completed yet: {error}");
+                past.pause();
+            }
+        }
+    }
+
+    /// What was not told yet is missing again; `taken` was taken and not written.
+    fn give_up_telling(&mut self, taken: Option<Range>) {
+        let Some(Telling { range, .. }) = self.past.telling.take() else { return };
+        let rest = Range { first: taken.map_or(range.first, |taken| taken.first.min(range.first)), ..range };
+        self.past.miss(Some(rest));
+        self.past.pause();
+    }
+
+    /// Writes a batch, in front of it what is to be said of a gap.
+    pub(super) fn append(&mut self, batch: &Batch) {
+        let dropped = self.overflow.lines.swap(0, Ordering::Acquire);
+        if dropped > 0 {
+            self.lost += dropped;
+            let facts = self.overflow.facts.lock().ok().and_then(|mut facts| facts.take());
+            self.miss(facts);
+        }
+        match self.write(batch) {
+            Ok(()) => {
+                self.is_failing = false;
+                let facts = batch.facts.map(|facts| facts.with(batch.past)).or(batch.past);
+                self.unsynced = facts.map(|facts| facts.with(self.unsynced)).or(self.unsynced);
+                self.told(batch);
+            }
+            Err(error) => {
+                if !self.is_failing {
+                    tracing::warn!("cannot write the delivery log, mail goes on without it: {error}");
+                }
+                self.is_failing = true;
+                self.put_down();
+                self.lost += batch.lines;
+                self.metrics.log_dropped(batch.lines);
+                self.miss(batch.facts);
+                self.give_up_telling(batch.past);
+            }
+        }
+        self.written = self.written.max(batch.last);
+    }
+
+    /// The lines of the past in this batch are written.
+    fn told(&mut self, batch: &Batch) {
+        let Some(telling) = &mut self.past.telling else { return };
+        // Lines of the last fact may still come.
+        telling.range.first = batch.past.map_or(telling.range.first, |past| past.last.max(telling.range.first));
+        if batch.ends_past {
+            self.past.telling = None;
+            self.past.again_after = AGAIN_AFTER_MIN;
+            if self.past.missing.is_none() {
+                self.say_the_end();
+            }
+        }
+    }
+
+    /// The gap that was said is filled. If this line is not written, nothing is lost with it.
+    fn say_the_end(&mut self) {
+        if !std::mem::take(&mut self.past.is_said) {
+            return;
+        }
+        let why = "the facts among the lost records have been told again";
+        let line = json!({"type": "log", "ts": clock::now().to_string(), "ev": "log_gap", "status": "filled",
+            "node": self.node, "why": why});
+        let mut end = Batch { text: format!("{line}\n").into_bytes(), ..Batch::default() };
+        end.day = clock::now().to_string().get(..10).unwrap_or_default().to_owned();
+        self.append(&end);
+        tracing::info!("the delivery log is complete again");
+    }
+
+    fn miss(&mut self, facts: Option<Range>) {
+        let Some(facts) = facts else { return };
+        if self.past.missing.is_none() {
+            tracing::warn!("the delivery log misses facts; they are told again from the journal when it takes them");
+        }
+        self.past.miss(Some(facts));
+    }
+
+    /// Lets go of the file. What is in it must be on stable storage before the cursor moves over it.
+    fn put_down(&mut self) {
+        let Some(open) = self.file.take() else { return };
+        let synced = open.file.sync_data();
+        self.synced(synced);
+    }
+
+    /// The kernel tells of bytes that it could not store once only: nothing written since the last sync can be relied on.
+    fn synced(&mut self, outcome: io::Result<()>) -> bool {
+        let unsynced = self.unsynced.take();
+        if let Err(error) = &outcome {
+            tracing::debug!("the log's cursor stays behind: {error}");
+            self.miss(unsynced);
+            self.past.pause();
+        }
+        outcome.is_ok()
+    }
+
+    /// Moves the cursor behind what is on stable storage.
+    pub(super) fn save(&mut self) {
+        if self.unsynced.is_some()
+            && let Some(open) = &self.file
+        {
+            let outcome = open.file.sync_data();
+            if !self.synced(outcome) {
+                return self.file = None;
+            }
+        }
+        let is_complete = self.past.missing.is_none() && self.past.telling.is_none();
+        let Some(place) = self.written.filter(|place| is_complete && Some(*place) > self.cursor.saved()) else {
+            return;
+        };
+        if self.past.journal.is_some()
+            && let Err(error) = self.cursor.save(place)
+        {
+            tracing::debug!("the log's cursor stays behind: {error}");
+        }
+    }
+
+    fn render(&self, mut line: Line, batch: &mut Batch) {
+        line.fields.insert("node".into(), self.node.as_str().into());
+        let day = line.fields.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default();
+        if batch.day.as_str() < day {
+            day.clone_into(&mut batch.day);
+        }
+        if serde_json::to_writer(&mut batch.text, &line.fields).is_ok() {
+            batch.text.push(b'\n');
+        }
+    }
+
+    fn write(&mut self, batch: &Batch) -> io::Result<()> {
+        if batch.text.is_empty() && self.lost == 0 {
+            return Ok(());
+        }
+        let now = clock::now().to_string();
+        let day = if batch.day.is_empty() { now.get(..10).unwrap_or_default() } else { batch.day.as_str() };
+        let limit = self.limits.file_bytes_max;
+        let is_due = |open: &Open| open.bytes > limit || open.day.as_str() < day;
+        if let Some(old) = self.file.as_ref().filter(|open| is_due(open)).map(|open| open.day.clone()) {
+            self.put_down();
+            files::rotate(&self.directory, &old)?;
+            self.wake_compressor();
+        }
+        if self.file.is_none() {
+            let (opened, rotated) = files::open(&self.directory, day)?;
+            self.file = Some(opened);
+            if rotated {
+                self.wake_compressor();
+            }
+        }
+        let Some(open) = &mut self.file else { return Ok(()) };
+        if self.lost > 0 {
+            let gap = json!({"type": "log", "ts": now, "ev": "log_gap", "node": self.node,
+                "why": format!("{} records could not be written", self.lost)});
+            open.file.write_all(format!("{gap}\n").as_bytes())?;
+            self.lost = 0;
+            self.past.is_said |= self.past.missing.is_some();
+        }
+        open.file.write_all(&batch.text)?;
+        open.bytes += batch.text.len() as u64;
+        Ok(())
+    }
+
+    fn wake_compressor(&self) {
+        // One that is busy looks again before it sleeps if this waits for it.
+        let _already_told = self.compressor.as_ref().map(|wake| wake.try_send(()));
+    }
+
+    #[cfg(test)]
+    pub(super) fn missing(&self) -> Option<Range> {
+        self.past.missing
+    }
+
+    /// As if the pause were over.
+    #[cfg(test)]
+    pub(super) fn without_pause(&mut self) {
+        self.past.again_at = Instant::now();
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_telling(&self) -> bool {
+        self.past.telling.is_some()
+    }
+}
+
+impl Gaps {
+    fn miss(&mut self, facts: Option<Range>) {
+        self.missing = facts.map(|facts| facts.with(self.missing)).or(self.missing);
+    }
+
+    fn pause(&mut self) {
+        self.again_at = Instant::now() + self.again_after;
+        self.again_after = (self.again_after * 2).min(AGAIN_AFTER_MAX);
+    }
+}
+
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && !self.ends_past
+    }
+}
