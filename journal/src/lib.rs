@@ -32,7 +32,7 @@ pub use frame::Kind;
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::set_aside;
-pub use replay::{Depth, Replay, ReplayError, Sink, replay};
+pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use scan::{Damage, DamageKind, Report, State};
 pub use storage::{DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};

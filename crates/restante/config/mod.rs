@@ -15,7 +15,7 @@ mod walk;
 
 pub(crate) use address::{HostPort, HostPortError, Network};
 pub(crate) use diagnostic::Invalid;
-pub(crate) use units::duration;
+pub(crate) use units::{duration, size};
 
 use flags::Given;
 use restante_envelope::DomainName;
