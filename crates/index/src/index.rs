@@ -14,17 +14,16 @@ use std::time::Duration;
 const VERSION: i64 = 1;
 /// `RSTI`, so that nobody's other database is taken for ours.
 const APPLICATION: i64 = 0x5253_5449;
-/// A checkpoint of the other side is over in less; longer, and the reader had better read the journal.
+/// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pages in memory, in KiB: the upper levels of the trees of millions of messages.
 const CACHE_KIB: u32 = 8 << 10;
-/// A write-ahead log that readers kept from being emptied is cut back to this when they are gone.
-const WAL_KEPT_BYTES: u32 = 8 << 20;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         journal BLOB NOT NULL, damage TEXT NOT NULL, complete INTEGER NOT NULL,
+        synced INTEGER NOT NULL, boot TEXT NOT NULL,
         segment INTEGER, offset INTEGER
     ) STRICT;
     CREATE TABLE transactions (
@@ -97,31 +96,45 @@ pub struct Index {
 }
 
 impl Index {
-    /// Opens the index at `path` for writing; makes it if there is none. Checks the structure of all of it.
-    pub fn open(path: &Path, origin: &Origin) -> Result<Self, IndexError> {
+    /// Opens the index at `path` for writing; makes it if there is none. Checks the structure of all of it. `boot` names the
+    /// time since the machine was started.
+    ///
+    /// No sync while it is in use: they would make the journal's wait. A process that is killed harms nothing. A power cut
+    /// may mix old pages with new ones, so an index of another `boot` that was not closed is of no use. No write-ahead log:
+    /// its shared memory is a mapped file, and whoever truncates that kills the daemon by a SIGBUS.
+    pub fn open(path: &Path, origin: &Origin, boot: &str) -> Result<Self, IndexError> {
         let connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
         if pages > 0 {
             check(&connection)?;
         }
-        // NORMAL: a power cut may take the last transactions, and they are applied again from the cursor. OFF would let it
-        // mix old pages with new ones, and nothing would tell. Checkpoints are asked for, so that the caller knows who
-        // wrote to the file.
         connection.execute_batch(&format!(
-            "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA wal_autocheckpoint = 0;
-             PRAGMA journal_size_limit = {WAL_KEPT_BYTES}; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY;"
+            "PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY;"
         ))?;
         let mut index = Self { connection, keep: Keep::All };
         if pages == 0 {
             index.create(origin)?;
-        } else {
-            let found = index.origin()?;
-            if found != *origin {
-                return Err(IndexError::Unusable("it is of another journal, or of another state of its damage".into()));
-            }
+        } else if index.origin()? != *origin {
+            return Err(IndexError::Unusable("it is of another journal, or of another state of its damage".into()));
+        } else if !index.survived(boot)? {
+            return Err(IndexError::Unusable("the machine went down while it was in use".into()));
         }
+        index.connection.execute_batch("PRAGMA synchronous = FULL")?;
+        index.connection.execute("UPDATE meta SET synced = 0, boot = ? WHERE synced OR boot <> ?1", params![boot])?;
+        index.connection.execute_batch("PRAGMA synchronous = OFF")?;
         Ok(index)
+    }
+
+    /// Puts all of it on stable storage: the next boot may use it.
+    pub fn close(self) -> Result<(), IndexError> {
+        self.connection.execute_batch("PRAGMA synchronous = FULL; UPDATE meta SET synced = 1")?;
+        Ok(self.connection.close().map_err(|(_, error)| error)?)
+    }
+
+    fn survived(&self, boot: &str) -> Result<bool, IndexError> {
+        let survived = "SELECT synced OR (boot = ? AND boot <> '') FROM meta";
+        Ok(self.connection.query_row(survived, params![boot], |row| row.get(0))?)
     }
 
     /// Opens the index at `path`, which must be there, for [`Self::select`] alone. With `thoroughly`, its structure is
@@ -153,7 +166,7 @@ impl Index {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(SCHEMA)?;
         transaction.execute(
-            "INSERT INTO meta (one, journal, damage, complete) VALUES (1, ?, ?, 0)",
+            "INSERT INTO meta (one, journal, damage, complete, synced, boot) VALUES (1, ?, ?, 0, 0, '')",
             params![origin.journal.to_be_bytes(), origin.damage],
         )?;
         transaction
@@ -182,11 +195,6 @@ impl Index {
     pub fn set_complete(&mut self) -> Result<(), IndexError> {
         self.connection.execute("UPDATE meta SET complete = 1 WHERE complete = 0", [])?;
         Ok(())
-    }
-
-    /// Moves what is in the write-ahead log to its place, as far as readers allow.
-    pub fn checkpoint(&mut self) -> Result<(), IndexError> {
-        Ok(self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?)
     }
 
     /// Applies events in the order of the journal, and moves the cursor: all of them, or none. What stands at or in front

@@ -198,16 +198,15 @@ fn facts_told_twice_count_once_and_the_cursor_outlives_the_process() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.sqlite");
     let batch = changes(vec![arrival(1, 1), attempted(1, 0, deferred("x")), arrival(2, 1)]);
-    let mut index = Index::open(&path, &origin()).unwrap();
+    let mut index = Index::open(&path, &origin(), "boot").unwrap();
     assert_eq!((index.cursor().unwrap(), index.is_complete().unwrap()), (None, false));
     index.apply(&batch[..2]).unwrap();
     index.set_complete().unwrap();
     drop(index);
-    let mut index = Index::open(&path, &origin()).unwrap();
+    let mut index = Index::open(&path, &origin(), "boot").unwrap();
     assert_eq!((index.cursor().unwrap(), index.is_complete().unwrap()), (Some(at(2)), true));
     index.apply(&batch).unwrap();
     index.apply(&batch).unwrap();
-    index.checkpoint().unwrap();
     let reader = Index::open_read_only(&path, true).unwrap();
     assert_eq!((reader.cursor().unwrap(), reader.origin().unwrap()), (Some(at(3)), origin()));
     let rows = all(&reader, &PENDING);
@@ -216,7 +215,7 @@ fn facts_told_twice_count_once_and_the_cursor_outlives_the_process() {
 
 #[track_caller]
 fn assert_unusable(path: &Path, origin: &Origin) {
-    match Index::open(path, origin) {
+    match Index::open(path, origin, "boot") {
         Err(IndexError::Unusable(_)) => {}
         other => panic!("{other:?}"),
     }
@@ -226,7 +225,7 @@ fn assert_unusable(path: &Path, origin: &Origin) {
 fn what_is_not_our_index_of_this_journal_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.sqlite");
-    drop(Index::open(&path, &origin()).unwrap());
+    drop(Index::open(&path, &origin(), "boot").unwrap());
     assert_unusable(&path, &Origin { journal: 8, ..origin() });
     assert_unusable(&path, &Origin { damage: "more".into(), ..origin() });
     let connection = rusqlite::Connection::open(&path).unwrap();
@@ -241,12 +240,25 @@ fn what_is_not_our_index_of_this_journal_is_refused() {
 }
 
 #[test]
+fn an_index_in_use_when_the_power_failed_is_refused_and_a_closed_one_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("index.sqlite");
+    let open = |boot: &str| Index::open(&path, &origin(), boot);
+    drop(open("one").unwrap());
+    open("one").unwrap().close().unwrap();
+    open("two").unwrap().close().unwrap();
+    drop(open("").unwrap());
+    for boot in ["", "two", "three"] {
+        assert!(matches!(open(boot), Err(IndexError::Unusable(_))), "{boot}");
+    }
+}
+
+#[test]
 fn garbage_anywhere_is_refused_or_read_as_rows_and_never_panics() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.sqlite");
-    let mut index = Index::open(&path, &origin()).unwrap();
+    let mut index = Index::open(&path, &origin(), "boot").unwrap();
     index.apply(&changes((1..=200).map(|n| arrival(n, 3)).collect())).unwrap();
-    index.checkpoint().unwrap();
     drop(index);
     let good = std::fs::read(&path).unwrap();
     let mut refused = 0;
@@ -258,7 +270,8 @@ fn garbage_anywhere_is_refused_or_read_as_rows_and_never_panics() {
         std::fs::write(&path, bad).unwrap();
         let read = Index::open_read_only(&path, true).and_then(|index| index.select(&Selector::default(), None, 1_000));
         refused += usize::from(read.is_err());
-        let written = Index::open(&path, &origin()).and_then(|mut index| index.apply(&changes(vec![arrival(900, 1)])));
+        let written =
+            Index::open(&path, &origin(), "boot").and_then(|mut index| index.apply(&changes(vec![arrival(900, 1)])));
         assert!(!matches!(written, Err(IndexError::Unavailable(_))), "{written:?} at {start}");
     }
     assert!(refused > good.len() / 1_021 / 2, "{refused}");

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! listener -> session -> journal thread -> relay task -> couriers -> journal thread -> ...
-//!                              '-> delivery log                admin (socket, HTTP) -> relay task, journal thread
+//!                              '-> delivery log, query index                admin (socket, HTTP) -> relay task, journal thread
 //! ```
 
 mod admin;
 pub(crate) mod attempt;
 pub(crate) mod couriers;
 mod http;
+pub(crate) mod index;
 mod intake;
 mod journal;
 mod listener;
@@ -26,8 +27,9 @@ use anyhow::{Context as _, bail};
 use log_cursor::Boot;
 use restante_courier::Target;
 use restante_envelope::RouteName;
+use restante_index::Origin;
 use restante_journal::{
-    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer,
+    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Seed, State, Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
@@ -35,6 +37,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
@@ -111,8 +114,9 @@ async fn start(config: Config, stop_with_stdin: bool, handle: tokio::runtime::Ha
         Err(error) => return Err(error).with_context(|| format!("data directory {data}")),
     }
     let sockets = Sockets::open(&config)?;
-    let (boot, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, boot, writer, handle)?;
+    let (boot, origin, writer) = open_journal(&config, &storage)?;
+    let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
+    let daemon = Daemon::assemble(&config, storage, boot, index, writer, handle)?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
@@ -154,7 +158,7 @@ impl Sockets {
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Writer<DirStorage>)> {
+fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>)> {
     let mut boot = Boot::default();
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
@@ -179,6 +183,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         tracing::warn!("set aside: {name}");
     }
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
+    let origin = index::origin(replay.journal().unwrap_or(seed.journal), &replay.report);
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = Fact::Served(Served {
@@ -189,13 +194,13 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
-        Ok(_) => {}
+        Ok(durable) => boot.end = durable.receipts().last().map(Receipt::position).or(boot.end),
         Err(CommitError::Full(error)) => {
             tracing::warn!("no room for the journal, mail is refused until there is: {error}")
         }
         Err(error) => return Err(error.into()),
     }
-    Ok((boot, writer))
+    Ok((boot, origin, writer))
 }
 
 fn route_record(route: &Route) -> RouteRecord {
@@ -232,8 +237,9 @@ struct Daemon {
     admin: Arc<admin::Admin>,
     relay: relay::RelayTask,
     stop: watch::Sender<bool>,
-    journal_thread: std::thread::JoinHandle<Result<(), CommitError>>,
-    log_thread: std::thread::JoinHandle<()>,
+    journal_thread: JoinHandle<Result<(), CommitError>>,
+    log_thread: JoinHandle<()>,
+    index_thread: JoinHandle<()>,
 }
 
 impl Daemon {
@@ -241,6 +247,7 @@ impl Daemon {
         config: &Config,
         storage: DirStorage,
         boot: Boot,
+        (index, index_thread): (index::IndexHandle, JoinHandle<()>),
         writer: Writer<DirStorage>,
         handle: tokio::runtime::Handle,
     ) -> anyhow::Result<Self> {
@@ -269,6 +276,7 @@ impl Daemon {
             requests,
             stopping: stopping.clone(),
             log: log.handle.clone(),
+            index,
             metrics: metrics.clone(),
             idle: HashMap::new(),
         };
@@ -292,7 +300,7 @@ impl Daemon {
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
         });
-        Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread })
+        Ok(Self { door, admin, relay, stop, journal_thread, log_thread: log.thread, index_thread })
     }
 
     async fn run(
@@ -302,7 +310,7 @@ impl Daemon {
         signals: shutdown::Signals,
         stop_with_stdin: bool,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, journal_thread, log_thread } = self;
+        let Self { door, admin, relay, stop, journal_thread, log_thread, index_thread } = self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -330,7 +338,7 @@ impl Daemon {
         let failed = journal.has_failed();
         shutdown::close(&journal).await;
         drop(door);
-        let result = shutdown::finish(journal_thread, relay, log_thread).await;
+        let result = shutdown::finish(journal_thread, relay, [log_thread, index_thread]).await;
         shutdown::remove_socket(&config.data_dir);
         match result {
             Err(error) => {

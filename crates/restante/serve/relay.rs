@@ -2,6 +2,7 @@
 
 use super::attempt::Job;
 use super::couriers::{self, Assignment, Office, Report};
+use super::index::IndexHandle;
 use super::journal::Recorded;
 use super::log::{Line, LogHandle};
 use super::metrics::Metrics;
@@ -58,6 +59,7 @@ pub(crate) struct RelayTask {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) log: LogHandle,
+    pub(crate) index: IndexHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Assignment>>>,
 }
@@ -127,6 +129,7 @@ impl RelayTask {
 
     fn take_facts(&mut self, batch: Vec<Recorded>) {
         let now = clock::now();
+        let mut told = Vec::with_capacity(batch.len());
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
             let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
@@ -144,7 +147,9 @@ impl RelayTask {
                 }
                 _ => {}
             }
+            told.push((position, fact));
         }
+        self.index.take(told);
     }
 
     fn log_if_waiting(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) {
