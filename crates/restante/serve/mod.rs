@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! listener -> session -> journal thread -> relay task -> couriers -> journal thread -> ...
-//!                              '-> delivery log, query index                admin (socket, HTTP) -> relay task, journal thread
+//!                              '-> log, index                  admin (socket, HTTP) -> relay task, journal thread
 //! ```
 
 mod admin;
