@@ -14,6 +14,8 @@ mod delivery;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod index;
+#[cfg(test)]
 mod instruments;
 #[cfg(test)]
 mod lifecycle;

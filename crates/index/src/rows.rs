@@ -78,6 +78,18 @@ pub struct RecipientRow {
     pub changed_at: Timestamp,
 }
 
+impl RecipientRow {
+    /// The state's word in every listing; what is due waits, as far as the journal knows.
+    pub fn word(&self) -> &'static str {
+        state::word(self.state)
+    }
+
+    /// When it is tried again, if it is deferred.
+    pub fn next_at(&self) -> Option<Timestamp> {
+        state::next_at(self.state)
+    }
+}
+
 /// As the tables hold it: milliseconds since 1970.
 pub(crate) fn instant(at: Timestamp) -> i64 {
     at.unix_ms().cast_signed()

@@ -13,10 +13,10 @@ mod owner;
 mod progress;
 pub(crate) mod queue;
 pub(crate) mod recover;
+pub(crate) mod select;
 pub(crate) mod status;
 pub(crate) mod try_it;
 pub(crate) mod verify;
-#[cfg_attr(not(test), expect(dead_code, reason = "the selectors that take a time come next"))]
 mod when;
 pub(crate) mod words;
 

@@ -11,7 +11,7 @@ use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
 use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
 use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -39,7 +39,8 @@ pub(crate) enum Request {
 pub(crate) enum Which {
     All,
     Routes(Vec<RouteName>),
-    Transactions(Vec<TransactionId>),
+    /// These; on these routes alone, if any are named.
+    Transactions(BTreeSet<TransactionId>, Vec<RouteName>),
 }
 
 /// A transaction, and the recipients that an action would change.
@@ -199,11 +200,14 @@ impl RelayTask {
     fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
         let ledger = self.relay.ledger();
         let routes: Option<Vec<_>> = match which {
-            Which::Routes(names) => Some(names.iter().filter_map(|name| ledger.find_route(name)).collect()),
-            Which::All | Which::Transactions(_) => None,
+            Which::Transactions(_, names) if names.is_empty() => None,
+            Which::Routes(names) | Which::Transactions(_, names) => {
+                Some(names.iter().filter_map(|name| ledger.find_route(name)).collect())
+            }
+            Which::All => None,
         };
         let chosen = |id: &TransactionId| match which {
-            Which::Transactions(ids) => ids.contains(id),
+            Which::Transactions(ids, _) => ids.contains(id),
             Which::All | Which::Routes(_) => true,
         };
         let would_change = |state: RecipientState| match action {
