@@ -150,7 +150,7 @@ impl Index {
     }
 }
 
-fn question(
+pub(crate) fn question(
     selector: &Selector,
     ids: &[TransactionId],
     after: Option<TransactionId>,

@@ -1,5 +1,6 @@
 //! The index against the ledger, and against what may happen to its file.
 
+use crate::rows::question;
 use crate::{Change, Event, Index, IndexError, Keep, Origin, Row, Selector, Summary};
 use proptest::prelude::*;
 use restante_envelope::{
@@ -9,6 +10,7 @@ use restante_envelope::{
 use restante_ledger::{
     Accepted, Action, Attempted, Cause, Fact, Ledger, Operated, Outcome, Position, RecipientState, Timings,
 };
+use rusqlite::params_from_iter;
 use std::path::Path;
 
 const PENDING: Selector = Selector {
@@ -182,14 +184,10 @@ fn more_identifiers_than_one_question_takes_are_found() {
 #[test]
 fn a_million_settled_messages_are_not_in_the_way_of_the_pending() {
     let index = filled(Keep::All, vec![arrival(1, 1)]);
-    let plan: Vec<String> = index
-        .connection
-        .prepare("EXPLAIN QUERY PLAN SELECT n FROM transactions t WHERE TRUE AND pending > 0 AND id > x'00' ORDER BY id LIMIT 2")
-        .unwrap()
-        .query_map([], |row| row.get(3))
-        .unwrap()
-        .collect::<Result<_, _>>()
-        .unwrap();
+    let (sql, values) = question(&PENDING, &[], Some(id(0)), 2);
+    let mut explain = index.connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+    let lines = explain.query_map(params_from_iter(values), |row| row.get(3)).unwrap();
+    let plan: Vec<String> = lines.collect::<Result<_, _>>().unwrap();
     assert!(plan.len() == 1 && plan[0].contains("INDEX unsettled"), "{plan:?}");
 }
 

@@ -104,7 +104,7 @@ pub(crate) enum Command {
     Status(Daemon),
     /// List or change pending transactions
     #[command(subcommand)]
-    Queue(Queue),
+    Queue(Box<Queue>),
     /// Print the delivery log
     Log(Log),
 }
