@@ -252,6 +252,26 @@ fn an_index_in_use_when_the_power_failed_is_refused_and_a_closed_one_is_not() {
 }
 
 #[test]
+fn a_full_disk_takes_no_half_of_a_batch_and_the_index_goes_on_when_there_is_room() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut index = Index::open(&directory.path().join("index.sqlite"), &origin(), "boot").unwrap();
+    let batch = changes((1..=500).map(|n| arrival(n, 2)).collect());
+    index.apply(&batch[..1]).unwrap();
+    let room = |index: &Index, pages: u32| {
+        index
+            .connection
+            .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |row| row.get::<_, i64>(0))
+            .unwrap();
+    };
+    room(&index, 12);
+    assert!(matches!(index.apply(&batch), Err(IndexError::Unavailable(_))));
+    assert_eq!((index.cursor().unwrap(), all(&index, &PENDING).len()), (Some(at(1)), 1));
+    room(&index, 1_000_000);
+    index.apply(&batch).unwrap();
+    assert_eq!((index.cursor().unwrap(), all(&index, &PENDING).len()), (Some(at(500)), 500));
+}
+
+#[test]
 fn garbage_anywhere_is_refused_or_read_as_rows_and_never_panics() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("index.sqlite");
