@@ -20,6 +20,8 @@ mod encryption_out;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod index;
+#[cfg(test)]
 mod instruments;
 #[cfg(test)]
 mod large;

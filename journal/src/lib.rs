@@ -39,7 +39,7 @@ pub use frame::Kind;
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::set_aside;
-pub use replay::{Depth, Replay, ReplayError, Sink, replay};
+pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
 pub use shelf::{Orphan, remove_orphans};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};

@@ -72,6 +72,13 @@ pub struct Replay {
     pub(crate) totals: Totals,
 }
 
+impl Replay {
+    /// Which journal it is; none if no segment tells.
+    pub fn journal(&self) -> Option<u128> {
+        self.journal
+    }
+}
+
 /// The segment that the next one follows.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Last {
@@ -125,13 +132,28 @@ struct Opened<F> {
 
 /// Reads the whole journal. An empty directory is an empty journal.
 pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mut K) -> Result<Replay, ReplayError> {
-    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    replay_from(storage, 0, depth, sink)
+}
+
+/// Reads from segment `first` on, for whoever knows already what stands in front of it. The counts and the report are of
+/// what was read: this is no way to a writer, nor to an account.
+pub fn replay_from<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    first: u64,
+    depth: Depth,
+    sink: &mut K,
+) -> Result<Replay, ReplayError> {
+    let named = |name: &String| parse_file_name(name).filter(|number| *number >= first);
+    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(named).collect();
     numbers.sort_unstable();
     let mut replay = Replay::default();
     let mut shelf = Shelf::list(storage)?;
     let mut numbers = numbers.into_iter();
     let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
-    let mut expected = 1;
+    let mut expected = first.max(1);
+    if let Some(header) = current.as_ref().and_then(|segment| segment.header).filter(|_| first > 1) {
+        replay.totals = Totals { transactions: header.transactions, recipients: header.recipients };
+    }
     while let Some(segment) = current {
         let next = numbers.next().map(|n| open(storage, n)).transpose()?;
         if expected < segment.number {

@@ -66,6 +66,38 @@ impl RecipientState {
     pub fn is_settled(self) -> bool {
         matches!(self, Self::Sent | Self::Quarantined)
     }
+
+    /// The state after a record that says `told`; none if that record changes nothing. A settled recipient stays settled;
+    /// only a quarantined one may turn out to have been sent. One that an operator froze while an attempt was under way
+    /// stays frozen: the refusal does not undo that.
+    pub fn after(self, told: Self) -> Option<Self> {
+        match (self, told) {
+            (Self::Sent, _) => None,
+            (Self::Quarantined, told) if told != Self::Sent => None,
+            (Self::Hold, Self::Deferred(_)) => Some(self),
+            (_, told) => Some(told),
+        }
+    }
+}
+
+impl From<&Outcome> for RecipientState {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::Sent(_) => Self::Sent,
+            Outcome::Deferred { next_at, .. } => Self::Deferred(*next_at),
+            Outcome::Held(_) => Self::Hold,
+            Outcome::Quarantined(_) => Self::Quarantined,
+        }
+    }
+}
+
+impl From<Action> for RecipientState {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Hold => Self::Hold,
+            Action::Release => Self::Due,
+        }
+    }
 }
 
 impl Transaction {
@@ -155,44 +187,26 @@ impl Ledger {
 
     fn attempted(&mut self, position: Position, attempted: &Attempted) {
         for (index, outcome) in &attempted.results {
-            let state = match outcome {
-                Outcome::Sent(_) => RecipientState::Sent,
-                Outcome::Deferred { next_at, .. } => RecipientState::Deferred(*next_at),
-                Outcome::Held(_) => RecipientState::Hold,
-                Outcome::Quarantined(_) => RecipientState::Quarantined,
-            };
-            self.change(position, attempted.id, *index, state, 1);
+            self.change(position, attempted.id, *index, outcome.into(), 1);
         }
         self.forget_history(attempted.id);
     }
 
     fn operated(&mut self, position: Position, operated: &Operated) {
-        let state = match operated.action {
-            Action::Hold => RecipientState::Hold,
-            Action::Release => RecipientState::Due,
-        };
         for index in &operated.recipients {
-            self.change(position, operated.id, *index, state, 0);
+            self.change(position, operated.id, *index, operated.action.into(), 0);
         }
     }
 
-    /// A settled recipient stays settled; only a quarantined one may turn out to have been sent.
-    fn change(&mut self, at: Position, id: TransactionId, index: RecipientIndex, state: RecipientState, attempts: u16) {
+    fn change(&mut self, at: Position, id: TransactionId, index: RecipientIndex, told: RecipientState, attempts: u16) {
         let found = self.transactions.get_mut(&id);
-        let Some((transaction, before)) = found.and_then(|t| {
+        let Some((transaction, before, state)) = found.and_then(|t| {
             let before = t.recipients.get(usize::from(index))?.state;
-            Some((t, before))
+            Some((t, before, before.after(told)?))
         }) else {
             self.without_effect += 1;
             return;
         };
-        if before == RecipientState::Sent || (before == RecipientState::Quarantined && state != RecipientState::Sent) {
-            self.without_effect += 1;
-            return;
-        }
-        // An operator froze it while the attempt was under way: the refusal does not undo that.
-        let held = before == RecipientState::Hold && matches!(state, RecipientState::Deferred(_));
-        let state = if held { before } else { state };
         transaction.last_change = Some(at);
         if let Some(entry) = transaction.recipients.get_mut(usize::from(index)) {
             entry.state = state;

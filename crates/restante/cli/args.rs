@@ -3,6 +3,7 @@
 //! Decides nothing and reads nothing: routes and addresses of `serve` stay text, so that the configuration can show
 //! all their errors together.
 
+use super::select::{ARGUMENTS, Chosen, Selector};
 use crate::config::{Flags, HostPort};
 use clap::{Args, Parser, Subcommand};
 use restante_envelope::{Timestamp, TransactionId};
@@ -70,8 +71,13 @@ kind of selector given.
 
 Exit codes: 0 done, 2 usage, 4 nothing matched, 6 configuration invalid, 130 interrupted";
 
+const READ_HELP: &str = "\
+Reads the index if it is up to date, else the journal itself: works with the daemon dead.
+
+Exit codes: 0 done, 2 usage, 4 the selector matched nothing";
+
 const CHANGE_HELP: &str = "\
-Exit codes: 0 done, 2 usage, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
+Exit codes: 0 done, 2 usage, 3 partly done, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
 
 /// Journaling SMTP relay and backup MX: mail is on stable storage before the 250.
 #[derive(Debug, Parser)]
@@ -132,7 +138,7 @@ pub(crate) enum Command {
     Status(Daemon),
     /// List or change pending transactions
     #[command(subcommand)]
-    Queue(Queue),
+    Queue(Box<Queue>),
     /// Print the delivery log
     #[command(after_help = LOG_HELP)]
     Log(Log),
@@ -216,10 +222,16 @@ pub(crate) struct Recover {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Queue {
     /// List pending transactions, and what happens to each next
-    #[command(
-        after_help = "Reads the journal: works with the daemon dead.\n\nExit codes: 0 done, 4 the selector matched nothing"
-    )]
+    #[command(after_help = READ_HELP)]
     Ls(Selector),
+    /// Show transactions in full: envelope, recipients, replies, history; by ID settled ones too
+    #[command(after_help = READ_HELP)]
+    Show(Show),
+    /// Write a message's content to standard output, byte for byte as it was accepted
+    #[command(
+        after_help = "Exit codes: 0 done, 2 usage, 4 no such transaction in the journal, 9 its bytes are damaged"
+    )]
+    Cat(Cat),
     /// Try now what is deferred
     #[command(after_help = CHANGE_HELP)]
     Flush(Flush),
@@ -231,26 +243,22 @@ pub(crate) enum Queue {
     Release(Operation),
 }
 
-/// Which transactions.
+/// Transactions by name, or by selectors.
 #[derive(Debug, Args)]
-pub(crate) struct Selector {
-    /// The transaction with this ID; repeat for more
-    #[arg(long = "id", value_name = "ID")]
+#[command(group = clap::ArgGroup::new("named").required(true).multiple(true).args(ARGUMENTS).arg("named_ids"))]
+pub(crate) struct Show {
+    /// The transactions with these IDs
+    #[arg(id = "named_ids", value_name = "ID")]
     pub(crate) ids: Vec<TransactionId>,
-    /// Those of this route; repeat for more
-    #[arg(long = "route", value_name = "NAME")]
-    pub(crate) routes: Vec<String>,
-    /// All of them
-    #[arg(long, conflicts_with_all = ["ids", "routes"])]
-    pub(crate) all: bool,
-}
-
-/// Which transactions, where a slip would change something: nothing is not everything.
-#[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "routes", "all"]))]
-pub(crate) struct Chosen {
     #[command(flatten)]
     pub(crate) selector: Selector,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Cat {
+    /// The transaction
+    #[arg(value_name = "ID")]
+    pub(crate) id: TransactionId,
 }
 
 #[derive(Debug, Args)]

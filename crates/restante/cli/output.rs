@@ -30,6 +30,11 @@ impl Output {
         remember(writeln!(io::stdout().lock(), "{text}"));
     }
 
+    /// Writes bytes as they are.
+    pub(crate) fn bytes(self, bytes: &[u8]) {
+        remember(io::stdout().lock().write_all(bytes));
+    }
+
     /// Prints one JSON object as a line of data.
     pub(crate) fn object(self, object: &serde_json::Value) {
         self.line(&object.to_string());

@@ -21,7 +21,7 @@ pub(crate) use flags::hostname;
 pub(crate) use recipients::{Fingerprint, Listed, read as read_recipients};
 pub(crate) use routes::domain;
 pub(crate) use show::{Setting, Value, settings, toml_string};
-pub(crate) use units::duration;
+pub(crate) use units::{duration, size};
 
 use flags::Given;
 use restante_envelope::DomainName;

@@ -29,7 +29,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
 }
 
 /// A whole number of bytes with one of `KB MB GB KiB MiB GiB`.
-pub(super) fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     let form = "a size is a whole number with KB, MB, GB, KiB, MiB or GiB, such as \"100MiB\"";
     let (number, unit) = split(text).ok_or(form)?;
     let bytes = match unit {

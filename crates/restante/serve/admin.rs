@@ -185,7 +185,7 @@ async fn flush(State(desk): State<Desk>, headers: HeaderMap, Query(params): Para
     let orders = match which(&params)? {
         Which::All => vec![Flush::All],
         Which::Routes(routes) => routes.into_iter().map(Flush::Route).collect(),
-        Which::Transactions(ids) => ids.into_iter().map(Flush::Transaction).collect(),
+        Which::Transactions(ids, _) => ids.into_iter().map(Flush::Transaction).collect(),
     };
     let mut matched = 0;
     for order in orders {
@@ -304,12 +304,12 @@ fn which(params: &HashMap<String, String>) -> Result<Which, Refusal> {
     let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
     let list = |key: &str| params.get(key).filter(|list| !list.is_empty()).map(|list| list.split(','));
     match (list("id"), list("route"), params.contains_key("all")) {
-        (Some(ids), None, false) => {
+        (Some(ids), routes, false) => {
             let ids = ids.map(|id| id.parse().map_err(|e| bad(format!("`{id}`: {e}")))).collect::<Result<_, _>>()?;
-            Ok(Which::Transactions(ids))
+            Ok(Which::Transactions(ids, routes.into_iter().flatten().map(RouteName::new).collect()))
         }
         (None, Some(routes), false) => Ok(Which::Routes(routes.map(RouteName::new).collect())),
         (None, None, true) => Ok(Which::All),
-        _ => Err(bad("give one of `id`, `route`, `all`".into())),
+        _ => Err(bad("give `all`, or `id`, `route` or both".into())),
     }
 }

@@ -53,11 +53,12 @@ fn parse(text: &str) -> Option<Position> {
     Some(Position { segment: segment.parse().ok()?, offset: offset.parse().ok()? })
 }
 
-/// The ledger of a start, and the place of the last fact that the log tells of.
+/// The ledger of a start, the place of the last fact that the log tells of, and the last place of all.
 #[derive(Default)]
 pub(crate) struct Boot {
     pub(crate) ledger: Ledger,
     pub(crate) last: Option<Position>,
+    pub(crate) end: Option<Position>,
 }
 
 impl Sink for Boot {
@@ -65,12 +66,15 @@ impl Sink for Boot {
         if !matches!(fact, Fact::Served(_)) {
             self.last = Some(position);
         }
+        self.end = Some(position);
         Sink::fact(&mut self.ledger, position, fact);
     }
     fn damaged(&mut self, position: Position, accepted: &Accepted) {
+        self.end = Some(position);
         self.ledger.damaged(position, accepted);
     }
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
+        self.end = Some(position);
         self.ledger.lost(position, id, recipients);
     }
     fn unnamed(&mut self, transactions: u64, recipients: u64) {

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! listener -> session -> journal thread -> relay task -> couriers -> journal thread -> ...
-//!                              '-> delivery log                admin (socket, HTTP) -> relay task, journal thread
+//!                              '-> log, index                  admin (socket, HTTP) -> relay task, journal thread
 //! ```
 
 mod admin;
 pub(crate) mod attempt;
 pub(crate) mod couriers;
 mod http;
+pub(crate) mod index;
 mod intake;
 mod journal;
 mod listener;
@@ -32,8 +33,9 @@ use anyhow::{Context as _, bail};
 use log_cursor::Boot;
 use restante_courier::Target;
 use restante_envelope::RouteName;
+use restante_index::Origin;
 use restante_journal::{
-    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Seed, State, Writer,
+    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Seed, State, Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
@@ -42,6 +44,7 @@ use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
@@ -138,14 +141,16 @@ async fn start(
     };
     let sockets = Sockets::open(&config, inherited)?;
     notify::starting();
-    let (boot, writer) = open_journal(&config, &storage)?;
-    let daemon = Daemon::assemble(&config, storage, boot, writer, tls, reload::Means { flags, hangups, handle })?;
+    let (boot, origin, writer) = open_journal(&config, &storage)?;
+    let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
+    let means = reload::Means { flags, hangups, handle };
+    let daemon = Daemon::assemble(&config, storage, boot, index, writer, tls, means)?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Writer<DirStorage>)> {
+fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>)> {
     let mut boot = Boot::default();
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
@@ -182,19 +187,20 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         Err(error) => tracing::warn!("cannot remove what was left of messages never accepted: {error}"),
     }
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
+    let origin = index::origin(replay.journal().unwrap_or(seed.journal), &replay.report);
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = served(config);
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
-        Ok(_) => {}
+        Ok(durable) => boot.end = durable.receipts().last().map(Receipt::position).or(boot.end),
         Err(CommitError::Full(error)) => {
             tracing::warn!("no room for the journal, mail is refused until there is: {error}")
         }
         Err(error) => return Err(error.into()),
     }
-    Ok((boot, writer))
+    Ok((boot, origin, writer))
 }
 
 /// What `recover` goes by when the configuration is lost.
@@ -258,8 +264,9 @@ struct Daemon {
     stop: watch::Sender<bool>,
     limits: watch::Receiver<Limits>,
     reloading: reload::Reloading,
-    journal_thread: std::thread::JoinHandle<Result<(), CommitError>>,
-    log_thread: std::thread::JoinHandle<()>,
+    journal_thread: JoinHandle<Result<(), CommitError>>,
+    log_thread: JoinHandle<()>,
+    index_thread: JoinHandle<()>,
 }
 
 impl Daemon {
@@ -267,6 +274,7 @@ impl Daemon {
         config: &Config,
         storage: DirStorage,
         boot: Boot,
+        (index, index_thread): (index::IndexHandle, JoinHandle<()>),
         writer: Writer<DirStorage>,
         tls: Arc<tls::Tls>,
         means: reload::Means,
@@ -301,6 +309,7 @@ impl Daemon {
             requests,
             stopping: stopping.clone(),
             log: log.handle.clone(),
+            index,
             metrics: metrics.clone(),
             idle: HashMap::new(),
         };
@@ -331,7 +340,8 @@ impl Daemon {
             stopping,
         });
         let reloading = reload::Reloading::new(config.clone(), means, parts, orders);
-        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread: log.thread })
+        let log_thread = log.thread;
+        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread })
     }
 
     async fn run(
@@ -341,7 +351,7 @@ impl Daemon {
         signals: shutdown::Signals,
         stop_with_stdin: bool,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread } = self;
+        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread } = self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -373,7 +383,7 @@ impl Daemon {
         let failed = journal.has_failed();
         shutdown::close(&journal).await;
         drop(door);
-        let result = shutdown::finish(journal_thread, relay, log_thread).await;
+        let result = shutdown::finish(journal_thread, relay, [log_thread, index_thread]).await;
         shutdown::remove_socket(&config.data_dir);
         match result {
             Err(error) => {

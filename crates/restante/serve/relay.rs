@@ -2,6 +2,7 @@
 
 use super::attempt::Job;
 use super::couriers::{self, Assignment, Office, Report};
+use super::index::IndexHandle;
 use super::journal::Recorded;
 use super::log::{Line, LogHandle};
 use super::metrics::Metrics;
@@ -10,7 +11,7 @@ use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
 use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
 use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus, Routes};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -43,7 +44,8 @@ pub(crate) type NextHops = HashMap<RouteName, Arc<[Target]>>;
 pub(crate) enum Which {
     All,
     Routes(Vec<RouteName>),
-    Transactions(Vec<TransactionId>),
+    /// These; on these routes alone, if any are named.
+    Transactions(BTreeSet<TransactionId>, Vec<RouteName>),
 }
 
 /// A transaction, and the recipients that an action would change.
@@ -63,6 +65,7 @@ pub(crate) struct RelayTask {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) log: LogHandle,
+    pub(crate) index: IndexHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Assignment>>>,
 }
@@ -132,6 +135,7 @@ impl RelayTask {
 
     fn take_facts(&mut self, batch: Vec<Recorded>) {
         let now = clock::now();
+        let mut told = Vec::with_capacity(batch.len());
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
             let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
@@ -149,7 +153,9 @@ impl RelayTask {
                 }
                 _ => {}
             }
+            told.push((position, fact));
         }
+        self.index.take(told);
     }
 
     fn log_if_waiting(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) {
@@ -232,11 +238,14 @@ impl RelayTask {
     fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
         let ledger = self.relay.ledger();
         let routes: Option<Vec<_>> = match which {
-            Which::Routes(names) => Some(names.iter().filter_map(|name| ledger.find_route(name)).collect()),
-            Which::All | Which::Transactions(_) => None,
+            Which::Transactions(_, names) if names.is_empty() => None,
+            Which::Routes(names) | Which::Transactions(_, names) => {
+                Some(names.iter().filter_map(|name| ledger.find_route(name)).collect())
+            }
+            Which::All => None,
         };
         let chosen = |id: &TransactionId| match which {
-            Which::Transactions(ids) => ids.contains(id),
+            Which::Transactions(ids, _) => ids.contains(id),
             Which::All | Which::Routes(_) => true,
         };
         let would_change = |state: RecipientState| match action {

@@ -17,7 +17,7 @@ pub(crate) const SESSIONS: Duration = Duration::from_millis(800);
 const ATTEMPTS: Duration = Duration::from_millis(600);
 /// The journal's last batch and the log's last lines have this long.
 const THREADS: Duration = Duration::from_millis(700);
-/// The relay and the log have this long each to write what they were told.
+/// The relay has this long, then the log and the index together, to write what they were told.
 const LAST_LINES: Duration = Duration::from_millis(200);
 /// How often a failed journal is looked for.
 const FAILURE_CHECK: Duration = Duration::from_millis(50);
@@ -90,11 +90,11 @@ pub(crate) async fn close(journal: &Journal) {
     let _hung_disk = tokio::time::timeout(LAST_LINES, journal.close()).await;
 }
 
-/// Waits for the journal to seal and the log to be written.
+/// Waits for the journal to seal and the log and the index to be written.
 pub(crate) async fn finish(
     journal: std::thread::JoinHandle<Result<(), CommitError>>,
     relay: tokio::task::JoinHandle<()>,
-    log: std::thread::JoinHandle<()>,
+    followers: [std::thread::JoinHandle<()>; 2],
 ) -> anyhow::Result<()> {
     let join = tokio::task::spawn_blocking(move || journal.join());
     let sealed = match tokio::time::timeout(THREADS, join).await {
@@ -106,7 +106,8 @@ pub(crate) async fn finish(
     if !relay.is_finished() {
         let _late = tokio::time::timeout(LAST_LINES, relay).await;
     }
-    let _late = tokio::time::timeout(LAST_LINES, tokio::task::spawn_blocking(move || log.join())).await;
+    let join = tokio::task::spawn_blocking(move || followers.map(std::thread::JoinHandle::join));
+    let _late = tokio::time::timeout(LAST_LINES, join).await;
     sealed
 }
 

@@ -1,0 +1,439 @@
+//! The database: opened and checked, fed with facts, its cursor moved with them.
+
+use crate::error::IndexError;
+use crate::rows::{instant, timestamp};
+use crate::state;
+use crate::summary::Summary;
+use restante_envelope::{Timestamp, TransactionId};
+use restante_ledger::{Accepted, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use std::path::Path;
+use std::time::Duration;
+
+/// Changed with every change of the tables, or of what stands in them: an index of another version is made anew.
+const VERSION: i64 = 1;
+/// `RSTI`, so that nobody's other database is taken for ours.
+const APPLICATION: i64 = 0x5253_5449;
+/// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.
+const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pages in memory, in KiB: the upper levels of the trees of millions of messages.
+const CACHE_KIB: u32 = 8 << 10;
+
+const SCHEMA: &str = "
+    CREATE TABLE meta (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        journal BLOB NOT NULL, damage TEXT NOT NULL, complete INTEGER NOT NULL,
+        synced INTEGER NOT NULL, boot TEXT NOT NULL,
+        segment INTEGER, offset INTEGER
+    ) STRICT;
+    CREATE TABLE transactions (
+        n INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE,
+        segment INTEGER NOT NULL, offset INTEGER NOT NULL,
+        accepted_at INTEGER NOT NULL, size INTEGER NOT NULL,
+        sender TEXT, client TEXT, helo TEXT, tls TEXT, hold TEXT,
+        subject TEXT, header_from TEXT, message_id TEXT,
+        pending INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX unsettled ON transactions (id) WHERE pending > 0;
+    CREATE TABLE recipients (
+        n INTEGER NOT NULL, nth INTEGER NOT NULL,
+        addr TEXT, domain TEXT, route TEXT,
+        state TEXT NOT NULL, next_at INTEGER, last_reply TEXT, reason TEXT, attempts INTEGER NOT NULL, changed_at INTEGER NOT NULL,
+        PRIMARY KEY (n, nth)
+    ) STRICT, WITHOUT ROWID;
+";
+
+/// Which journal an index is of, and what was known to be damaged in it: where either differs, the facts differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The journal's 128 bits.
+    pub journal: u128,
+    /// Names the damage found at the last start; any text.
+    pub damage: String,
+}
+
+/// What the index remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Every message.
+    All,
+    /// Every message that is not wholly sent, as the ledger does.
+    Unsent,
+}
+
+/// Something that a replay of the journal tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// An intact record.
+    Fact(Fact),
+    /// A message whose content is damaged.
+    Damaged(Accepted),
+    /// A message of which only the name and the number of recipients are known.
+    Lost {
+        /// Its name.
+        id: TransactionId,
+        /// How many it was for.
+        recipients: u16,
+    },
+}
+
+/// An event at its place in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Where.
+    pub position: Position,
+    /// What.
+    pub event: Event,
+    /// What the headers of an accepted message say, where they could be read.
+    pub summary: Option<Summary>,
+}
+
+/// An index, open.
+#[derive(Debug)]
+pub struct Index {
+    pub(crate) connection: Connection,
+    keep: Keep,
+}
+
+impl Index {
+    /// Opens the index at `path` for writing; makes it if there is none. Checks the structure of all of it. `boot` names the
+    /// time since the machine was started.
+    ///
+    /// No sync while it is in use: they would make the journal's wait. A process that is killed harms nothing. A power cut
+    /// may mix old pages with new ones, so an index of another `boot` that was not closed is of no use. No write-ahead log:
+    /// its shared memory is a mapped file, and whoever truncates that kills the daemon by a SIGBUS.
+    pub fn open(path: &Path, origin: &Origin, boot: &str) -> Result<Self, IndexError> {
+        let connection = Connection::open(path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        let pages: i64 = connection.query_row("PRAGMA page_count", [], |row| row.get(0))?;
+        if pages > 0 {
+            check(&connection)?;
+        }
+        connection.execute_batch(&format!(
+            "PRAGMA journal_mode = TRUNCATE; PRAGMA cache_size = -{CACHE_KIB}; PRAGMA temp_store = MEMORY;"
+        ))?;
+        let mut index = Self { connection, keep: Keep::All };
+        if pages == 0 {
+            index.create(origin)?;
+        } else if index.origin()? != *origin {
+            return Err(IndexError::Unusable("it is of another journal, or of another state of its damage".into()));
+        } else if !index.survived(boot)? {
+            return Err(IndexError::Unusable("the machine went down while it was in use".into()));
+        }
+        index.connection.execute_batch("PRAGMA synchronous = FULL")?;
+        index.connection.execute("UPDATE meta SET synced = 0, boot = ? WHERE synced OR boot <> ?1", params![boot])?;
+        index.connection.execute_batch("PRAGMA synchronous = OFF")?;
+        Ok(index)
+    }
+
+    /// Puts all of it on stable storage: the next boot may use it.
+    pub fn close(self) -> Result<(), IndexError> {
+        self.connection.execute_batch("PRAGMA synchronous = FULL; UPDATE meta SET synced = 1")?;
+        Ok(self.connection.close().map_err(|(_, error)| error)?)
+    }
+
+    fn survived(&self, boot: &str) -> Result<bool, IndexError> {
+        let survived = "SELECT synced OR (boot = ? AND boot <> '') FROM meta";
+        Ok(self.connection.query_row(survived, params![boot], |row| row.get(0))?)
+    }
+
+    /// Opens the index at `path`, which must be there, for [`Self::select`] alone. With `thoroughly`, its structure is
+    /// checked; not needed beside a daemon, which watches over it.
+    pub fn open_read_only(path: &Path, thoroughly: bool) -> Result<Self, IndexError> {
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB};"))?;
+        check_version(&connection)?;
+        if thoroughly {
+            check(&connection)?;
+        }
+        Ok(Self { connection, keep: Keep::All })
+    }
+
+    /// An index that goes with the value: in memory as far as that is little, else in a file without a name.
+    pub fn temporary(keep: Keep) -> Result<Self, IndexError> {
+        let connection = Connection::open("")?;
+        connection.execute_batch(&format!(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{};",
+            8 * CACHE_KIB
+        ))?;
+        let mut index = Self { connection, keep };
+        index.create(&Origin { journal: 0, damage: String::new() })?;
+        Ok(index)
+    }
+
+    fn create(&mut self, origin: &Origin) -> Result<(), IndexError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(SCHEMA)?;
+        transaction.execute(
+            "INSERT INTO meta (one, journal, damage, complete, synced, boot) VALUES (1, ?, ?, 0, 0, '')",
+            params![origin.journal.to_be_bytes(), origin.damage],
+        )?;
+        transaction
+            .execute_batch(&format!("PRAGMA user_version = {VERSION}; PRAGMA application_id = {APPLICATION};"))?;
+        Ok(transaction.commit()?)
+    }
+
+    /// What the index was made from.
+    pub fn origin(&self) -> Result<Origin, IndexError> {
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, [u8; 16]>(0)?, row.get(1)?));
+        let (journal, damage) = self.connection.query_row("SELECT journal, damage FROM meta", [], read)?;
+        Ok(Origin { journal: u128::from_be_bytes(journal), damage })
+    }
+
+    /// The place of the last event applied; all in front of it have been.
+    pub fn cursor(&self) -> Result<Option<Position>, IndexError> {
+        read_cursor(&self.connection)
+    }
+
+    /// Whether it has once been at the end of the journal: before that it is being made.
+    pub fn is_complete(&self) -> Result<bool, IndexError> {
+        Ok(self.connection.query_row("SELECT complete FROM meta", [], |row| row.get(0))?)
+    }
+
+    /// Notes that the end of the journal is reached.
+    pub fn set_complete(&mut self) -> Result<(), IndexError> {
+        self.connection.execute("UPDATE meta SET complete = 1 WHERE complete = 0", [])?;
+        Ok(())
+    }
+
+    /// Applies events in the order of the journal, and moves the cursor: all of them, or none. What stands at or in front
+    /// of the cursor has been applied and is left out.
+    pub fn apply(&mut self, batch: &[Change]) -> Result<(), IndexError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let before = read_cursor(&transaction)?;
+        let mut cursor = before;
+        let mut table = Table { transaction: &transaction, keep: self.keep };
+        for change in batch {
+            if cursor.is_none_or(|cursor| change.position > cursor) {
+                table.apply(change)?;
+                cursor = Some(change.position);
+            }
+        }
+        if let Some(cursor) = cursor.filter(|_| cursor != before) {
+            transaction
+                .prepare_cached("UPDATE meta SET segment = ?, offset = ?")?
+                .execute(params![cursor.segment.cast_signed(), cursor.offset.cast_signed()])?;
+        }
+        Ok(transaction.commit()?)
+    }
+}
+
+/// Only the structure: an index over everything in it would take as long as to make it anew.
+fn check(connection: &Connection) -> Result<(), IndexError> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(IndexError::Unusable(verdict));
+    }
+    check_version(connection)
+}
+
+fn check_version(connection: &Connection) -> Result<(), IndexError> {
+    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
+    match (number("application_id")?, number("user_version")?) {
+        (APPLICATION, VERSION) => Ok(()),
+        (APPLICATION, other) => Err(IndexError::Unusable(format!("version {other}, ours is {VERSION}"))),
+        _ => Err(IndexError::Unusable("it is no index of ours".into())),
+    }
+}
+
+fn read_cursor(connection: &Connection) -> Result<Option<Position>, IndexError> {
+    let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
+    let found = connection.prepare_cached("SELECT segment, offset FROM meta")?.query_row([], read)?;
+    let (Some(segment), Some(offset)) = found else { return Ok(None) };
+    Ok(Some(Position { segment: segment.cast_unsigned(), offset: offset.cast_unsigned() }))
+}
+
+/// The tables, within a transaction of SQLite's.
+struct Table<'a> {
+    transaction: &'a Transaction<'a>,
+    keep: Keep,
+}
+
+/// What a record says of one recipient.
+struct Told {
+    state: RecipientState,
+    /// What the next hop said, if it did.
+    reply: Option<String>,
+    /// Why it is deferred or on hold, where no reply tells.
+    reason: Option<String>,
+    attempts: u16,
+    at: Timestamp,
+}
+
+impl Table<'_> {
+    fn apply(&mut self, change: &Change) -> Result<(), IndexError> {
+        let summary = change.summary.as_ref();
+        match &change.event {
+            Event::Fact(Fact::Accepted(accepted)) => {
+                let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
+                self.accept(change.position, accepted, state, summary)
+            }
+            Event::Fact(Fact::Attempted(attempted)) => self.attempted(attempted),
+            Event::Fact(Fact::Operated(operated)) => self.operated(operated),
+            Event::Fact(Fact::Served(_)) => Ok(()),
+            Event::Damaged(accepted) => self.accept(change.position, accepted, RecipientState::Quarantined, summary),
+            Event::Lost { id, recipients } => self.lost(change.position, *id, *recipients),
+        }
+    }
+
+    /// The same identifier twice is one message: the first record counts.
+    fn accept(
+        &self,
+        position: Position,
+        accepted: &Accepted,
+        state: RecipientState,
+        summary: Option<&Summary>,
+    ) -> Result<(), IndexError> {
+        let (trace, recipients) = (&accepted.trace, &accepted.envelope.recipients);
+        let pending = if state.is_settled() { 0 } else { i64::try_from(recipients.len()).unwrap_or(i64::MAX) };
+        let summary = summary.cloned().unwrap_or_default();
+        let inserted = self
+            .transaction
+            .prepare_cached(
+                "INSERT INTO transactions (id, segment, offset, accepted_at, size, sender, client, helo, tls, hold,
+                     subject, header_from, message_id, pending)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+            )?
+            .execute(params![
+                accepted.id.to_bits().to_be_bytes(),
+                position.segment.cast_signed(),
+                position.offset.cast_signed(),
+                instant(trace.received_at),
+                accepted.content_len.cast_signed(),
+                accepted.envelope.reverse_path.as_str(),
+                trace.client.to_string(),
+                trace.helo,
+                trace.tls,
+                accepted.hold,
+                summary.subject,
+                summary.from,
+                summary.message_id,
+                pending,
+            ])?;
+        if inserted == 0 {
+            return Ok(());
+        }
+        let n = self.transaction.last_insert_rowid();
+        let mut insert = self.transaction.prepare_cached(
+            "INSERT INTO recipients (n, nth, addr, domain, route, state, reason, attempts, changed_at)
+             VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)",
+        )?;
+        for (nth, recipient) in (0_i64..).zip(recipients) {
+            let path = &recipient.forward_path;
+            insert.execute(params![
+                n,
+                nth,
+                path.as_str(),
+                path.domain().map(str::to_ascii_lowercase),
+                recipient.route.as_str(),
+                state::word(state),
+                accepted.hold.as_ref().filter(|_| state == RecipientState::Hold),
+                instant(trace.received_at),
+            ])?;
+        }
+        Ok(())
+    }
+
+    /// When it was accepted stands in its name.
+    fn lost(&self, position: Position, id: TransactionId, recipients: u16) -> Result<(), IndexError> {
+        let at = instant(Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0)));
+        let (segment, offset) = (position.segment.cast_signed(), position.offset.cast_signed());
+        let inserted = self
+            .transaction
+            .prepare_cached(
+                "INSERT INTO transactions (id, segment, offset, accepted_at, size, pending) VALUES (?, ?, ?, ?, 0, 0)
+                 ON CONFLICT (id) DO NOTHING",
+            )?
+            .execute(params![id.to_bits().to_be_bytes(), segment, offset, at])?;
+        if inserted == 0 {
+            return Ok(());
+        }
+        let n = self.transaction.last_insert_rowid();
+        let mut insert = self
+            .transaction
+            .prepare_cached("INSERT INTO recipients (n, nth, state, attempts, changed_at) VALUES (?, ?, ?, 0, ?)")?;
+        for nth in 0..recipients {
+            insert.execute(params![n, nth, state::word(RecipientState::Quarantined), at])?;
+        }
+        Ok(())
+    }
+
+    fn attempted(&self, attempted: &Attempted) -> Result<(), IndexError> {
+        let Some(n) = self.find(attempted.id)? else { return Ok(()) };
+        for (nth, outcome) in &attempted.results {
+            let (reply, reason) = match outcome {
+                Outcome::Sent(reply) => (Some(reply.to_string()), None),
+                Outcome::Deferred { cause, .. } | Outcome::Held(cause) | Outcome::Quarantined(cause) => match cause {
+                    Cause::Reply(reply) => {
+                        let reply = reply.to_string();
+                        let reason = matches!(outcome, Outcome::Held(_)).then(|| reply.clone());
+                        (Some(reply), reason)
+                    }
+                    other => (None, Some(other.to_string())),
+                },
+            };
+            self.change(n, *nth, Told { state: outcome.into(), reply, reason, attempts: 1, at: attempted.at })?;
+        }
+        if self.keep == Keep::Unsent {
+            self.forget_if_sent(n)?;
+        }
+        Ok(())
+    }
+
+    fn operated(&self, operated: &Operated) -> Result<(), IndexError> {
+        let Some(n) = self.find(operated.id)? else { return Ok(()) };
+        let state = RecipientState::from(operated.action);
+        let reason = (state == RecipientState::Hold).then(|| format!("{}: {}", operated.actor, operated.reason));
+        for nth in &operated.recipients {
+            let (reason, at) = (reason.clone(), operated.at);
+            self.change(n, *nth, Told { state, reply: None, reason, attempts: 0, at })?;
+        }
+        Ok(())
+    }
+
+    fn find(&self, id: TransactionId) -> Result<Option<i64>, IndexError> {
+        let mut find = self.transaction.prepare_cached("SELECT n FROM transactions WHERE id = ?")?;
+        Ok(find.query_row(params![id.to_bits().to_be_bytes()], |row| row.get(0)).optional()?)
+    }
+
+    fn change(&self, n: i64, nth: RecipientIndex, told: Told) -> Result<(), IndexError> {
+        let mut find =
+            self.transaction.prepare_cached("SELECT state, next_at FROM recipients WHERE n = ? AND nth = ?")?;
+        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?));
+        let Some((word, next_at)) = find.query_row(params![n, nth], read).optional()? else { return Ok(()) };
+        let before = state::parse(&word, next_at.map(timestamp));
+        let before = before.ok_or_else(|| IndexError::Unusable(format!("a recipient is {word}")))?;
+        let Some(state) = before.after(told.state) else { return Ok(()) };
+        // Frozen by an operator while the attempt was under way: his reason stands.
+        let frozen = before == RecipientState::Hold && state != told.state;
+        let update = self.transaction.prepare_cached(
+            "UPDATE recipients SET state = ?3, next_at = ?4, last_reply = coalesce(?5, last_reply),
+                 reason = CASE WHEN ?6 THEN reason ELSE ?7 END, attempts = attempts + ?8, changed_at = ?9
+             WHERE n = ?1 AND nth = ?2",
+        );
+        let next_at = state::next_at(state).map(instant);
+        let (word, at) = (state::word(state), instant(told.at));
+        update?.execute(params![n, nth, word, next_at, told.reply, frozen, told.reason, told.attempts, at])?;
+        if before.is_settled() != state.is_settled() {
+            let step = if state.is_settled() { -1 } else { 1 };
+            let mut count =
+                self.transaction.prepare_cached("UPDATE transactions SET pending = pending + ? WHERE n = ?")?;
+            count.execute(params![step, n])?;
+        }
+        Ok(())
+    }
+
+    fn forget_if_sent(&self, n: i64) -> Result<(), IndexError> {
+        let unsent = self
+            .transaction
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM recipients WHERE n = ? AND state <> ?)")?
+            .query_row(params![n, state::word(RecipientState::Sent)], |row| row.get::<_, bool>(0))?;
+        if !unsent {
+            for table in ["recipients", "transactions"] {
+                self.transaction.prepare_cached(&format!("DELETE FROM {table} WHERE n = ?"))?.execute(params![n])?;
+            }
+        }
+        Ok(())
+    }
+}

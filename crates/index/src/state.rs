@@ -1,0 +1,35 @@
+//! A recipient's state as the table holds it: a word, and the instant of the next try where there is one.
+
+use restante_envelope::Timestamp;
+use restante_ledger::RecipientState;
+
+/// The word of the contract; what is due waits, as far as the journal knows.
+pub(crate) fn word(state: RecipientState) -> &'static str {
+    match state {
+        RecipientState::Due => "waiting",
+        RecipientState::Deferred(_) => "deferred",
+        RecipientState::Hold => "hold",
+        RecipientState::Sent => "sent",
+        RecipientState::Quarantined => "quarantined",
+    }
+}
+
+/// When it is tried again.
+pub(crate) fn next_at(state: RecipientState) -> Option<Timestamp> {
+    match state {
+        RecipientState::Deferred(at) => Some(at),
+        RecipientState::Due | RecipientState::Hold | RecipientState::Sent | RecipientState::Quarantined => None,
+    }
+}
+
+/// The reverse of the two; none for a word that nobody wrote.
+pub(crate) fn parse(word: &str, next_at: Option<Timestamp>) -> Option<RecipientState> {
+    match (word, next_at) {
+        ("waiting", None) => Some(RecipientState::Due),
+        ("deferred", Some(at)) => Some(RecipientState::Deferred(at)),
+        ("hold", None) => Some(RecipientState::Hold),
+        ("sent", None) => Some(RecipientState::Sent),
+        ("quarantined", None) => Some(RecipientState::Quarantined),
+        _ => None,
+    }
+}

@@ -1,0 +1,156 @@
+//! A transaction on one of its routes, as a listing shows it.
+
+use super::live::Live;
+use crate::cli::log_line::printable;
+use crate::cli::words;
+use crate::clock;
+use restante_index::{RecipientRow, Row};
+use restante_ledger::RecipientState;
+use serde_json::{Value, json};
+
+/// A transaction on one of its routes.
+pub(crate) struct Entry<'r> {
+    pub(crate) row: &'r Row,
+    pub(crate) route: &'r str,
+    pub(crate) state: &'static str,
+    pub(crate) next: String,
+    /// Whether it is being delivered now.
+    pub(crate) active: bool,
+    /// Those on this route.
+    pub(crate) recipients: Vec<&'r RecipientRow>,
+}
+
+/// One entry for each route on which something is unsettled, in the envelope's order.
+pub(crate) fn entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
+    let unsettled = |entry: &Entry<'_>| entry.recipients.iter().any(|r| !r.state.is_settled());
+    all_entries(row, live).into_iter().filter(unsettled).collect()
+}
+
+/// One entry for each route.
+pub(super) fn all_entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
+    let mut entries: Vec<Entry<'r>> = Vec::new();
+    for recipient in &row.recipients {
+        let route = recipient.route.as_deref().unwrap_or("?");
+        match entries.iter_mut().find(|entry| entry.route == route) {
+            Some(entry) => entry.recipients.push(recipient),
+            None => {
+                let active = live.active.contains(&(row.id.to_string(), route.to_owned()));
+                let recipients = vec![recipient];
+                entries.push(Entry { row, route, state: "", next: String::new(), active, recipients });
+            }
+        }
+    }
+    for entry in &mut entries {
+        (entry.state, entry.next) = state_and_next(entry, live);
+    }
+    entries
+}
+
+impl Entry<'_> {
+    pub(crate) fn to_json(&self) -> Value {
+        let to: Vec<Value> = self.recipients.iter().map(|to| recipient_json(to, self.active)).collect();
+        json!({"type": "transaction", "id": self.row.id.to_string(), "route": self.route, "state": self.state,
+            "from": from(self.row), "size": self.row.size, "accepted_at": self.row.accepted_at.to_string(), "to": to,
+            "next": self.next, "expires_at": null, "subject": self.row.summary.subject})
+    }
+
+    pub(crate) fn in_words(&self) -> String {
+        let age = words::seconds(clock::now().since(self.row.accepted_at).as_secs());
+        let mut line = format!(
+            "{}  {age:>9}  {:>10}  {:8}  <{}> -> ",
+            self.row.id,
+            words::bytes(self.row.size),
+            self.state,
+            printable(from(self.row))
+        );
+        let addresses: Vec<&str> = self.recipients.iter().map(|to| addr(to)).collect();
+        line += &printable(&format!("{}  ({})", addresses.join(", "), self.next));
+        for to in &self.recipients {
+            if let Some(why) = to.reason.as_ref().or(to.last_reply.as_ref()) {
+                line += &format!("\n{:28}{}", "", printable(&format!("{}: {why}", addr(to))));
+            }
+        }
+        line
+    }
+}
+
+/// What could not be read has no address.
+pub(super) fn from(row: &Row) -> &str {
+    row.from.as_deref().unwrap_or("?")
+}
+
+pub(super) fn addr(to: &RecipientRow) -> &str {
+    to.addr.as_deref().unwrap_or("?")
+}
+
+/// The first of active, deferred, waiting, hold that any unsettled recipient has; else how it ended.
+fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
+    let name = entry.route;
+    let states = || entry.recipients.iter().map(|r| r.state);
+    if entry.active {
+        return ("active", "being delivered now".into());
+    }
+    let deferred = states().filter_map(|s| if let RecipientState::Deferred(at) = s { Some(at) } else { None }).min();
+    let unless_running = if live.running { "" } else { ", once the daemon runs" };
+    if let Some(at) = deferred {
+        return ("deferred", format!("retry at {at}{unless_running}"));
+    }
+    if states().any(|s| s == RecipientState::Due) {
+        let next = match live.routes.get(name).map(String::as_str) {
+            Some("up") => "as soon as a connection is free".into(),
+            Some(_) => format!("when {name} is up"),
+            None if live.running => format!("never by itself: route {name} is not configured"),
+            None => "when the daemon runs".into(),
+        };
+        return ("waiting", next);
+    }
+    if states().any(|s| s == RecipientState::Hold) {
+        return ("hold", "never by itself: on hold; `restante queue release`".into());
+    }
+    let unsent = entry.recipients.iter().find(|r| r.state != RecipientState::Sent);
+    (unsent.map_or("sent", |r| r.word()), "nothing: settled".into())
+}
+
+pub(super) fn recipient_json(to: &RecipientRow, active: bool) -> Value {
+    let word = if active && to.state == RecipientState::Due { "active" } else { to.word() };
+    json!({"addr": addr(to), "state": word, "last_reply": to.last_reply,
+        "next_at": to.next_at().map(|at| at.to_string()), "reason": to.reason})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{live, row};
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_cannot_steer_the_terminal() {
+        let mut row = row(1, &["x\u{7}@y", "z@y"]);
+        row.from = Some("a\u{202e}@b".into());
+        row.recipients[0].reason = Some("root: \u{1b}]0;title\u{7}\nforged line".into());
+        row.recipients[1].last_reply = Some("550 \r\u{9b}31m".into());
+        let mut entries = entries(&row, &live());
+        entries[0].next = "when \u{1b}[2J is up".into();
+        let text = entries[0].in_words();
+        assert_eq!(text.lines().count(), 3, "{text:?}");
+        assert!(!text.lines().any(|line| printable(line) != line), "{text:?}");
+    }
+
+    #[test]
+    fn what_is_not_settled_decides_the_state_and_what_is_lost_is_listed_nowhere() {
+        let mut row = row(1, &["a@y", "b@y", "c@y"]);
+        let states = |row: &Row| -> Vec<&'static str> { entries(row, &live()).iter().map(|e| e.state).collect() };
+        let at = restante_envelope::Timestamp::from_unix_ms(5);
+        for (new, expected) in [
+            ([RecipientState::Sent, RecipientState::Hold, RecipientState::Due], Some("waiting")),
+            ([RecipientState::Deferred(at), RecipientState::Hold, RecipientState::Due], Some("deferred")),
+            ([RecipientState::Sent, RecipientState::Hold, RecipientState::Quarantined], Some("hold")),
+            ([RecipientState::Sent, RecipientState::Quarantined, RecipientState::Sent], None),
+        ] {
+            row.recipients.iter_mut().zip(new).for_each(|(to, state)| to.state = state);
+            assert_eq!(states(&row), Vec::from_iter(expected), "{new:?}");
+        }
+        assert_eq!(all_entries(&row, &live())[0].state, "quarantined");
+        row.recipients.iter_mut().for_each(|to| (to.addr, to.route) = (None, None));
+        assert_eq!(all_entries(&row, &live())[0].to_json()["to"][0]["addr"], "?");
+    }
+}
