@@ -106,6 +106,72 @@ fn an_index_destroyed_under_a_stopped_daemon_changes_no_answer_and_is_made_anew(
 }
 
 #[test]
+fn an_index_in_use_when_the_power_failed_hides_no_mail() {
+    let directory = scratch();
+    let data = directory.path();
+    let primary = Sink::closed();
+    let mut daemon = Serve::new(data, primary.port).start();
+    let sent = fill(&daemon, 1);
+    eventually("an answer from the index", || is_from_index(&list(data)).then_some(()));
+    daemon.stop();
+    let path = data.join("index.sqlite");
+    let origin = restante_index::Index::open_read_only(&path, "", |_| false).unwrap().origin().unwrap();
+    drop(restante_index::Index::open(&path, &origin, "another boot").unwrap());
+    let listed = list(data);
+    assert_eq!(ids(&listed), sent);
+    assert_eq!(listed.err.lines().count(), 1, "{}", listed.err);
+    assert!(
+        listed.err.contains("the machine went down while it was in use; the journal itself was read"),
+        "{}",
+        listed.err
+    );
+    cli(data, &["queue", "show", &sent[0]]).expect_code(0);
+}
+
+#[test]
+fn a_reader_that_has_gone_ends_the_reading() {
+    let directory = scratch();
+    let data = directory.path();
+    let primary = Sink::closed();
+    let mut daemon = Serve::new(data, primary.port).start();
+    let large = Message::new("large", 1, 4 << 20);
+    let id = send(&daemon, "a@example.net", &["box@example.test"], &large.content);
+    daemon.stop();
+    // Whoever reads to the end meets the damage; whoever has seen enough does not.
+    let blob = fs::read_dir(data.join("blob")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = fs::read(&blob).unwrap();
+    *bytes.iter_mut().rev().nth(100).unwrap() ^= 1;
+    fs::write(&blob, bytes).unwrap();
+    cli(data, &["queue", "cat", &id]).expect_code(9);
+    for args in [&["queue", "cat", &*id][..], &["queue", "ls"], &["queue", "show", &id]] {
+        let mut command = crate::harness::restante();
+        command.args(args).arg("--data").arg(data).stdout(std::process::Stdio::piped());
+        let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        drop(child.stdout.take());
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{args:?}");
+    }
+}
+
+#[test]
+fn a_terminal_gets_no_control_characters_of_a_message_and_a_pipe_gets_every_byte() {
+    let directory = scratch();
+    let data = directory.path();
+    let primary = Sink::closed();
+    let mut daemon = Serve::new(data, primary.port).start();
+    let content = "Subject: x\r\n\r\n\x1b]0;x\x07 \u{9b}2J \u{202e}gpj \0 Gr\u{fc}\u{df}e\r\n".as_bytes();
+    let id = send(&daemon, "a@example.net", &["box@example.test"], content);
+    daemon.stop();
+    let command = crate::harness::restante();
+    let cat = format!("{} queue cat {id} --data {}", command.get_program().display(), data.display());
+    // script(1) of util-linux: what its command prints goes to a terminal.
+    let shown =
+        crate::harness::run(crate::harness::tool("script").args(["-qec", &cat, "/dev/null"])).expect_code(0).out;
+    assert!(shown.contains("?]0;x? ?2J ?gpj ? Gr\u{fc}\u{df}e"), "{shown:?}");
+    let piped = crate::harness::run(crate::harness::tool("sh").args(["-c", &cat])).expect_code(0).out;
+    assert_eq!(piped.as_bytes(), content);
+}
+
+#[test]
 fn every_selector_answers_alike_with_and_without_the_index() {
     let directory = scratch();
     let data = directory.path();

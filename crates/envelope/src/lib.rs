@@ -8,6 +8,7 @@ mod envelope;
 mod id;
 mod path;
 mod reply;
+pub mod text;
 mod time;
 
 pub use envelope::{BodyType, Envelope, Protocol, Recipient, RouteName, Trace};

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Changed with every change of the tables, or of what stands in them: an index of another version is made anew.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// `RSTI`, so that nobody's other database is taken for ours.
 const APPLICATION: i64 = 0x5253_5449;
 /// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.
@@ -23,7 +23,7 @@ const SCHEMA: &str = "
     CREATE TABLE meta (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         journal BLOB NOT NULL, damage TEXT NOT NULL, complete INTEGER NOT NULL,
-        synced INTEGER NOT NULL, boot TEXT NOT NULL,
+        synced INTEGER NOT NULL, boot TEXT NOT NULL, keeper TEXT NOT NULL,
         segment INTEGER, offset INTEGER
     ) STRICT;
     CREATE TABLE transactions (
@@ -117,8 +117,8 @@ impl Index {
             index.create(origin)?;
         } else if index.origin()? != *origin {
             return Err(IndexError::Unusable("it is of another journal, or of another state of its damage".into()));
-        } else if !index.survived(boot)? {
-            return Err(IndexError::Unusable("the machine went down while it was in use".into()));
+        } else {
+            index.require_survival(boot)?;
         }
         index.connection.execute_batch("PRAGMA synchronous = FULL")?;
         index.connection.execute("UPDATE meta SET synced = 0, boot = ? WHERE synced OR boot <> ?1", params![boot])?;
@@ -132,22 +132,36 @@ impl Index {
         Ok(self.connection.close().map_err(|(_, error)| error)?)
     }
 
-    fn survived(&self, boot: &str) -> Result<bool, IndexError> {
-        let survived = "SELECT synced OR (boot = ? AND boot <> '') FROM meta";
-        Ok(self.connection.query_row(survived, params![boot], |row| row.get(0))?)
+    /// Notes who has opened it, and so checked it, for [`Self::open_read_only`]. `keeper` names a process as long as the
+    /// machine runs.
+    pub fn set_keeper(&mut self, keeper: &str) -> Result<(), IndexError> {
+        self.connection.execute("UPDATE meta SET keeper = ?1 WHERE keeper <> ?1", params![keeper])?;
+        Ok(())
     }
 
-    /// Opens the index at `path`, which must be there, for [`Self::select`] alone. With `thoroughly`, its structure is
-    /// checked; not needed beside a daemon, which watches over it.
-    pub fn open_read_only(path: &Path, thoroughly: bool) -> Result<Self, IndexError> {
+    fn require_survival(&self, boot: &str) -> Result<(), IndexError> {
+        let survived = "SELECT synced OR (boot = ? AND boot <> '') FROM meta";
+        if self.connection.query_row(survived, params![boot], |row| row.get(0))? {
+            return Ok(());
+        }
+        Err(IndexError::Unusable("the machine went down while it was in use".into()))
+    }
+
+    /// Opens the index at `path`, which must be there, for [`Self::select`] alone, if it survived as for [`Self::open`]. Its
+    /// structure is checked, unless `is_running` says of the keeper that has it open that it watches over it.
+    pub fn open_read_only(path: &Path, boot: &str, is_running: impl FnOnce(&str) -> bool) -> Result<Self, IndexError> {
         let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.execute_batch(&format!("PRAGMA query_only = ON; PRAGMA cache_size = -{CACHE_KIB};"))?;
         check_version(&connection)?;
-        if thoroughly {
-            check(&connection)?;
+        let index = Self { connection, keep: Keep::All };
+        let claim = "SELECT keeper FROM meta WHERE NOT synced AND keeper <> ''";
+        let keeper: Option<String> = index.connection.query_row(claim, [], |row| row.get(0)).optional()?;
+        if !keeper.is_some_and(|keeper| is_running(&keeper)) {
+            check(&index.connection)?;
         }
-        Ok(Self { connection, keep: Keep::All })
+        index.require_survival(boot)?;
+        Ok(index)
     }
 
     /// An index that goes with the value: in memory as far as that is little, else in a file without a name.
@@ -166,7 +180,7 @@ impl Index {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         transaction.execute_batch(SCHEMA)?;
         transaction.execute(
-            "INSERT INTO meta (one, journal, damage, complete, synced, boot) VALUES (1, ?, ?, 0, 0, '')",
+            "INSERT INTO meta (one, journal, damage, complete, synced, boot, keeper) VALUES (1, ?, ?, 0, 0, '', '')",
             params![origin.journal.to_be_bytes(), origin.damage],
         )?;
         transaction

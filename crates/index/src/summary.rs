@@ -3,6 +3,7 @@
 //! Nothing is decided by it: these are the words of strangers, made harmless and cut.
 
 use mail_parser::{Address, HeaderName, MessageParser};
+use restante_envelope::text::is_harmless;
 
 /// How much of a message's content is looked at. Headers are a few KiB; more than this is somebody's joke.
 pub const HEAD_BYTES_MAX: usize = 64 << 10;
@@ -61,11 +62,7 @@ fn author(address: &Address<'_>) -> Option<String> {
 
 /// Without what steers a terminal or hides text; none if nothing is left.
 fn clean(text: &str) -> Option<String> {
-    let hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
-    };
-    let visible: String = text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !hidden(*c)).collect();
+    let visible: String = text.chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| is_harmless(*c)).collect();
     let cut: String = visible.trim().chars().take(FIELD_CHARS_MAX).collect();
     (!cut.is_empty()).then_some(cut)
 }
@@ -127,7 +124,7 @@ mod tests {
             let found = Summary::of(&[field.as_bytes(), &bytes].concat());
             for text in [found.subject, found.from, found.message_id].into_iter().flatten() {
                 prop_assert!(!text.is_empty() && text.chars().count() <= FIELD_CHARS_MAX);
-                prop_assert!(!text.chars().any(char::is_control));
+                prop_assert!(text.chars().all(is_harmless));
             }
         }
     }

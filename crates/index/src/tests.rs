@@ -205,7 +205,7 @@ fn facts_told_twice_count_once_and_the_cursor_outlives_the_process() {
     assert_eq!((index.cursor().unwrap(), index.is_complete().unwrap()), (Some(at(2)), true));
     index.apply(&batch).unwrap();
     index.apply(&batch).unwrap();
-    let reader = Index::open_read_only(&path, true).unwrap();
+    let reader = Index::open_read_only(&path, "boot", |_| false).unwrap();
     assert_eq!((reader.cursor().unwrap(), reader.origin().unwrap()), (Some(at(3)), origin()));
     let rows = all(&reader, &PENDING);
     assert_eq!((rows.len(), rows[0].recipients[0].attempts), (2, 1));
@@ -233,8 +233,9 @@ fn what_is_not_our_index_of_this_journal_is_refused() {
     let other = directory.path().join("other.sqlite");
     rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE t (x)").unwrap();
     assert_unusable(&other, &origin());
-    assert!(Index::open_read_only(&other, false).is_err());
-    assert!(matches!(Index::open_read_only(&directory.path().join("none"), false), Err(IndexError::Unavailable(_))));
+    assert!(Index::open_read_only(&other, "boot", |_| true).is_err());
+    let none = Index::open_read_only(&directory.path().join("none"), "boot", |_| true);
+    assert!(matches!(none, Err(IndexError::Unavailable(_))));
 }
 
 #[test]
@@ -249,6 +250,43 @@ fn an_index_in_use_when_the_power_failed_is_refused_and_a_closed_one_is_not() {
     for boot in ["", "two", "three"] {
         assert!(matches!(open(boot), Err(IndexError::Unusable(_))), "{boot}");
     }
+}
+
+#[test]
+fn a_reader_believes_no_index_that_a_power_cut_may_have_mixed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("index.sqlite");
+    let read = |boot: &str| Index::open_read_only(&path, boot, |_| true).map(drop);
+    let index = Index::open(&path, &origin(), "one").unwrap();
+    assert!(read("one").is_ok());
+    drop(index);
+    assert!(read("one").is_ok(), "a process that was killed harms nothing");
+    for boot in ["two", ""] {
+        let why = read(boot).unwrap_err().to_string();
+        assert_eq!(why, "the index is of no use: the machine went down while it was in use");
+    }
+    Index::open(&path, &origin(), "one").unwrap().close().unwrap();
+    assert!(read("two").is_ok());
+}
+
+#[test]
+fn a_reader_leaves_the_check_to_nobody_but_the_keeper_that_has_the_index_open() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("index.sqlite");
+    let mut index = Index::open(&path, &origin(), "boot").unwrap();
+    index.apply(&changes((1..=200).map(|n| arrival(n, 3)).collect())).unwrap();
+    index.set_keeper("12 34").unwrap();
+    drop(index);
+    // Behind the pages that every opening reads.
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.iter_mut().skip(5 * 4_096).for_each(|byte| *byte = 0xA5);
+    std::fs::write(&path, &bytes).unwrap();
+    let read = |running: &str| Index::open_read_only(&path, "boot", |keeper| keeper == running).map(drop);
+    assert!(read("12 34").is_ok());
+    assert!(matches!(read("12 35"), Err(IndexError::Unusable(_))));
+    // Closed: whoever runs now has not looked at it yet.
+    rusqlite::Connection::open(&path).unwrap().execute_batch("UPDATE meta SET synced = 1").unwrap();
+    assert!(matches!(read("12 34"), Err(IndexError::Unusable(_))));
 }
 
 #[test]
@@ -286,7 +324,8 @@ fn garbage_anywhere_is_refused_or_read_as_rows_and_never_panics() {
             *byte = u8::try_from((n * 131 + start) % 256).unwrap();
         }
         std::fs::write(&path, bad).unwrap();
-        let read = Index::open_read_only(&path, true).and_then(|index| index.select(&Selector::default(), None, 1_000));
+        let read = Index::open_read_only(&path, "boot", |_| false)
+            .and_then(|index| index.select(&Selector::default(), None, 1_000));
         refused += usize::from(read.is_err());
         let written =
             Index::open(&path, &origin(), "boot").and_then(|mut index| index.apply(&changes(vec![arrival(900, 1)])));

@@ -3,7 +3,7 @@
 //! Decides nothing and reads nothing: routes and addresses of `serve` stay text, so that the configuration can show
 //! all their errors together.
 
-use super::select::{ARGUMENTS, Chosen, Selector};
+use super::select::{ARGUMENTS, Address, Chosen, Selector, address};
 use crate::config::{Flags, HostPort};
 use clap::{Args, Parser, Subcommand};
 use restante_envelope::{Timestamp, TransactionId};
@@ -229,7 +229,9 @@ pub(crate) enum Queue {
     Show(Show),
     /// Write a message's content to standard output, byte for byte as it was accepted
     #[command(
-        after_help = "Exit codes: 0 done, 2 usage, 4 no such transaction in the journal, 9 its bytes are damaged"
+        after_help = "A terminal sees a view made safe: ? for control characters but tabs and ends of lines, for marks that turn or\n\
+                      hide text, and for bytes that are no UTF-8. Pipes and files get every byte.\n\n\
+                      Exit codes: 0 done, 2 usage, 4 no such transaction in the journal, 9 its bytes are damaged"
     )]
     Cat(Cat),
     /// Try now what is deferred
@@ -300,11 +302,11 @@ pub(crate) struct Log {
     #[arg(long = "id", value_name = "ID")]
     pub(crate) ids: Vec<TransactionId>,
     /// Only what has this recipient: an address, or a part of one such as its domain; repeat for more
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) to: Vec<String>,
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub(crate) to: Vec<Address>,
     /// Only what has this sender: an address, a part of one, or <>; repeat for more
-    #[arg(long, value_name = "ADDRESS")]
-    pub(crate) from: Vec<String>,
+    #[arg(long, value_name = "ADDRESS", value_parser = address)]
+    pub(crate) from: Vec<Address>,
     /// Only what belongs to this route; repeat for more
     #[arg(long = "route", value_name = "NAME")]
     pub(crate) routes: Vec<String>,

@@ -9,7 +9,7 @@ use super::args::{Cli, Log};
 use super::exit;
 use super::journal;
 use super::log_line::{printable, render};
-use super::output::Output;
+use super::output::{Output, escaped};
 use anyhow::Context as _;
 use jiff::tz::TimeZone;
 use select::Selection;
@@ -142,8 +142,7 @@ impl Look {
         if !self.json {
             out.push_str(&render(record, &self.zone));
         } else if self.to_terminal {
-            // As it is; only, what JSON does not escape and a terminal would obey stays away from one.
-            out.push_str(&printable(text));
+            out.push_str(&escaped(text));
         } else {
             out.push_str(text);
         }
@@ -176,7 +175,7 @@ mod tests {
         assert_eq!(printed(true, true, "log", lines), "{\"ev\":\"log_gap\",\"why\":\"x\\u001b[2J\"}\n");
         // U+009B starts an escape sequence just as well, and JSON does not escape it.
         let line = "{\"ev\":\"x\",\"why\":\"\u{9b}2J\"}";
-        assert_eq!(printed(true, true, "log", &[line.as_bytes()]), "{\"ev\":\"x\",\"why\":\"?2J\"}\n");
+        assert_eq!(printed(true, true, "log", &[line.as_bytes()]), "{\"ev\":\"x\",\"why\":\"\\u009b2J\"}\n");
         assert_eq!(printed(true, false, "log", &[line.as_bytes()]), format!("{line}\n"));
     }
 

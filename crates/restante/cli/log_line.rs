@@ -3,6 +3,7 @@
 //! Knows no file. Whatever a record holds, the line has no control character and nothing panics.
 
 use jiff::tz::TimeZone;
+use restante_envelope::text::is_harmless;
 use serde_json::{Map, Value};
 use std::fmt::Write as _;
 
@@ -20,10 +21,9 @@ pub(crate) fn render(record: &Map<String, Value>, zone: &TimeZone) -> String {
     printable(&line)
 }
 
-/// The text without what would steer a terminal: control characters, and marks that turn the direction of writing.
+/// The text with `?` for whatever would steer a terminal or hide there.
 pub(crate) fn printable(text: &str) -> String {
-    let steers = |c: char| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    text.chars().map(|c| if steers(c) { '?' } else { c }).collect()
+    text.chars().map(|c| if is_harmless(c) { c } else { '?' }).collect()
 }
 
 /// The instant in this zone; what is none, as it is.
@@ -380,7 +380,7 @@ mod tests {
             record.insert("ev".into(), ev.into());
             record.insert("delay_s".into(), json!(number));
             let line = render(&record, &TimeZone::UTC);
-            prop_assert!(!line.chars().any(char::is_control), "{line:?}");
+            prop_assert!(line.chars().all(is_harmless), "{line:?}");
         }
     }
 }

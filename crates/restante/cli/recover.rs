@@ -27,9 +27,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-/// The index is made from the journal, and may be older than it.
-const INDEX: &str = "index.sqlite";
-
 /// What a run did besides reading.
 #[derive(Default)]
 struct Done {
@@ -155,8 +152,9 @@ fn refuse(no_plan: NoPlan, output: Output) -> u8 {
     }
 }
 
+/// It is made from the journal, and may be older than it.
 fn remove_index(storage: &DirStorage) -> io::Result<()> {
-    for name in storage.list()?.iter().filter(|name| name.starts_with(INDEX)) {
+    for name in storage.list()?.iter().filter(|name| name.starts_with(serve::index::NAME)) {
         storage.remove(name)?;
     }
     Ok(())

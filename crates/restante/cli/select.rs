@@ -28,17 +28,17 @@ pub(crate) struct Selector {
     #[arg(long = "id", value_name = "ID")]
     pub(crate) ids: Vec<TransactionId>,
     /// Those of this route
-    #[arg(long = "route", value_name = "NAME")]
+    #[arg(long = "route", value_name = "NAME", value_parser = route)]
     pub(crate) routes: Vec<String>,
     /// With a recipient in this domain
     #[arg(long = "domain", value_name = "DOMAIN")]
     pub(crate) domains: Vec<String>,
     /// From this address; without an @: with this in the address. <> is the null reverse-path
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    pub(crate) from: Vec<String>,
+    pub(crate) from: Vec<Address>,
     /// To this address; without an @: with this in the address
     #[arg(long, value_name = "ADDRESS", value_parser = address)]
-    pub(crate) to: Vec<String>,
+    pub(crate) to: Vec<Address>,
     /// From the client with this IP address, or in this block such as 192.0.2.0/24
     #[arg(long = "client", value_name = "IP[/BITS]")]
     pub(crate) clients: Vec<Network>,
@@ -81,13 +81,9 @@ impl Selector {
 
     /// Whether more than the identifier and the route must be known of a transaction.
     pub(crate) fn needs_rows(&self) -> bool {
-        let lists = [&self.domains, &self.from, &self.to, &self.states];
+        let counts = [self.domains.len(), self.from.len(), self.to.len(), self.states.len(), self.clients.len()];
         let since = self.since.or(self.until).is_some() || self.older.is_some();
-        lists.iter().any(|list| !list.is_empty())
-            || !self.clients.is_empty()
-            || since
-            || self.larger.is_some()
-            || self.text.is_some()
+        counts.iter().any(|count| *count > 0) || since || self.larger.is_some() || self.text.is_some()
     }
 
     /// As far as the index can narrow it; [`Self::matches`] does the rest.
@@ -118,8 +114,8 @@ impl Selector {
         any(&self.ids, |id| *id == row.id)
             && any(&self.routes, |route| route == entry.route)
             && any(&self.domains, domain)
-            && any(&self.from, |wanted| row.from.as_deref().is_some_and(|from| is_address(from, wanted)))
-            && any(&self.to, |wanted| to().any(|addr| is_address(addr, wanted)))
+            && any(&self.from, |wanted| row.from.as_deref().is_some_and(|from| wanted.is_in(from)))
+            && any(&self.to, |wanted| to().any(|addr| wanted.is_in(addr)))
             && any(&self.clients, |block| client(row).is_some_and(|client| block.contains(client.ip())))
             && any(&self.states, |state| state == entry.state)
             && self.since.is_none_or(|since| row.accepted_at >= since)
@@ -138,13 +134,6 @@ fn client(row: &Row) -> Option<SocketAddr> {
     row.client.as_ref()?.parse().ok()
 }
 
-fn is_address(addr: &str, wanted: &str) -> bool {
-    if wanted.is_empty() || wanted.contains('@') {
-        return addr.to_lowercase() == wanted.to_lowercase();
-    }
-    contains(addr, wanted)
-}
-
 /// Case counts for nobody who searches.
 fn contains(text: &str, wanted: &str) -> bool {
     text.to_lowercase().contains(&wanted.to_lowercase())
@@ -157,13 +146,42 @@ fn mentions(entry: &Entry<'_>, wanted: &str) -> bool {
     of_message.into_iter().chain(of_recipients).flatten().any(|text| contains(text, wanted))
 }
 
-/// Without the angle brackets that people copy along; the null reverse-path is then empty.
-fn address(text: &str) -> Result<String, String> {
-    let inner = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
-    match inner.unwrap_or(text) {
-        "" if inner.is_none() => Err("an address, a part of one, or <>".to_owned()),
-        address => Ok(address.to_owned()),
+/// A whole address, or a part of one; in small letters.
+#[derive(Debug, Clone)]
+pub(crate) enum Address {
+    Whole(String),
+    Part(String),
+}
+
+impl Address {
+    /// In `list`: one address, or several with commas between.
+    pub(crate) fn is_in(&self, list: &str) -> bool {
+        let list = list.to_lowercase();
+        match self {
+            Self::Whole(address) => list == *address || list.split(',').any(|one| one == address),
+            Self::Part(part) => list.contains(part),
+        }
     }
+}
+
+/// Without the angle brackets that people copy along; the null reverse-path is then empty, and an address too.
+pub(crate) fn address(text: &str) -> Result<Address, String> {
+    let inner = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
+    let bare = inner.unwrap_or(text).to_lowercase();
+    match bare.as_str() {
+        "" if inner.is_none() => Err("an address, a part of one, or <>".to_owned()),
+        whole if whole.is_empty() || whole.contains('@') => Ok(Address::Whole(bare)),
+        _ => Ok(Address::Part(bare)),
+    }
+}
+
+/// As the configuration takes them: so they need no escapes in a request, and a comma stands between two.
+fn route(text: &str) -> Result<String, String> {
+    let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if text.is_empty() || !text.bytes().all(is_of_name) {
+        return Err("a route's name has letters, digits, `.`, `-` and `_`; repeat --route for more".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 fn instant(text: &str) -> Result<Timestamp, String> {
@@ -264,6 +282,9 @@ mod tests {
             "--id 7",
             "--all --to a",
             "--from=",
+            "--route a,b",
+            "--route b&all",
+            "--route=",
         ] {
             assert!(Line::try_parse_from(["ls"].into_iter().chain(line.split_whitespace())).is_err(), "{line}");
         }

@@ -23,7 +23,7 @@ const BESIDE: [&str; 4] = ["", "-journal", "-wal", "-shm"];
 /// Batches of the journal's thread on their way here: some seconds of a busy server, at 1 KiB a fact 64 MiB at worst.
 const QUEUE_BATCHES: usize = 64;
 /// Facts in one transaction of SQLite's: enough that its commit costs nothing, few enough to hold in memory.
-const APPLY_FACTS: usize = 1_000;
+pub(crate) const APPLY_FACTS: usize = 1_000;
 /// How often the file is looked at while nothing happens.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// After a full disk or the like.
@@ -73,10 +73,30 @@ pub(crate) fn start(
     let (sender, end) = watch::channel(end);
     let reader = Reader::new(storage.clone());
     let path = data_dir.join(NAME);
-    let boot = std::fs::read_to_string(BOOT).unwrap_or_default();
+    let boot = boot();
     let keeper = Keeper { path, storage, origin, boot, end, reader, open: None, quiet_until: None };
     let thread = std::thread::Builder::new().name("index".into()).spawn(move || keeper.run(&receiver))?;
     Ok((IndexHandle { batches, end: sender }, thread))
+}
+
+/// The name of the time since the machine was started; empty if it cannot be told.
+pub(crate) fn boot() -> String {
+    std::fs::read_to_string(BOOT).unwrap_or_default()
+}
+
+/// Whether the process that noted this name in its index still runs.
+pub(crate) fn is_running(keeper: &str) -> bool {
+    let pid = keeper.split(' ').next().and_then(|pid| pid.parse().ok());
+    pid.and_then(process).is_some_and(|name| name == keeper)
+}
+
+/// A process's name: its number, and when it was started, for numbers come again. None if it cannot be told.
+fn process(pid: u32) -> Option<String> {
+    /// Field 22 of proc_pid_stat(5), counted from the one behind the parenthesis.
+    const START_TIME: usize = 19;
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let start = stat.rsplit_once(") ")?.1.split(' ').nth(START_TIME)?;
+    Some(format!("{pid} {start}"))
 }
 
 /// What the headers of the message at `position` say; none if they cannot be read.
@@ -183,7 +203,8 @@ impl Keeper {
             return Err(IndexError::Unusable("its file was removed or changed by somebody else".into()));
         }
         if self.open.is_none() {
-            let index = Index::open(&self.path, &self.origin, &self.boot)?;
+            let mut index = Index::open(&self.path, &self.origin, &self.boot)?;
+            index.set_keeper(&process(std::process::id()).unwrap_or_default())?;
             self.open = Some(Open { index, file: FileStamp::of(&self.path) });
         }
         self.open.as_mut().ok_or_else(|| IndexError::Unavailable("it is not open".into()))
@@ -462,7 +483,7 @@ mod tests {
             harm();
             keeper.look();
             assert_eq!(rows(&mut keeper), 5, "harm {n}");
-            let reader = Index::open_read_only(&path, true).unwrap();
+            let reader = Index::open_read_only(&path, "boot", is_running).unwrap();
             assert_eq!((reader.cursor().unwrap(), reader.is_complete().unwrap()), (fixture.end, true), "harm {n}");
         }
     }
@@ -483,6 +504,17 @@ mod tests {
         keeper.look();
         assert_eq!(rows(&mut keeper), 8);
         drop(end);
+    }
+
+    #[test]
+    fn a_process_of_the_same_number_is_not_taken_for_the_keeper() {
+        let us = process(std::process::id()).unwrap();
+        assert!(is_running(&us));
+        for other in
+            [format!("{us}0"), us.split(' ').next().unwrap().to_owned(), "1 x".into(), "0 0".into(), String::new()]
+        {
+            assert!(!is_running(&other), "{other:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Looks for identifiers in the bytes before it parses anything: most lines of a log are not wanted.
 
 use super::super::args::Log;
+use super::super::select::Address;
 use super::tail::Days;
 use memchr::memmem::Finder;
 use restante_envelope::{Timestamp, TransactionId};
@@ -21,29 +22,6 @@ pub(super) struct Selection {
     days: Days,
 }
 
-/// A whole address, or a part of one; in small letters.
-enum Address {
-    Whole(String),
-    Part(String),
-}
-
-impl Address {
-    fn new(text: &str) -> Self {
-        let bare = text.strip_prefix('<').and_then(|rest| rest.strip_suffix('>')).unwrap_or(text).to_lowercase();
-        // The null reverse-path is an address too.
-        if bare.is_empty() || bare.contains('@') { Self::Whole(bare) } else { Self::Part(bare) }
-    }
-
-    /// In `list`: one address, or several with commas between.
-    fn fits(&self, list: &str) -> bool {
-        let list = list.to_lowercase();
-        match self {
-            Self::Whole(address) => list == *address || list.split(',').any(|one| one == address),
-            Self::Part(part) => list.contains(part),
-        }
-    }
-}
-
 impl Selection {
     pub(super) fn new(args: &Log) -> Self {
         let ids: Vec<_> = args.ids.iter().map(|id| finder(&id.to_string())).collect();
@@ -53,8 +31,8 @@ impl Selection {
         let days = Days { since: day(args.since).max(first), until: day(args.until) };
         Self {
             ids,
-            to: args.to.iter().map(|text| Address::new(text)).collect(),
-            from: args.from.iter().map(|text| Address::new(text)).collect(),
+            to: args.to.clone(),
+            from: args.from.clone(),
             routes: args.routes.iter().map(|name| name.to_lowercase()).collect(),
             since: args.since.map(|at| at.to_string()),
             until: args.until.map(|at| at.to_string()),
@@ -87,7 +65,7 @@ impl Selection {
     pub(super) fn fits(&self, record: &Map<String, Value>) -> bool {
         let text = |key: &str| record.get(key).and_then(Value::as_str);
         let any = |key: &str, wanted: &[Address]| {
-            wanted.is_empty() || text(key).is_some_and(|list| wanted.iter().any(|one| one.fits(list)))
+            wanted.is_empty() || text(key).is_some_and(|list| wanted.iter().any(|one| one.is_in(list)))
         };
         // Times of ours sort as text.
         let is_in_time = |ts: &str| {

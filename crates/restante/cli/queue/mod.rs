@@ -53,7 +53,14 @@ fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
                 }
                 shown += 1;
                 on_hold += u64::from(entry.state == "hold");
-                if output.json { output.object(&entry.to_json()) } else { output.line(&entry.in_words()) }
+                if output.json {
+                    output.object(&entry.to_json())
+                } else {
+                    output.line(&entry.in_words())
+                }
+                if output.is_closed() {
+                    return Ok(exit::DONE);
+                }
             }
         }
     }

@@ -6,7 +6,7 @@ use super::live::Live;
 use super::source::Source;
 use crate::cli::args::{Cli, Show};
 use crate::cli::log_line::printable;
-use crate::cli::output::Output;
+use crate::cli::output::{MadeSafe, Output};
 use crate::cli::{exit, journal, words};
 use crate::clock;
 use restante_envelope::TransactionId;
@@ -14,6 +14,7 @@ use restante_index::{RecipientRow, Row, Selector};
 use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
 use restante_ledger::Fact;
 use serde_json::{Value, json};
+use std::io::{self, IsTerminal as _};
 
 pub(super) fn show(cli: &Cli, which: &Show, output: Output) -> anyhow::Result<u8> {
     let data = match journal::data_dir(cli, output) {
@@ -45,6 +46,9 @@ pub(super) fn show(cli: &Cli, which: &Show, output: Output) -> anyhow::Result<u8
                 }
                 in_words(row, &entries, &histories).iter().for_each(|line| output.line(line));
             }
+            if output.is_closed() {
+                return Ok(exit::DONE);
+            }
             shown += 1;
         }
     }
@@ -67,7 +71,7 @@ pub(super) fn cat(cli: &Cli, id: TransactionId, output: Output) -> anyhow::Resul
     };
     let why = match Reader::new(source.storage().clone()).message(row.position) {
         Ok(stored) if matches!(&stored.fact, Fact::Accepted(accepted) if accepted.id == id) => {
-            match print(stored.content, output) {
+            match print(stored.content, io::stdout().is_terminal(), output) {
                 Ok(()) => return Ok(exit::DONE),
                 Err(error) => error,
             }
@@ -83,10 +87,24 @@ pub(super) fn cat(cli: &Cli, id: TransactionId, output: Output) -> anyhow::Resul
 }
 
 /// A large content piece by piece. Each is checked before it is printed, so what is wrong ends the output and is not in it.
-fn print(mut content: Content<<DirStorage as Storage>::File>, output: Output) -> Result<(), ReadError> {
+/// So does a closed pipe. No terminal gets the bytes themselves: a stranger wrote them.
+fn print(
+    mut content: Content<<DirStorage as Storage>::File>,
+    to_terminal: bool,
+    output: Output,
+) -> Result<(), ReadError> {
+    let mut safe = MadeSafe::default();
     while let Some(piece) = content.next_chunk()? {
-        output.bytes(&piece);
+        if to_terminal {
+            output.bytes(safe.piece(&piece).as_bytes());
+        } else {
+            output.bytes(&piece);
+        }
+        if output.is_closed() {
+            return Ok(());
+        }
     }
+    output.bytes(safe.end().as_bytes());
     Ok(())
 }
 
@@ -173,4 +191,40 @@ fn in_words(row: &Row, entries: &[Entry<'_>], histories: &Histories) -> Vec<Stri
         field("history", line);
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{live, row};
+    use super::*;
+    use crate::cli::log_line::render;
+    use crate::cli::output::escaped;
+    use restante_envelope::text::is_harmless;
+
+    #[test]
+    fn no_subject_address_or_reply_steers_a_terminal_in_any_listing() {
+        let directory = tempfile::tempdir().unwrap();
+        let storage = DirStorage::open(directory.path()).unwrap();
+        let none = Histories::read(&storage, &[]).unwrap();
+        for hostile in ["\u{1b}]0;x", "\u{7}", "\u{9b}2J", "\u{202e}gpj", "\0", "\u{200b}", "\n\rforged", "\u{7f}"] {
+            let text = || Some(format!("a{hostile}z"));
+            let mut row = row(1, &["a@b.test"]);
+            (row.from, row.helo, row.client, row.tls, row.hold) = (text(), text(), text(), text(), text());
+            (row.summary.subject, row.summary.from, row.summary.message_id) = (text(), text(), text());
+            let to = &mut row.recipients[0];
+            (to.addr, to.route, to.last_reply, to.reason) = (text(), text(), text(), Some(hostile.to_owned()));
+            let entries = all_entries(&row, &live());
+            let shown = in_words(&row, &entries, &none);
+            let listed = entries[0].in_words();
+            let objects = [entries[0].to_json(), object(&row, &entries, &none)];
+            let record =
+                json!({"ev": "sent", "id": "x", "to": text(), "from": text(), "reply": text(), "node": text()});
+            let logged = render(record.as_object().unwrap(), &jiff::tz::TimeZone::UTC);
+            let json = objects.iter().map(|object| escaped(&object.to_string()));
+            assert_eq!(listed.lines().count(), 2, "{listed:?}");
+            for line in shown.into_iter().chain(listed.lines().map(str::to_owned)).chain([logged]).chain(json) {
+                assert!(line.chars().all(is_harmless), "{line:?}");
+            }
+        }
+    }
 }

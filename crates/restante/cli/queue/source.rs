@@ -3,7 +3,7 @@
 
 use crate::cli::journal;
 use crate::cli::output::Output;
-use crate::serve::index as kept;
+use crate::serve::index::{self as kept, APPLY_FACTS};
 use anyhow::Context as _;
 use restante_envelope::TransactionId;
 use restante_index::{Change, Event, Index, IndexError, Keep, Row, Selector};
@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Rows at once: a few MiB at worst, and short enough a read that the daemon's next write does not wait for it.
 const PAGE_ROWS: usize = 500;
-/// Facts in one transaction of SQLite's.
-const APPLY_FACTS: usize = 1_000;
 /// A running daemon's index is a few milliseconds behind the journal. Whoever waits longer had better read the journal.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
@@ -80,7 +78,7 @@ fn current(path: &Path, storage: &DirStorage) -> Result<Index, String> {
     }
     let running = storage.is_locked().unwrap_or(false);
     let said = |error: IndexError| error.to_string();
-    let index = Index::open_read_only(path, !running).map_err(said)?;
+    let index = Index::open_read_only(path, &kept::boot(), kept::is_running).map_err(said)?;
     if !index.is_complete().map_err(said)? {
         return Err("the index is being rebuilt".into());
     }
@@ -289,6 +287,23 @@ mod tests {
                 prop_assert_eq!((rows, true), all(data, selector));
             }
         }
+    }
+
+    #[test]
+    fn an_index_that_a_power_cut_may_have_mixed_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = directory.path();
+        write(&mut writer(data), &[message(b"x", &["a@x.test"], None)]);
+        make_index(data);
+        let path = data.join(kept::NAME);
+        let origin = current(&path, &DirStorage::open(data).unwrap()).unwrap().origin().unwrap();
+        // Used in another boot, and never closed.
+        drop(Index::open(&path, &origin, "another boot").unwrap());
+        let why = current(&path, &DirStorage::open(data).unwrap()).err();
+        assert_eq!(why.as_deref(), Some("the index is of no use: the machine went down while it was in use"));
+        let pending = Selector { pending: true, ..Selector::default() };
+        let (rows, is_fold) = all(data, &pending);
+        assert_eq!((rows.len(), is_fold), (1, true));
     }
 
     #[test]
