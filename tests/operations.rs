@@ -10,6 +10,8 @@ use crate::harness::{
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 /// A daemon that goes by a file alone.
@@ -192,6 +194,40 @@ fn connections_that_are_open_to_the_old_primary_get_no_more_mail() {
     offer(&daemon, "box@example.test", 2);
     new.wait_for(1);
     assert_eq!(old.count(), 1);
+}
+
+#[test]
+fn an_attempt_that_hangs_on_the_old_primary_does_not_blame_the_new_one() {
+    let place = Place::new();
+    // Takes probes, and answers no MAIL.
+    let old = TcpListener::bind("127.0.0.1:0").unwrap();
+    place.list("box@example.test\n");
+    place.configure(&[old.local_addr().unwrap().port()]);
+    let hangs = std::thread::spawn(move || {
+        let (stream, _) = old.accept().unwrap();
+        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+        (&stream).write_all(b"220 old.test\r\n").unwrap();
+        assert!(lines.next().unwrap().unwrap().starts_with("EHLO"));
+        (&stream).write_all(b"250 old.test\r\n").unwrap();
+        assert!(lines.next().unwrap().unwrap().starts_with("MAIL"));
+        stream
+    });
+    let mut daemon = place.start();
+    let (_, digest) = offer(&daemon, "box@example.test", 1);
+    let hanging = hangs.join().unwrap();
+    let new = Sink::opened();
+    place.configure(&[new.port]);
+    place.reload().expect_code(0);
+    offer(&daemon, "box@example.test", 2);
+    new.wait_for(1);
+    drop(hanging);
+    assert_eq!(new.wait_for(2)[1].sha256, digest);
+    daemon.stop();
+    let log = fs::read_to_string(place.data().join("log/delivery.jsonl")).unwrap();
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let since_reload = events.iter().rposition(|line| line["ev"] == "primary_up").unwrap();
+    assert_eq!(events.iter().filter(|line| line["ev"] == "primary_up").count(), 2, "{log}");
+    assert!(events[since_reload..].iter().all(|line| line["ev"] != "primary_suspect"), "{log}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::failure::{Failure, Stage, describe};
 use crate::reply_reader::VerbatimReply;
 use crate::stream::Stream;
 use crate::wire::Wire;
-use crate::{Connection, Settings, Target, TlsPolicy, tls};
+use crate::{Agreed, Connection, Settings, Target, TlsPolicy, tls};
 use restante_envelope::{Reply, ReplyClass};
 use restante_ledger::NextHop;
 use std::net::SocketAddr;
@@ -230,7 +230,7 @@ async fn encrypt(greeted: Greeted, addr: SocketAddr, host: &str, settings: &Sett
         Ok(Err(error)) => return Err(failed(error.into())),
         Err(_) => return Err(failed(Failure::TimedOut(settings.tls_timeout))),
     };
-    let tls = Some(tls::in_words(&stream));
+    let tls = Some(Agreed::of(stream.get_ref().1).to_string());
     // A new wire: nothing that was said in clear is known to it (RFC 3207 section 4.2).
     let mut wire = Wire::new(Stream::Encrypted(Box::new(stream))).await?;
     match say_hello(&mut wire, settings).await {

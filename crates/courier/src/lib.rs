@@ -23,3 +23,4 @@ pub use connection::{Connection, Delivery, Mail, RecipientResult};
 pub use content::{Content, InMemory};
 pub use failure::Stage;
 pub use settings::{Settings, Target, TlsPolicy};
+pub use tls::Agreed;

@@ -4,7 +4,8 @@
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, ProtocolVersion, SignatureScheme};
+use rustls::{ClientConfig, CommonState, DigitallySignedStruct, ProtocolVersion, SignatureScheme};
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
@@ -29,20 +30,37 @@ pub(crate) async fn handshake(tcp: TcpStream, host: &str, ip: IpAddr) -> io::Res
     TlsConnector::from(config).connect(name, tcp).await
 }
 
-/// What was agreed, as IANA names it: `TLSv1.3 TLS_AES_256_GCM_SHA384`.
-pub(crate) fn in_words(stream: &TlsStream<TcpStream>) -> String {
-    let session = stream.get_ref().1;
-    let version = match session.protocol_version() {
-        Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
-        Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-        // rustls speaks no other.
-        _ => "TLS",
-    };
-    let suite = session.negotiated_cipher_suite().and_then(|agreed| agreed.suite().as_str()).unwrap_or("unknown");
-    match suite.strip_prefix("TLS13_") {
-        // rustls's own prefix.
-        Some(rest) => format!("{version} TLS_{rest}"),
-        None => format!("{version} {suite}"),
+/// What a handshake agreed on, of either side. Shown as IANA names it: `TLSv1.3 TLS_AES_256_GCM_SHA384`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Agreed {
+    /// `TLSv1.3` or `TLSv1.2`.
+    pub version: &'static str,
+    /// As in the registry of TLS cipher suites.
+    pub cipher_suite: String,
+}
+
+impl Agreed {
+    /// Of a session whose handshake is over.
+    pub fn of(session: &CommonState) -> Self {
+        let version = match session.protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            // rustls speaks no other.
+            _ => "TLS",
+        };
+        let suite = session.negotiated_cipher_suite().and_then(|agreed| agreed.suite().as_str()).unwrap_or("unknown");
+        let cipher_suite = match suite.strip_prefix("TLS13_") {
+            // rustls marks those of version 1.3; RFC 8446 does not.
+            Some(rest) => format!("TLS_{rest}"),
+            None => suite.to_owned(),
+        };
+        Self { version, cipher_suite }
+    }
+}
+
+impl fmt::Display for Agreed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.version, self.cipher_suite)
     }
 }
 

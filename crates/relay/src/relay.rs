@@ -27,7 +27,7 @@ const NEW_PRIMARY: &str = "its primary is another one now, and not probed yet";
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Offer a transaction to a route's primary. Ends with an `Attempted` fact for at least one of `recipients`, or
-    /// with [`Relay::attempt_failed`].
+    /// with [`Relay::attempt_failed`] or [`Relay::attempt_outdated`].
     Attempt {
         /// The transaction.
         id: TransactionId,
@@ -158,7 +158,8 @@ impl Relay {
 
     /// Goes by other routes from now on. Mail of a route that is gone waits, as at a start without it, and goes on when
     /// the route comes back. A route with other next hops than before is probed afresh, at once: the end of a probe that
-    /// began before must not be reported any more. Attempts under way end as they began.
+    /// began before must not be reported any more. Attempts under way end as they began, and those that fail on next hops
+    /// of before are reported with [`Relay::attempt_outdated`].
     pub fn set_routes(&mut self, routes: &Routes, now: Timestamp) {
         let before = std::mem::take(&mut self.configured);
         // Leaves or comes: what its mail waits for is another thing from now on.
@@ -347,12 +348,26 @@ impl Relay {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
             }
         }
-        if let Some(transaction) = self.ledger.get(id) {
+        self.trouble(number, &why.to_string(), now);
+        self.replace(number, id);
+    }
+
+    /// As [`Self::attempt_failed`], of an attempt on next hops that the route has no more: neither the primary of now
+    /// nor the message is to blame, so the transaction is due again in its turn, and nothing else changes.
+    pub fn attempt_outdated(&mut self, id: TransactionId, route: &RouteName) {
+        let Some(number) = self.by_name.get(route).copied() else { return };
+        if self.lanes.get_mut(number).is_some_and(|lane| lane.schedule.unrecorded(id)) {
+            self.replace(number, id);
+        }
+    }
+
+    /// Puts a transaction whose attempt is over back where the ledger says.
+    fn replace(&mut self, number: usize, id: TransactionId) {
+        if let (Some(lane), Some(transaction)) = (self.lanes.get_mut(number), self.ledger.get(id)) {
             for (_, place) in places(&self.by_ledger, transaction).into_iter().filter(|(lane, _)| *lane == number) {
                 lane.place(id, transaction.content_len, place);
             }
         }
-        self.trouble(number, &why.to_string(), now);
         self.rewake(number);
     }
 

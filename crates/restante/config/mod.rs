@@ -6,6 +6,7 @@
 mod address;
 mod diagnostic;
 mod file;
+mod fingerprint;
 mod flags;
 mod recipients;
 mod routes;
@@ -17,8 +18,9 @@ mod walk;
 
 pub(crate) use address::{HostPort, HostPortError, Network};
 pub(crate) use diagnostic::Invalid;
+pub(crate) use fingerprint::Fingerprint;
 pub(crate) use flags::hostname;
-pub(crate) use recipients::{Fingerprint, Listed, read as read_recipients};
+pub(crate) use recipients::{Listed, read as read_recipients};
 pub(crate) use routes::domain;
 pub(crate) use show::{Setting, Value, settings, toml_string};
 pub(crate) use units::{duration, size};

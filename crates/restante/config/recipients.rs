@@ -6,8 +6,8 @@
 use super::Route;
 use super::diagnostic::{Diagnostic, Source};
 use super::file::read_bounded;
+use super::fingerprint::Fingerprint;
 use restante_envelope::{DomainName, ForwardPath};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 /// About half a million addresses: a university with its aliases.
@@ -22,31 +22,6 @@ pub(crate) enum Listed {
     Address(String),
     /// A file with one address a line, and what it looked like before it was read; none: it could not be looked at.
     File(PathBuf, Option<Fingerprint>),
-}
-
-/// What tells that a file is another one, or has changed, without reading it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Fingerprint {
-    device: u64,
-    inode: u64,
-    bytes: u64,
-    modified_ns: (i64, i64),
-    /// Also of its permissions: a file that could not be read may be readable now.
-    changed_ns: (i64, i64),
-}
-
-impl Fingerprint {
-    /// None if there is no such file, or it cannot be looked at.
-    pub(crate) fn of(path: &Path) -> Option<Self> {
-        let meta = std::fs::metadata(path).ok()?;
-        Some(Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-            bytes: meta.size(),
-            modified_ns: (meta.mtime(), meta.mtime_nsec()),
-            changed_ns: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
 }
 
 /// Why a file gives no list.

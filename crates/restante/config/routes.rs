@@ -5,7 +5,8 @@
 use super::Route;
 use super::address::{self, HostPort};
 use super::file::ROOT;
-use super::recipients::{self, Fingerprint, Listed, NoList};
+use super::fingerprint::Fingerprint;
+use super::recipients::{self, Listed, NoList};
 use super::walk::{Keys, Text, Walk};
 use restante_envelope::DomainName;
 use std::collections::BTreeMap;

@@ -11,7 +11,8 @@ use restante_envelope::{RouteName, TransactionId};
 use restante_journal::{DirStorage, Prepared, Reader};
 use restante_ledger::{Accepted, Attempted, Fact};
 use restante_relay::ConnectionTrouble;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -36,6 +37,31 @@ pub(crate) struct Office {
     pub(crate) seed: u64,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) memory: Memory,
+    pub(crate) in_clear: InClear,
+}
+
+/// Why connections to primaries are in clear though encryption was offered: what the last one of each route said, so
+/// that a primary whose certificate expired is told of once, and not with every connection.
+#[derive(Default)]
+pub(crate) struct InClear(Mutex<HashMap<RouteName, String>>);
+
+impl InClear {
+    fn tell(&self, route: &RouteName, connection: &Connection) {
+        if let Some(news) = self.news(route, &connection.next_hop().host, connection.tls_failure()) {
+            tracing::info!("route {route}: {news}");
+        }
+    }
+
+    fn news(&self, route: &RouteName, host: &str, failure: Option<&str>) -> Option<String> {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(failure) = failure else {
+            told.remove(route);
+            return None;
+        };
+        let news = format!("mail goes to {host} in clear, though it offers STARTTLS: {failure}");
+        let before = told.insert(route.clone(), news.clone());
+        (before.as_ref() != Some(&news)).then_some(news)
+    }
 }
 
 /// A job, and how large it is.
@@ -74,7 +100,7 @@ pub(crate) enum Report {
     /// It can take another message.
     Idle { route: RouteName, next_hops: Arc<[Target]>, courier: mpsc::Sender<Assignment> },
     /// Nothing was recorded for this attempt.
-    Failed { id: TransactionId, route: RouteName, why: ConnectionTrouble },
+    Failed { id: TransactionId, route: RouteName, next_hops: Arc<[Target]>, why: ConnectionTrouble },
     /// A probe ended.
     Probed { route: RouteName, next_hops: Arc<[Target]>, result: Result<(), String> },
 }
@@ -103,7 +129,10 @@ pub(crate) async fn probe(route: RouteName, next_hops: Arc<[Target]>, office: Ar
     let promise = Promise { reports: office.reports.clone(), report: Some(died) };
     let connected = connect_within(PROBE_TIMEOUT, &next_hops, &office.settings).await;
     let (result, connection) = match connected {
-        Ok(connection) => (Ok(()), Some(connection)),
+        Ok(connection) => {
+            office.in_clear.tell(&route, &connection);
+            (Ok(()), Some(connection))
+        }
         Err(why) => (Err(why), None),
     };
     promise.keep();
@@ -156,17 +185,19 @@ impl Courier {
     async fn take(&mut self, assignment: Assignment) {
         let Assignment { job, content_len } = assignment;
         let died = ConnectionTrouble::Broke("the attempt ended by a defect of ours".into());
-        let died = Report::Failed { id: job.id, route: self.route.clone(), why: died };
-        let promise = Promise { reports: self.office.reports.clone(), report: Some(died) };
+        let promise = Promise { reports: self.office.reports.clone(), report: Some(self.failed(job.id, died)) };
         let ended = self.attempt(&job, content_len).await;
         promise.keep();
         match ended {
             Ok((fact, about)) => record(self.office.journal.clone(), fact, about),
             Err(why) => {
-                let _stopping =
-                    self.office.reports.send(Report::Failed { id: job.id, route: self.route.clone(), why }).await;
+                let _stopping = self.office.reports.send(self.failed(job.id, why)).await;
             }
         }
+    }
+
+    fn failed(&self, id: TransactionId, why: ConnectionTrouble) -> Report {
+        Report::Failed { id, route: self.route.clone(), next_hops: self.next_hops.clone(), why }
     }
 
     /// A fact to record, with the message it is about, or what was wrong with the connection.
@@ -181,9 +212,12 @@ impl Courier {
         let office = self.office.clone();
         let mut connection = match self.connection.take() {
             Some(connection) => connection,
-            None => connect_within(CONNECT_TIMEOUT, &self.next_hops, &office.settings)
-                .await
-                .map_err(ConnectionTrouble::NotMade)?,
+            None => {
+                let made = connect_within(CONNECT_TIMEOUT, &self.next_hops, &office.settings).await;
+                let connection = made.map_err(ConnectionTrouble::NotMade)?;
+                office.in_clear.tell(&self.route, &connection);
+                connection
+            }
         };
         let _share = office.memory.for_attempt(content_len.min(ATTEMPT_BYTES_MAX)).await;
         let mut message = match self.read(job).await {
@@ -245,4 +279,22 @@ fn record(journal: Journal, fact: Attempted, about: Option<Arc<Accepted>>) {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mail_in_clear_is_told_of_once_and_not_with_every_connection() {
+        let (in_clear, office, lab) = (InClear::default(), RouteName::new("office"), RouteName::new("lab"));
+        let news = |route: &RouteName, failure| in_clear.news(route, "mx.test", failure);
+        let said = "mail goes to mx.test in clear, though it offers STARTTLS: no common version";
+        assert_eq!(news(&office, Some("no common version")).as_deref(), Some(said));
+        assert_eq!(news(&office, Some("no common version")), None);
+        assert!(news(&lab, Some("no common version")).is_some() && news(&office, Some("timeout")).is_some());
+        // It was mended, and broke again.
+        assert_eq!(news(&office, None), None);
+        assert!(news(&office, Some("timeout")).is_some());
+    }
 }

@@ -292,3 +292,20 @@ impl Drop for FailedOnPanic {
 
 /// The identifier of a message that has none yet; the writer gives it one.
 pub(crate) const NOT_YET: TransactionId = TransactionId::from_bits(0);
+
+#[cfg(test)]
+impl Journal {
+    /// One on a disk that stays full, and how many records it was offered.
+    pub(crate) fn full() -> (Self, Arc<std::sync::atomic::AtomicUsize>) {
+        let (sender, mut entries) = mpsc::channel(QUEUE_RECORDS);
+        let offered = Arc::<std::sync::atomic::AtomicUsize>::default();
+        let count = offered.clone();
+        tokio::spawn(async move {
+            while let Some(Message::Entry(entry)) = entries.recv().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                entry.answer.map(|answer| answer.send(Err(Refused::Full)));
+            }
+        });
+        (Self { entries: sender, failed: Arc::default(), full: Arc::default() }, offered)
+    }
+}

@@ -83,8 +83,10 @@ impl Range {
 /// Where facts are told again from.
 pub(crate) struct Past {
     pub(crate) storage: DirStorage,
-    /// The last fact in the journal now: what comes behind it is told by whoever has the handle.
+    /// The last fact in the journal now that the log tells of: what comes behind it is told by whoever has the handle.
     pub(crate) last: Option<Position>,
+    /// The last fact of all: what is yet to happen stands behind it.
+    pub(crate) end: Option<Position>,
 }
 
 /// What found no room in the queue. Set before any later line is queued, so whoever takes that one sees it.
@@ -149,7 +151,10 @@ fn assemble(
     std::fs::create_dir_all(&directory)?;
     let (lines, receiver) = sync_channel(queue_lines);
     let overflow = Arc::new(Overflow::default());
-    let cursor = Cursor::open(&directory)?;
+    let mut cursor = Cursor::open(&directory)?;
+    if let Some(past) = &past {
+        cursor.forget_beyond(past.end);
+    }
     let writer = Writer::new(directory, node, metrics.clone(), limits, overflow.clone(), cursor, past);
     Ok((LogHandle { lines, overflow, metrics }, receiver, writer))
 }

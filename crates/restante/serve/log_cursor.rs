@@ -38,6 +38,15 @@ impl Cursor {
         self.saved
     }
 
+    /// Forgets a place that this journal has not come to, since it was emptied, or restored without the log: what
+    /// happens next would stand in front of that place, and a crash would lose lines without a word.
+    pub(crate) fn forget_beyond(&mut self, end: Option<Position>) {
+        if self.saved > end {
+            tracing::warn!("the delivery log is ahead of the journal, which is another one: all of it is told again");
+            self.saved = None;
+        }
+    }
+
     /// Saves a later place.
     pub(crate) fn save(&mut self, place: Position) -> io::Result<()> {
         // Two fields of 20 digits: the same length each time, so that a write replaces all of the one before.

@@ -225,9 +225,9 @@ fn open_log(
     config: &Config,
     storage: &DirStorage,
     metrics: &Arc<metrics::Metrics>,
-    last: Option<Position>,
+    (last, end): (Option<Position>, Option<Position>),
 ) -> anyhow::Result<log::Started> {
-    let past = log::Past { storage: storage.clone(), last };
+    let past = log::Past { storage: storage.clone(), last, end };
     let directory = config.data_dir.join("log");
     let days = config.log.keep.as_secs() / 86_400;
     let limits = log::LogLimits {
@@ -253,6 +253,7 @@ fn office(
         seed: clock::entropy(),
         reports,
         memory,
+        in_clear: couriers::InClear::default(),
     })
 }
 
@@ -282,7 +283,7 @@ impl Daemon {
         let (stop, stopping) = watch::channel(false);
         let routes = Arc::new(Routes::new(config.routes.iter().map(route_settings).collect())?);
         let metrics = Arc::new(metrics::Metrics::new(routes.iter().map(|route| route.name.clone())));
-        let log = open_log(config, &storage, &metrics, boot.last)?;
+        let log = open_log(config, &storage, &metrics, (boot.last, boot.end))?;
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);

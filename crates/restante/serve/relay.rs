@@ -184,7 +184,11 @@ impl RelayTask {
             // Its connection leads to a primary of before: dropped, it says good-bye.
             Report::Idle { route, next_hops, .. } if !self.goes_to(&route, &next_hops) => {}
             Report::Idle { route, courier, .. } => self.idle.entry(route).or_default().push(courier),
-            Report::Failed { id, route, why } => self.relay.attempt_failed(id, &route, why, clock::now()),
+            // A primary of before that hangs for a minute says nothing of the one of now.
+            Report::Failed { id, route, next_hops, .. } if !self.goes_to(&route, &next_hops) => {
+                self.relay.attempt_outdated(id, &route);
+            }
+            Report::Failed { id, route, why, .. } => self.relay.attempt_failed(id, &route, why, clock::now()),
             Report::Probed { route, next_hops, result } => {
                 // What a primary of before answered says nothing of the one of now.
                 if self.goes_to(&route, &next_hops) {

@@ -14,6 +14,7 @@ use super::tls::Tls;
 use super::{limit_connections_to_files, next_hops, route_record, route_settings, served};
 use crate::config::{self, Config, Fingerprint, Flags, Invalid, Limits, Listed, Route};
 use restante_journal::Prepared;
+use restante_ledger::Fact;
 use restante_relay::Routes;
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -68,6 +69,8 @@ pub(crate) struct Reloading {
     parts: Parts,
     orders: mpsc::Receiver<Order>,
     watched: Watched,
+    /// Why the journal does not know the routes of now.
+    unrecorded: Option<Refused>,
 }
 
 impl Reloading {
@@ -75,7 +78,7 @@ impl Reloading {
         let Means { mut flags, hangups, .. } = means;
         // A file that appears at a place looked at earlier is not the one that was asked for.
         flags.config = config.file.clone().or(flags.config);
-        Self { config, flags, hangups, parts, orders, watched: Watched::default() }
+        Self { config, flags, hangups, parts, orders, watched: Watched::default(), unrecorded: None }
     }
 
     /// Runs until the daemon stops.
@@ -124,10 +127,10 @@ impl Reloading {
         let routes = table(&new.routes).map_err(|why| Invalid::Flags(vec![why]))?;
         let tls = &self.parts.tls;
         // Nothing else is taken with a certificate that cannot be served.
-        tokio::task::block_in_place(|| tls.reload(new.certificate.as_ref()))
+        let certificate = tokio::task::block_in_place(|| tls.reload(new.certificate.as_ref()))
             .map_err(|why| Invalid::Flags(vec![format!("the certificate for STARTTLS: {why:#}")]))?;
         let done = Reloaded {
-            changes: changes::in_words(&self.config, &new),
+            changes: changes::in_words(&self.config, &new).into_iter().chain(certificate).collect(),
             after_restart: changes::after_restart(&self.config, &new),
         };
         let elsewhere = !self.config.routes.iter().map(route_record).eq(new.routes.iter().map(route_record));
@@ -145,30 +148,31 @@ impl Reloading {
         self.parts.routes.send_replace(routes);
         self.parts.limits.send_replace(self.config.limits.clone());
         if elsewhere {
+            self.unrecorded = None;
             self.record().await;
         }
         Ok(done)
     }
 
-    /// `recover` goes by the last of these where the configuration is lost.
-    async fn record(&self) {
-        let fact = served(&self.config);
-        let record = Prepared::fact(&fact, Vec::new());
-        let (answer, outcome) = oneshot::channel();
-        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() };
-        let recorded = match self.parts.journal.submit(entry).await {
-            Ok(()) => outcome.await.unwrap_or(Err(Refused::Failed)).map(drop),
-            Err(refused) => Err(refused),
-        };
-        if let Err(why) = recorded {
-            tracing::warn!(
-                "the journal does not know the new routes ({why:?}): `recover` would need the configuration"
-            );
+    /// `recover` goes by the last of these where the configuration is lost. What is refused is offered again at the next
+    /// look at the recipients files: a full disk, say, has room again some day.
+    async fn record(&mut self) {
+        let refused = record(&self.parts.journal, served(&self.config)).await.err();
+        let before = std::mem::replace(&mut self.unrecorded, refused);
+        match (before, refused) {
+            (None, Some(why)) => tracing::warn!(
+                "the journal does not know the new routes yet ({why:?}): `recover` would need the configuration"
+            ),
+            (Some(_), None) => tracing::info!("the journal knows the new routes"),
+            _ => {}
         }
     }
 
     /// Looks at the recipients files; what has changed is taken, and nothing else is.
     async fn look(&mut self) {
+        if self.unrecorded.is_some() {
+            self.record().await;
+        }
         let (watched, routes) = (&mut self.watched, &mut self.config.routes);
         let news = tokio::task::block_in_place(|| watched.look(routes));
         let mut swapped = false;
@@ -188,6 +192,13 @@ impl Reloading {
             }
         }
     }
+}
+
+async fn record(journal: &Journal, fact: Fact) -> Result<(), Refused> {
+    let record = Prepared::fact(&fact, Vec::new());
+    let (answer, outcome) = oneshot::channel();
+    journal.submit(Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() }).await?;
+    outcome.await.unwrap_or(Err(Refused::Failed)).map(drop)
 }
 
 async fn told(stopping: &mut watch::Receiver<bool>) {

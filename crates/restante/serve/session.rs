@@ -117,7 +117,7 @@ async fn handshake(
     match outcome {
         Ok((socket, agreed)) => {
             door.metrics.tls_started(agreed.version);
-            session.tls_started(format!("{} {}", agreed.version, agreed.cipher_suite), clock::now());
+            session.tls_started(agreed.to_string(), clock::now());
             Ok(socket)
         }
         Err(error) => {

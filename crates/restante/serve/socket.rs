@@ -4,7 +4,7 @@
 //! state and a 4 KiB record buffer, some 10 KiB a connection.
 
 use super::tls::Tls;
-use rustls::{ProtocolVersion, ServerConnection};
+use restante_courier::Agreed;
 use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
@@ -32,12 +32,6 @@ pub(super) enum Socket {
     Clear(TcpStream),
     /// Boxed: it would make every connection in clear as large.
     Tls(Box<TlsStream<TcpStream>>),
-}
-
-/// What a handshake agreed on.
-pub(super) struct Agreed {
-    pub(super) version: &'static str,
-    pub(super) cipher_suite: String,
 }
 
 impl Socket {
@@ -108,17 +102,5 @@ impl Socket {
             io::Result::Ok(())
         };
         let _whoever_lingers = timeout(LINGER, farewell).await;
-    }
-}
-
-impl Agreed {
-    fn of(connection: &ServerConnection) -> Self {
-        let version = match connection.protocol_version() {
-            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-            _ => "TLSv1.3",
-        };
-        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
-        // rustls marks those of version 1.3; RFC 8446 does not.
-        Self { version, cipher_suite: suite.unwrap_or("unknown").replace("TLS13_", "TLS_") }
     }
 }

@@ -3,7 +3,7 @@
 //! Does no handshake (`socket.rs` does), and judges neither names nor dates: a sender decides whether it likes what it
 //! sees, and most take anything (RFC 7435).
 
-use crate::config::CertificateFiles;
+use crate::config::{CertificateFiles, Fingerprint};
 use anyhow::{Context as _, anyhow, bail};
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
@@ -14,7 +14,7 @@ use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -51,8 +51,11 @@ impl ResolvesServerCert for Current {
 }
 
 impl Current {
-    fn replace(&self, key: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+    /// Whether it is another one than before.
+    fn replace(&self, key: CertifiedKey) -> bool {
+        let mut current = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let before = std::mem::replace(&mut *current, Arc::new(key));
+        before.cert != current.cert
     }
 }
 
@@ -60,26 +63,18 @@ impl Current {
 struct Watched {
     files: CertificateFiles,
     /// When they were last read with success.
-    loaded: Identity,
+    loaded: Looks,
     /// At the last look.
-    seen: Identity,
+    seen: Looks,
     /// What was said of them since.
     warned: Option<String>,
 }
 
-/// What tells that a file is another, or has other content, of chain and key: modified (s, ns), size, inode. None for
-/// a file that is not there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Identity([Option<(i64, i64, u64, u64)>; 2]);
+/// What chain and key look like; none for a file that is not there.
+type Looks = [Option<Fingerprint>; 2];
 
-impl Identity {
-    fn of(files: &CertificateFiles) -> Self {
-        let one = |path: &Path| {
-            let of = std::fs::metadata(path).ok()?;
-            Some((of.mtime(), of.mtime_nsec(), of.size(), of.ino()))
-        };
-        Self([one(&files.chain), one(&files.key)])
-    }
+fn looks(files: &CertificateFiles) -> Looks {
+    [Fingerprint::of(&files.chain), Fingerprint::of(&files.key)]
 }
 
 impl Tls {
@@ -107,14 +102,14 @@ impl Tls {
         TlsAcceptor::from(self.config.clone())
     }
 
-    /// Serves the certificate of these files from the next handshake on, or the self-signed one, and says which. On an
-    /// error, which names the file, all stays as it was.
-    pub(crate) fn reload(&self, configured: Option<&CertificateFiles>) -> anyhow::Result<String> {
+    /// Serves the certificate of these files from the next handshake on, or the self-signed one, and says which if it
+    /// is another one or from elsewhere. On an error, which names the file, all stays as it was.
+    pub(crate) fn reload(&self, configured: Option<&CertificateFiles>) -> anyhow::Result<Option<String>> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let (next, key) = take(configured, &self.self_signed, self.config.crypto_provider())?;
-        self.current.replace(key);
+        let is_other = self.current.replace(key) || next.files != watched.files;
         *watched = next;
-        Ok(format!("certificate from {}", watched.files.chain.display()))
+        Ok(is_other.then(|| format!("certificate: now from {}", watched.files.chain.display())))
     }
 
     /// Looks at the files now and then, and serves what has become of them. Never ends.
@@ -130,7 +125,7 @@ impl Tls {
     /// Replaces the certificate if its files have changed, stand still, and belong together; else says once why not.
     fn look(&self) {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Identity::of(&watched.files);
+        let now = looks(&watched.files);
         let stands_still = std::mem::replace(&mut watched.seen, now) == now;
         if now == watched.loaded || !stands_still {
             return;
@@ -162,11 +157,11 @@ fn take(
     let Some(files) = configured.cloned() else {
         let key = self_signed.load_or_make(provider)?;
         let files = self_signed.files();
-        let loaded = Identity::of(&files);
+        let loaded = looks(&files);
         return Ok((Watched { files, loaded, seen: loaded, warned: None }, key));
     };
     // Before it is read: what changes meanwhile is seen at the next look.
-    let loaded = Identity::of(&files);
+    let loaded = looks(&files);
     let key = load(&files, provider)?;
     Ok((Watched { files, loaded, seen: loaded, warned: None }, key))
 }

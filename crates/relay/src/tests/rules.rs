@@ -376,6 +376,31 @@ fn a_new_primary_is_probed_before_it_gets_mail() {
 }
 
 #[test]
+fn a_dead_primary_of_before_puts_no_blame_on_the_new_one() {
+    let mut bench = Bench::up(2);
+    for n in 1..=3 {
+        bench.apply(&accepted(n, &["a"], 0, None), 0);
+    }
+    assert_eq!(bench.polled(0), ["1 a [0] #1", "2 a [0] #1"]);
+    bench.relay.set_routes(&routes(&[("a", 2, 1)]), ms(5));
+    assert_eq!(bench.polled(5), ["probe a"]);
+    bench.probe(Ok(()), 6);
+    bench.relay.take_events();
+    assert_eq!(bench.polled(6), [""; 0], "both connections hang on the old one");
+    // Each gives its turn back, as often as it may happen.
+    for _ in 0..2 {
+        bench.relay.attempt_outdated(id(1), &name("a"));
+    }
+    assert_eq!((bench.relay.take_events(), bench.polled(60_000)), (vec![], vec!["1 a [0] #1".to_owned()]));
+    bench.relay.attempt_outdated(id(2), &name("a"));
+    assert_eq!(bench.polled(60_000), ["2 a [0] #1"]);
+    bench.relay.attempt_outdated(id(9), &name("a"));
+    bench.relay.attempt_outdated(id(1), &name("x"));
+    assert_eq!(bench.relay.route_status(ms(60_000))[0].state, RouteState::Up);
+    assert_eq!(bench.counts(), [2, 0, 1, 0]);
+}
+
+#[test]
 fn routes_that_stay_the_same_notice_nothing_of_a_reload() {
     let mut bench = Bench::up(1);
     for n in 1..=3 {

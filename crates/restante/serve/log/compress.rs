@@ -147,15 +147,19 @@ fn text_bytes_of(mut compressed: &[u8]) -> Option<u64> {
     Some(text_bytes)
 }
 
-/// Removes what is beyond a limit, oldest first.
+/// Removes what is beyond a limit, oldest first. A file's age is counted up to now or to the day of the newest one,
+/// whichever is earlier: a clock that is a year ahead for once must not cost a year's log.
 pub(super) fn remove_oldest(directory: &Path, limits: &LogLimits, now: &str) -> io::Result<()> {
-    let today = now.get(..10).and_then(|day| day.parse::<jiff::civil::Date>().ok());
+    let found = aside(directory)?;
+    let newest = found.keys().next_back().map(|key| key.day.as_str());
+    let today =
+        [now.get(..10), newest].into_iter().flatten().filter_map(|day| day.parse::<jiff::civil::Date>().ok()).min();
     let too_old = |day: &str| match (day.parse::<jiff::civil::Date>(), today) {
         (Ok(day), Some(today)) => (today - day).get_days() > i32::from(limits.days_max),
         _ => false,
     };
     let (mut files, mut bytes) = (0, 0);
-    for (key, file) in aside(directory)?.into_iter().rev() {
+    for (key, file) in found.into_iter().rev() {
         let paths: Vec<PathBuf> = [file.plain, file.compressed].into_iter().flatten().collect();
         for path in &paths {
             bytes += path.metadata()?.len();

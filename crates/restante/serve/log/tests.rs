@@ -25,7 +25,7 @@ fn parts(directory: &Path, queue_lines: usize) -> (LogHandle, Receiver<Line>, Wr
 }
 
 fn parts_with(directory: &Path, queue_lines: usize, last: Option<Position>) -> (LogHandle, Receiver<Line>, Writer) {
-    let past = Past { storage: DirStorage::open(directory).unwrap(), last };
+    let past = Past { storage: DirStorage::open(directory).unwrap(), last, end: last };
     assemble(directory.to_owned(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), queue_lines).unwrap()
 }
 
@@ -250,6 +250,53 @@ fn what_is_lost_while_a_gap_is_filled_is_filled_too() {
 }
 
 #[test]
+fn a_log_that_keeps_losing_lines_does_not_have_the_journal_read_back_to_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 2);
+    let (log, lines, mut writer) = parts_with(dir, 1, Some(places[0].1));
+    tell_missing(&mut writer);
+    let lose = |writer: &mut Writer| {
+        log.write(line(0));
+        log.write(Line::waiting(places[1].0.parse().unwrap(), &RouteName::new("x"), "live").at(places[1].1));
+        take(writer, &lines);
+    };
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        lose(&mut writer);
+        writer.tell_missing();
+        assert!(!writer.is_telling(), "told again without a pause");
+        pauses.push(writer.next_pause().as_secs());
+        tell_missing(&mut writer);
+    }
+    assert_eq!(pauses, [2, 4, 8, 16, 32, 60, 60, 60]);
+    writer.after_a_quiet_minute();
+    lose(&mut writer);
+    assert_eq!(writer.next_pause().as_secs(), 1);
+    tell_missing(&mut writer);
+    assert_eq!(ids(dir).len(), 10);
+}
+
+#[test]
+fn a_cursor_of_another_journal_does_not_lose_the_lines_of_this_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 2);
+    let beyond = Position { offset: places[1].1.offset + 1, ..places[1].1 };
+    Cursor::open(dir).unwrap().save(beyond).unwrap();
+    let (log, lines, mut writer) = parts_with(dir, 10, Some(places[0].1));
+    tell_missing(&mut writer);
+    assert_eq!((ids(dir), writer.cursor.saved()), (vec![places[0].0.clone()], Some(places[0].1)));
+    log.write(Line::waiting(places[1].0.parse().unwrap(), &RouteName::new("x"), "live").at(places[1].1));
+    work(&mut writer, &lines);
+    assert_eq!(Cursor::open(dir).unwrap().saved(), Some(places[1].1));
+    // What it has come to itself is no other journal's, and an empty journal has come to nothing.
+    let (_log, _lines, writer) = parts_with(dir, 10, Some(places[1].1));
+    assert_eq!((writer.missing(), writer.cursor.saved()), (None, Some(places[1].1)));
+    assert_eq!(parts(dir, 10).2.cursor.saved(), None);
+}
+
+#[test]
 fn a_log_that_cannot_be_written_keeps_no_lines() {
     let directory = tempfile::tempdir().unwrap();
     let (log, lines, mut writer) = parts(directory.path(), 100);
@@ -300,7 +347,8 @@ fn a_catch_up_tells_all_and_then_moves_the_cursor() {
     let ids = write(&mut journal, &messages);
     write(&mut journal, &[sent(ids[0], 0)]);
     let at = directory.path().join("log");
-    let past = Past { storage: DirStorage::open(directory.path()).unwrap(), last: Some(place(u64::MAX)) };
+    let last = Some(place(u64::MAX));
+    let past = Past { storage: DirStorage::open(directory.path()).unwrap(), last, end: last };
     let log = start(at.clone(), "mx".into(), Arc::default(), LogLimits::default(), Some(past)).unwrap();
     drop(log.handle);
     log.thread.join().unwrap();

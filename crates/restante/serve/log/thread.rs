@@ -26,8 +26,10 @@ const WRITE_BYTES: usize = 1 << 20;
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How often lines of the past are looked for while nothing happens.
 const PAST_POLL: Duration = Duration::from_millis(10);
-/// Facts that could not be told again are tried after a second, then after twice as long each time, up to this: a disk
-/// that takes lines and does not keep them must not be filled with the same ones.
+/// Between one telling of the past and the next, whatever came of it, is a second, then twice as long each time, up to
+/// this: a disk that takes lines and does not keep them must not be filled with the same ones, and a log that loses lines
+/// because there are too many must not have the whole journal read again and again. After as long without a gap the pause
+/// is a second again.
 const AGAIN_AFTER_MAX: Duration = Duration::from_secs(60);
 /// The first of these pauses.
 const AGAIN_AFTER_MIN: Duration = Duration::from_secs(1);
@@ -269,7 +271,7 @@ impl Writer {
         telling.range.first = batch.past.map_or(telling.range.first, |past| past.last.max(telling.range.first));
         if batch.ends_past {
             self.past.telling = None;
-            self.past.again_after = AGAIN_AFTER_MIN;
+            self.past.pause();
             if self.past.missing.is_none() {
                 self.say_the_end();
             }
@@ -293,6 +295,7 @@ impl Writer {
     fn miss(&mut self, facts: Option<Range>) {
         let Some(facts) = facts else { return };
         if self.past.missing.is_none() {
+            self.past.calm_down();
             tracing::warn!("the delivery log misses facts; they are told again from the journal when it takes them");
         }
         self.past.miss(Some(facts));
@@ -397,6 +400,18 @@ impl Writer {
         self.past.again_at = Instant::now();
     }
 
+    /// The pause that the next telling is followed by.
+    #[cfg(test)]
+    pub(super) fn next_pause(&self) -> Duration {
+        self.past.again_after
+    }
+
+    /// As if nothing had been missing for a minute.
+    #[cfg(test)]
+    pub(super) fn after_a_quiet_minute(&mut self) {
+        self.past.again_at = Instant::now().checked_sub(AGAIN_AFTER_MAX).unwrap();
+    }
+
     #[cfg(test)]
     pub(super) fn is_telling(&self) -> bool {
         self.past.telling.is_some()
@@ -406,6 +421,13 @@ impl Writer {
 impl Gaps {
     fn miss(&mut self, facts: Option<Range>) {
         self.missing = facts.map(|facts| facts.with(self.missing)).or(self.missing);
+    }
+
+    /// Before something is missing that was not: if the last pause is long over, nothing has been told since.
+    fn calm_down(&mut self) {
+        if self.telling.is_none() && self.again_at.elapsed() >= AGAIN_AFTER_MAX {
+            self.again_after = AGAIN_AFTER_MIN;
+        }
     }
 
     fn pause(&mut self) {

@@ -13,7 +13,7 @@ pub(super) fn count(route: &Route) -> String {
     }
 }
 
-/// What takes effect at once.
+/// What takes effect at once, but for the certificate: whether that is another one, its content says.
 pub(super) fn in_words(old: &Config, new: &Config) -> Vec<String> {
     let mut changes = Vec::new();
     for route in &new.routes {
@@ -30,13 +30,6 @@ pub(super) fn in_words(old: &Config, new: &Config) -> Vec<String> {
         changes.push(format!("route {name}: removed; what is pending for it waits until it is back"));
     }
     changes.extend(limits(&old.limits, &new.limits));
-    if old.certificate != new.certificate {
-        let path = |config: &Config| match &config.certificate {
-            Some(files) => files.chain.display().to_string(),
-            None => "none".to_owned(),
-        };
-        changes.push(format!("certificate: {} -> {}", path(old), path(new)));
-    }
     changes
 }
 

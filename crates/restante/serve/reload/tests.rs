@@ -1,8 +1,11 @@
 //! What a change of a recipients file leads to, look by look.
 
 use super::*;
+use crate::cli::journal::testing;
+use crate::serve::journal::{self, Recorded};
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 const TOML: &str = "hostname = \"mx2.example.net\"\n[[route]]\nname = \"office\"\ndomains = [\"a.test\"]\n\
                     primary = [\"h.test\"]\nrecipients = [\"boss@a.test\", \"file:list\"]\n";
@@ -96,4 +99,44 @@ fn changes_are_told_in_words() {
     );
     let later = ["hostname (mx2.example.net -> mx3.example.net)", "[smtp] listen ([::]:25 -> [::]:2525)"];
     assert_eq!(changes::after_restart(&old, &new), later);
+}
+
+#[test]
+fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("list"), "x@a.test\n").unwrap();
+        let config = config(dir.path(), TOML);
+        let handle = tokio::runtime::Handle::current();
+        let (full, offered) = Journal::full();
+        let parts = Parts {
+            routes: watch::channel(table(&config.routes).unwrap()).0,
+            limits: watch::channel(config.limits.clone()).0,
+            relay: mpsc::channel(1).0,
+            journal: full,
+            metrics: Arc::default(),
+            tls: Tls::new(None, dir.path(), "mx2.example.net").unwrap(),
+            stopping: watch::channel(false).1,
+        };
+        let hangups = crate::serve::shutdown::hangups().unwrap();
+        let means = Means { flags: Flags::default(), hangups, handle: handle.clone() };
+        let mut reloading = Reloading::new(config, means, parts, mpsc::channel(1).1);
+        reloading.record().await;
+        for _ in 0..2 {
+            reloading.look().await;
+        }
+        assert_eq!((reloading.unrecorded, offered.load(Ordering::Relaxed)), (Some(Refused::Full), 3));
+        let (sender, mut facts) = mpsc::channel(8);
+        let data = tempfile::tempdir().unwrap();
+        let (journal, thread) = journal::start(testing::writer(data.path()), sender, handle).unwrap();
+        reloading.parts.journal = journal.clone();
+        for _ in 0..2 {
+            reloading.look().await;
+        }
+        journal.close().await;
+        assert!(matches!(&facts.recv().await.unwrap()[..], [Recorded { fact: Fact::Served(_), .. }]));
+        assert!(facts.recv().await.is_none() && reloading.unrecorded.is_none(), "known, and offered again");
+        thread.join().unwrap().unwrap();
+    });
 }

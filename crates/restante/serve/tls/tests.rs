@@ -134,12 +134,19 @@ fn a_reload_takes_other_files_or_leaves_all_as_it_was() {
     let a = served(&tls);
     assert!(tls.reload(Some(&files(at, "b", "a.key"))).is_err());
     assert_eq!(served(&tls), a);
+    assert_eq!(tls.reload(Some(&files(at, "a", "a.key"))).unwrap(), None, "nothing has changed");
     let said = tls.reload(Some(&files(at, "b", "b.key"))).unwrap();
-    assert!(said.ends_with("/b"), "{said}");
+    assert_eq!(said, Some(format!("certificate: now from {}", at.join("b").display())));
     let b = served(&tls);
     assert_ne!(b, a);
     // From now on these are the files that are watched.
     assert_eq!(tls.watched.lock().unwrap().files.chain, at.join("b"));
-    tls.reload(None).unwrap();
-    assert!(served(&tls) != b && at.join(SELF_SIGNED).exists());
+    // Another certificate in the same files.
+    for (from, to) in [("a", "b"), ("a.key", "b.key")] {
+        std::fs::copy(at.join(from), at.join(to)).unwrap();
+    }
+    assert_eq!(tls.reload(Some(&files(at, "b", "b.key"))).unwrap(), said);
+    assert_eq!(served(&tls), a);
+    assert!(tls.reload(None).unwrap().is_some_and(|said| said.ends_with(SELF_SIGNED)));
+    assert!(served(&tls) != a && at.join(SELF_SIGNED).exists());
 }

@@ -126,7 +126,7 @@ fn the_limits_remove_the_oldest() {
         (LogLimits::default(), 4),
         (limits(2_500, 100, 100), 2),
         (limits(u64::MAX, 3, 100), 3),
-        (limits(u64::MAX, 100, 2), 3),
+        (limits(u64::MAX, 100, 1), 3),
         (limits(0, 0, 0), 0),
     ] {
         let directory = tempfile::tempdir().unwrap();
@@ -139,4 +139,18 @@ fn the_limits_remove_the_oldest() {
         assert_eq!(names.len(), left + 1, "{limits:?}");
         assert!(left == 0 || names.contains(&"delivery-2026-11-22-1000.jsonl".to_owned()));
     }
+}
+
+#[test]
+fn a_clock_that_is_a_year_ahead_does_not_remove_the_log() {
+    let directory = tempfile::tempdir().unwrap();
+    for (day, number) in [("2025-11-20", 1), ("2026-11-21", 1), ("2026-11-22", 1)] {
+        plain(directory.path(), day, number, "x");
+    }
+    remove_oldest(directory.path(), &LogLimits::default(), "2027-12-31T12:00:00.000Z").unwrap();
+    // A year and two days before the newest: that one is over its time.
+    assert_eq!(names(directory.path()), ["delivery-2026-11-21-001.jsonl", "delivery-2026-11-22-001.jsonl"]);
+    // Nor does one that is behind.
+    remove_oldest(directory.path(), &LogLimits::default(), "1970-01-01T00:00:00.000Z").unwrap();
+    assert_eq!(names(directory.path()).len(), 2);
 }
