@@ -6,7 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::UNIX_EPOCH;
 
 /// A directory of segments. Names are file names, or `torn/` or `blob/` and a file name.
@@ -70,30 +70,34 @@ pub trait SegmentFile {
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     directory: PathBuf,
-    synced: Arc<Mutex<Synced>>,
+    directories: Arc<Directories>,
 }
 
 /// What became of the syncs of directories so far.
 #[derive(Debug, Default)]
-struct Synced {
-    /// The entry of `blob/` is on stable storage.
-    has_blobs: bool,
-    /// Why no directory is synced any more.
-    failure: Option<String>,
+struct Directories {
+    /// Held while one is synced: who comes next must know how it went. True when the entry of `blob/` is on stable storage.
+    turn: Mutex<bool>,
+    /// Why none is synced any more. Apart from the turn: small mail asks, and must not wait for it.
+    failure: OnceLock<String>,
 }
 
-impl Synced {
+impl Directories {
     fn check(&self) -> io::Result<()> {
         let failed = |why| Err(io::Error::other(format!("the sync of a directory failed earlier: {why}")));
-        self.failure.as_ref().map_or(Ok(()), failed)
+        self.failure.get().map_or(Ok(()), failed)
     }
 
-    /// A directory that cannot even be opened was asked nothing: no error of it is lost.
-    fn sync(&mut self, directory: &Path) -> io::Result<()> {
+    fn turn(&self) -> MutexGuard<'_, bool> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called in one's turn. A directory that cannot even be opened was asked nothing: no error of it is lost.
+    fn sync(&self, directory: &Path) -> io::Result<()> {
         self.check()?;
         let synced = File::open(directory)?.sync_all();
         if let Err(error) = &synced {
-            self.failure = Some(format!("{}: {error}", directory.display()));
+            self.failure.get_or_init(|| format!("{}: {error}", directory.display()));
         }
         synced
     }
@@ -123,7 +127,7 @@ impl DirStorage {
         if !metadata.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
-        Ok(Self { directory: directory.to_owned(), synced: Arc::default() })
+        Ok(Self { directory: directory.to_owned(), directories: Arc::default() })
     }
 
     /// Makes the directory and those above it where they are missing, and each entry durable, then opens it.
@@ -167,11 +171,6 @@ impl DirStorage {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
-    }
-
-    /// Locked while a directory is synced: who comes next must know how it went.
-    fn synced(&self) -> std::sync::MutexGuard<'_, Synced> {
-        self.synced.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes `torn/` or `blob/` for what is to stand in it. Its own entry is synced with those in it.
@@ -244,26 +243,27 @@ impl Storage for DirStorage {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        let (mut synced, torn) = (self.synced(), self.path("torn"));
+        let _turn = self.directories.turn();
+        let torn = self.path("torn");
         if torn.is_dir() {
-            synced.sync(&torn)?;
+            self.directories.sync(&torn)?;
         }
-        synced.sync(&self.directory)
+        self.directories.sync(&self.directory)
     }
 
     fn sync_blobs(&self) -> io::Result<()> {
-        let mut synced = self.synced();
-        synced.sync(&self.path("blob"))?;
-        if !synced.has_blobs {
+        let mut has_blobs = self.directories.turn();
+        self.directories.sync(&self.path("blob"))?;
+        if !*has_blobs {
             // Whoever made the directory, this process or one that is dead, did not sync its entry.
-            synced.sync(&self.directory)?;
-            synced.has_blobs = true;
+            self.directories.sync(&self.directory)?;
+            *has_blobs = true;
         }
         Ok(())
     }
 
     fn check_directories(&self) -> io::Result<()> {
-        self.synced().check()
+        self.directories.check()
     }
 }
 
