@@ -206,7 +206,7 @@ fn a_whole_orphan_may_be_all_that_is_left_of_a_promise_and_is_set_aside() {
     assert_eq!(files(&replay.orphans), [orphan.file(), part.part_file()]);
     assert_eq!(replay.orphans.iter().map(|o| (o.bytes, o.whole)).collect::<Vec<_>>(), [(7, true), (0, false)]);
     let aside = format!("torn/{orphan}.blob");
-    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), [aside.clone()]);
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), std::slice::from_ref(&aside));
     assert_eq!(files(&remove_parts(&storage, &replay).unwrap()), [part.part_file()]);
     assert_eq!(storage.bytes(&aside), b"whole\r\n");
     // A second process that had read the same finds them gone, and does not stumble.
@@ -304,7 +304,7 @@ fn a_directory_that_cannot_be_synced_takes_a_neighbour_s_promise_along() {
     let mut writer = open(&storage).unwrap();
     writer.stage(&large(&storage, b"kept\r\n", 1).unwrap(), now()).unwrap();
     let kept = writer.commit(now()).unwrap().receipts()[0].id();
-    let [first, early, late] = [11, 12, 13].map(|bits| BlobName::from_bits(bits));
+    let [first, early, late] = [11, 12, 13].map(BlobName::from_bits);
     let begun = |name| {
         let mut writer = BlobWriter::create(&storage, name).unwrap();
         writer.write(&content).unwrap();
