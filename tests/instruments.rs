@@ -76,6 +76,13 @@ fn a_blob_whose_record_is_not_synced_is_seen() {
     judge(blob).unwrap();
     assert!(judge(&blob.replace("11 fdatasync(3</j/seg-1.rj>) = 0\n", "")).unwrap_err().contains("record of the blob"));
     assert!(judge(&blob.replace("11 fsync(5</j/blob>) = 0\n", "")).unwrap_err().contains("before /j/blob was synced"));
+    // Any two steps in the wrong order.
+    let lines: Vec<&str> = blob.trim_start().lines().collect();
+    for first in 2..7 {
+        let mut swapped = lines.clone();
+        swapped.swap(first, first + 1);
+        assert!(judge(&swapped.join("\n")).is_err(), "{} before {}", lines[first + 1], lines[first]);
+    }
 }
 
 #[test]

@@ -199,6 +199,47 @@ fn a_blob_that_cannot_be_synced_takes_other_mail_along() {
     assert_eq!(blobs(&data).1, [] as [PathBuf; 0]);
 }
 
+#[test]
+fn the_blob_directory_cannot_be_synced_and_a_neighbour_s_own_sync_would_succeed() {
+    let directory = scratch();
+    let data = directory.path().canonicalize().unwrap();
+    let mut primary = sink();
+    let serve = Serve::new(&data, primary.port);
+    let mut daemon = serve.start();
+    let kept = Message::new("kept", 1, 1 << 20);
+    queued_id(&Client::ehlo(daemon.smtp).send(FROM, &[TO], &kept.content).unwrap());
+    // All are being finished at the same moment, and one is small.
+    let clients: Vec<Client> = (0..4).map(|_| opened(&daemon)).collect();
+    let fault = fail_syncs(&daemon, &data.join("blob"));
+    let send = |(n, mut client): (u64, Client)| {
+        let message = Message::new("neighbour", n, if n == 0 { 2_000 } else { 700_000 });
+        let wire = [stuffed(&message.content), b".\r\n".to_vec()].concat();
+        std::thread::spawn(move || {
+            let code = client.raw(&wire).and_then(|()| client.reply()).map_or(0, |reply| reply.code);
+            (n, code, message)
+        })
+    };
+    let sent: Vec<_> = (0..).zip(clients).map(send).collect();
+    let sent: Vec<_> = sent.into_iter().map(|sender| sender.join().unwrap()).collect();
+    let replies: Vec<_> = sent.iter().map(|(n, code, _)| (*n, *code)).collect();
+    assert!(replies.iter().any(|(_, code)| *code == 451), "{replies:?}");
+    // The small one needs no blob: if it came before the failure, it is promised.
+    let allowed = |n: u64, code: u16| [451, 421, 0].contains(&code) || (n == 0 && code == 250);
+    assert!(replies.iter().all(|(n, code)| allowed(*n, *code)), "451, 421 or a cut: {replies:?}");
+    assert_eq!(daemon.wait(), Some(1), "a directory that cannot be synced is the end: {}", daemon.stderr());
+    drop(fault);
+    assert_balanced(&cli(&data, &["recover", "--json"]).expect_code(0).account());
+    let daemon = serve.start();
+    primary.open();
+    daemon.wait_until_empty();
+    let mut promised = vec![sha256(&kept.content)];
+    promised.extend(sent.iter().filter(|(_, code, _)| *code == 250).map(|(_, _, message)| sha256(&message.content)));
+    let received: Vec<_> = primary.received().into_iter().map(|r| r.sha256).collect();
+    for digest in promised {
+        assert_eq!(received.iter().filter(|r| **r == digest).count(), 1, "once each");
+    }
+}
+
 /// strace on the daemon: syncs of this file fail, until the value is dropped.
 fn fail_syncs(daemon: &Daemon, file: &Path) -> Fault {
     let pid = daemon.pid().to_string();
@@ -337,6 +378,16 @@ mod needs_root {
         assert_eq!(client.command("DATA").unwrap().code, 452);
         client.command("RSET").unwrap();
         queued_id(&client.send(FROM, &[TO], &small.content).unwrap());
+        // What is left is small mail's: a body that would fit, and that nobody announced, gets none of it.
+        let ballast = directory.path().join("ballast");
+        let fs = rustix::fs::statvfs(directory.path()).unwrap();
+        let free = usize::try_from(fs.f_bavail * fs.f_frsize).unwrap();
+        fs::write(&ballast, vec![1; free - (5 << 19)]).unwrap();
+        let fitting = Message::new("fitting", 1, 1 << 20);
+        assert_eq!(client.send(FROM, &[TO], &fitting.content).unwrap().code, 452);
+        queued_id(&client.send(FROM, &[TO], &small.content).unwrap());
+        fs::remove_file(&ballast).unwrap();
+        queued_id(&client.send(FROM, &[TO], &fitting.content).unwrap());
         primary.open();
         daemon.wait_until_empty();
         daemon.stop();

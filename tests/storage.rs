@@ -57,9 +57,9 @@ fn no_250_leaves_before_the_sync_that_covers_it() {
                 std::thread::spawn(move || {
                     let mut client = Client::ehlo(address);
                     let send = |m: usize| {
-                        // Small ones share syncs; the last of each session goes past 256 KiB, to a blob.
+                        // Small ones share syncs; the last of each session goes to a blob, which is synced more than once.
                         let (content, marks) =
-                            marked(round * 1000 + n * 10 + m, if m == 4 { 400_000 } else { 300 * m });
+                            marked(round * 1000 + n * 10 + m, if m == 4 { 1_400_000 } else { 300 * m });
                         (queued_id(&client.send("a@example.net", &["box@example.test"], &content).unwrap()), marks)
                     };
                     (0..5).map(send).collect::<Vec<_>>()

@@ -1,18 +1,18 @@
 //! A large body in a file of its own (FORMAT.md section 1, *Blobs*): written as it arrives, on stable storage before any
 //! record may name it. Reads nothing back, draws no name, and has no way into the journal's segments: an error here costs
-//! one message.
+//! one message, unless it is one of the directory, which is the journal's end.
 
 use crate::codec::{Malformed, Put, Take};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_out_of_files};
 use std::fmt;
 use std::io;
 
 /// A blob is checked and read in pieces of this: little enough to be held for each delivery under way, and a table of
 /// checksums that stays a 65,536th of the blob.
 pub const PIECE_BYTES: usize = 256 << 10;
-/// The kernel is asked to write back each time so much is new: less costs calls, more makes the last sync, and all small
-/// mail beside it, wait (figures in FORMAT.md section 1).
-const WRITE_BACK_BYTES: u64 = 4 << 20;
+/// Synced each time so much is new: so little is in the disk's queue at any time that small mail beside it does not wait
+/// long for its own sync (figures in FORMAT.md section 1).
+const SYNC_BYTES: u64 = 1 << 20;
 /// One CRC in the table.
 const CRC_BYTES: usize = 4;
 /// Name and length at the end of a meta.
@@ -121,14 +121,28 @@ impl Blob {
     }
 }
 
+/// Why there is no blob.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The disk did not take this one. It concerns no other message.
+    #[error("{0}")]
+    File(#[from] io::Error),
+    /// The directory could not be synced. Entries of other messages may be lost with it, though their own syncs went well:
+    /// nothing may be promised any more. From now on the [`crate::Writer`] commits nothing. Stop the process.
+    #[error("cannot sync blob/: {0}")]
+    Directory(io::Error),
+}
+
 /// Writes one blob. Dropped before it is finished, it removes what it wrote, as well as it can.
 pub struct BlobWriter<S: Storage> {
     storage: S,
     name: BlobName,
     file: S::File,
     bytes: u64,
-    /// Up to here the kernel was asked to write back.
-    written_back: u64,
+    /// Up to here it is on stable storage.
+    synced: u64,
+    /// A write or a sync failed, and the next one might not say so.
+    broken: bool,
     table: Put,
     /// Of the bytes in the piece begun.
     crc: u32,
@@ -150,7 +164,8 @@ impl<S: Storage + Clone> BlobWriter<S> {
             name,
             file,
             bytes: 0,
-            written_back: 0,
+            synced: 0,
+            broken: false,
             table: Put::default(),
             crc: 0,
             unfinished: Some(part),
@@ -164,8 +179,10 @@ impl<S: Storage> BlobWriter<S> {
         self.bytes
     }
 
-    /// Appends `content`, of any length. After an error the blob is of no use: drop it.
+    /// Appends `content`, of any length, and may wait for the disk. After an error the blob is of no use: drop it.
     pub fn write(&mut self, content: &[u8]) -> io::Result<()> {
+        self.check()?;
+        self.broken = true;
         self.file.write_at(self.bytes, content).map_err(crate::at(&self.name.part_file()))?;
         let mut rest = content;
         while !rest.is_empty() {
@@ -178,17 +195,23 @@ impl<S: Storage> BlobWriter<S> {
             }
             rest = tail;
         }
-        let new = self.bytes - self.written_back;
-        if new >= WRITE_BACK_BYTES {
-            self.file.start_write_back(self.written_back, new);
-            self.written_back = self.bytes;
+        if self.bytes - self.synced >= SYNC_BYTES {
+            self.file.sync().map_err(crate::at(&self.name.part_file()))?;
+            self.synced = self.bytes;
         }
+        self.broken = false;
         Ok(())
     }
 
+    fn check(&self) -> io::Result<()> {
+        let broken = || io::Error::other(format!("{}: a write or a sync failed earlier", self.name.part_file()));
+        if self.broken { Err(broken()) } else { Ok(()) }
+    }
+
     /// Makes the blob durable: syncs it, gives it its name, syncs `blob/`. Only then may a record name it. After an
-    /// error nothing of it is left, or an orphan that the next start removes.
-    pub fn finish(mut self) -> io::Result<Blob> {
+    /// error nothing of it is left, or an orphan that the next start clears away.
+    pub fn finish(mut self) -> Result<Blob, BlobError> {
+        self.check()?;
         if !self.bytes.is_multiple_of(PIECE_BYTES as u64) {
             self.table.u32(self.crc);
         }
@@ -196,7 +219,10 @@ impl<S: Storage> BlobWriter<S> {
         self.file.sync().map_err(crate::at(&part))?;
         self.storage.rename(&part, &file)?;
         self.unfinished = Some(file);
-        self.storage.sync_blobs()?;
+        self.storage.sync_blobs().map_err(|error| {
+            // Out of descriptors, nothing was asked of the directory.
+            if is_out_of_files(&error) { BlobError::File(error) } else { BlobError::Directory(error) }
+        })?;
         self.unfinished = None;
         let reference = BlobRef { name: self.name, bytes: self.bytes };
         Ok(Blob { reference, table: std::mem::take(&mut self.table.0) })
@@ -212,7 +238,7 @@ impl<S: Storage> fmt::Debug for BlobWriter<S> {
 impl<S: Storage> Drop for BlobWriter<S> {
     fn drop(&mut self) {
         if let Some(file) = self.unfinished.take() {
-            // What stays is an orphan: the next start removes it.
+            // What stays is an orphan: the next start clears it away.
             let _left_to_the_next_start = self.storage.remove(&file);
         }
     }

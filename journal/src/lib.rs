@@ -33,7 +33,7 @@ mod sim;
 #[cfg(test)]
 mod tests;
 
-pub use blob::{Blob, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
+pub use blob::{Blob, BlobError, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
 pub use content::Content;
 pub use frame::Kind;
 pub use reader::{ReadError, Reader, Stored};
@@ -41,7 +41,7 @@ pub use record::Prepared;
 pub use recovery::set_aside;
 pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
-pub use shelf::{Orphan, remove_orphans};
+pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 

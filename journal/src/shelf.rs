@@ -124,16 +124,46 @@ impl Shelf {
     }
 }
 
-/// Removes the orphans that `replay` found, and returns those. The caller holds the lock, and has held it since before
-/// the replay. A whole blob stays where its record may be what was lost: in a damaged journal, and beside no segment at all.
-pub fn remove_orphans<S: Storage>(storage: &S, replay: &Replay) -> io::Result<Vec<Orphan>> {
-    let vouched_for = replay.report.state() != State::Damaged && replay.segments > 0;
+/// Removes the orphans of `replay` that were never finished, and returns those. The caller holds the lock, and has held it
+/// since before the replay.
+pub fn remove_parts<S: Storage>(storage: &S, replay: &Replay) -> io::Result<Vec<Orphan>> {
     let mut removed = Vec::new();
-    for orphan in replay.orphans.iter().filter(|orphan| vouched_for || !orphan.whole) {
+    for orphan in replay.orphans.iter().filter(|orphan| !orphan.whole) {
         match storage.remove(&orphan.file) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => removed.push(orphan.clone()),
         }
     }
     Ok(removed)
+}
+
+/// Moves the whole orphans of `replay` to `torn/<name>.blob` and returns their new names: a disk that was rescued without
+/// its last segment makes acknowledged mail look like them. The caller as above. They stay where they are, and where their
+/// records may be found again, in a damaged journal and beside no segment at all.
+pub fn set_orphans_aside<S: Storage>(storage: &S, replay: &Replay) -> io::Result<Vec<String>> {
+    let mut moved = Vec::new();
+    if replay.report.state() == State::Damaged || replay.segments == 0 {
+        return Ok(moved);
+    }
+    for orphan in replay.orphans.iter().filter(|orphan| orphan.whole) {
+        let name = orphan.file.rsplit('/').next().unwrap_or(&orphan.file);
+        // What was set aside before is never written over.
+        let mut to = format!("torn/{name}.blob");
+        let mut n = 2_u64;
+        while storage.open(&to).is_ok() {
+            to = format!("torn/{name}-{n}.blob");
+            n += 1;
+        }
+        match storage.rename(&orphan.file, &to) {
+            Ok(()) => moved.push(to),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if !moved.is_empty() {
+        // The new name first.
+        storage.sync_directory()?;
+        storage.sync_blobs()?;
+    }
+    Ok(moved)
 }

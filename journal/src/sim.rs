@@ -43,6 +43,8 @@ struct Disk {
     /// The kernel writes the next write back at once.
     eager: bool,
     room: Option<usize>,
+    /// A sync of a directory failed.
+    directories_failed: bool,
     /// Reads that touch these bytes of this image fail.
     unreadable: Option<(usize, std::ops::Range<u64>)>,
     seed: u64,
@@ -79,6 +81,22 @@ impl Disk {
         mine.iter().take(keep).for_each(|change| apply(&mut self.durable, change));
     }
 
+    /// Syncs one of the two directories. What a failed sync of blobs concerned never gets to the disk.
+    fn sync(&mut self, blobs: bool) -> io::Result<()> {
+        self.check_directories()?;
+        if let Err(error) = self.call() {
+            self.directories_failed = true;
+            self.changes.retain(|change| !(blobs && is_in_blobs(change)));
+            return Err(error);
+        }
+        self.settle(blobs, usize::MAX);
+        Ok(())
+    }
+
+    fn check_directories(&self) -> io::Result<()> {
+        if self.directories_failed { Err(io::Error::other("a directory failed earlier")) } else { Ok(()) }
+    }
+
     fn draw(&mut self) -> u64 {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         self.seed >> 33
@@ -110,6 +128,11 @@ impl SimStorage {
     pub(crate) fn die_at(&self, n: u64) {
         let mut disk = self.0.borrow_mut();
         disk.dead_from = Some(disk.calls + n);
+    }
+
+    /// A process of its own begins: it knows nothing of syncs that failed.
+    pub(crate) fn restart(&self) {
+        self.0.borrow_mut().directories_failed = false;
     }
 
     /// The next write reaches the disk, though nobody syncs it.
@@ -253,17 +276,15 @@ impl Storage for SimStorage {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        let mut disk = self.0.borrow_mut();
-        disk.call()?;
-        disk.settle(false, usize::MAX);
-        Ok(())
+        self.0.borrow_mut().sync(false)
     }
 
     fn sync_blobs(&self) -> io::Result<()> {
-        let mut disk = self.0.borrow_mut();
-        disk.call()?;
-        disk.settle(true, usize::MAX);
-        Ok(())
+        self.0.borrow_mut().sync(true)
+    }
+
+    fn check_directories(&self) -> io::Result<()> {
+        self.0.borrow().check_directories()
     }
 }
 

@@ -2,16 +2,17 @@
 
 use crate::at;
 use restante_envelope::Timestamp;
-use rustix::fs::{Advice, fadvise};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
-use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::UNIX_EPOCH;
 
 /// A directory of segments. Names are file names, or `torn/` or `blob/` and a file name.
+///
+/// Directories are synced one at a time, and after a sync of one that failed each later one fails too: the error concerns
+/// the entries of everybody, and the kernel tells it once, perhaps not to whom it concerns.
 pub trait Storage {
     /// An open file.
     type File: SegmentFile;
@@ -22,9 +23,9 @@ pub trait Storage {
     fn list_blobs(&self) -> io::Result<Vec<BlobEntry>>;
     /// Opens for reading.
     fn open(&self, name: &str) -> io::Result<Self::File>;
-    /// Makes a file that must not exist yet, for writing.
+    /// Makes a file that must not exist yet, for writing. A directory that it needs is made, and not synced.
     fn create(&self, name: &str) -> io::Result<Self::File>;
-    /// Gives a file its final name.
+    /// Gives a file its final name. A directory that it needs is made, and not synced.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
@@ -32,6 +33,8 @@ pub trait Storage {
     fn sync_directory(&self) -> io::Result<()>;
     /// Puts the entries of `blob/` on stable storage, and its own.
     fn sync_blobs(&self) -> io::Result<()>;
+    /// An error if a sync of a directory ever failed.
+    fn check_directories(&self) -> io::Result<()>;
 }
 
 /// A file in `blob/`, as the directory shows it.
@@ -57,8 +60,6 @@ pub trait SegmentFile {
     fn truncate(&mut self, len: u64) -> io::Result<()>;
     /// Returns when everything written is on stable storage.
     fn sync(&mut self) -> io::Result<()>;
-    /// Begins to write these bytes to the disk and waits for nothing. A hint: proves nothing and cannot fail.
-    fn start_write_back(&self, _offset: u64, _bytes: u64) {}
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -69,8 +70,37 @@ pub trait SegmentFile {
 #[derive(Debug, Clone)]
 pub struct DirStorage {
     directory: PathBuf,
-    /// Set when the entry of `blob/` is known to be on stable storage.
-    has_blobs: Arc<OnceLock<()>>,
+    directories: Arc<Directories>,
+}
+
+/// What became of the syncs of directories so far.
+#[derive(Debug, Default)]
+struct Directories {
+    /// Held while one is synced: who comes next must know how it went. True when the entry of `blob/` is on stable storage.
+    turn: Mutex<bool>,
+    /// Why none is synced any more. Apart from the turn: small mail asks, and must not wait for it.
+    failure: OnceLock<String>,
+}
+
+impl Directories {
+    fn check(&self) -> io::Result<()> {
+        let failed = |why| Err(io::Error::other(format!("the sync of a directory failed earlier: {why}")));
+        self.failure.get().map_or(Ok(()), failed)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, bool> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// To be called in one's turn. A directory that cannot even be opened was asked nothing: no error of it is lost.
+    fn sync(&self, directory: &Path) -> io::Result<()> {
+        self.check()?;
+        let synced = File::open(directory)?.sync_all();
+        if let Err(error) = &synced {
+            self.failure.get_or_init(|| format!("{}: {error}", directory.display()));
+        }
+        synced
+    }
 }
 
 /// The right to write to a journal, for as long as the value lives.
@@ -97,7 +127,7 @@ impl DirStorage {
         if !metadata.is_dir() {
             return Err(io::Error::from(io::ErrorKind::NotADirectory));
         }
-        Ok(Self { directory: directory.to_owned(), has_blobs: Arc::default() })
+        Ok(Self { directory: directory.to_owned(), directories: Arc::default() })
     }
 
     /// Makes the directory and those above it where they are missing, and each entry durable, then opens it.
@@ -141,6 +171,16 @@ impl DirStorage {
 
     fn path(&self, name: &str) -> PathBuf {
         self.directory.join(name)
+    }
+
+    /// Makes `torn/` or `blob/` for what is to stand in it. Its own entry is synced with those in it.
+    fn make_parent(&self, path: &Path) -> io::Result<()> {
+        let Some(directory) = path.parent().filter(|p| *p != self.directory && !p.exists()) else { return Ok(()) };
+        match std::fs::create_dir(directory) {
+            // Several messages arrive at once, and each may be the first large one.
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 }
 
@@ -189,18 +229,13 @@ impl Storage for DirStorage {
 
     fn create(&self, name: &str) -> io::Result<DiskFile> {
         let path = self.path(name);
-        if let Some(directory) = path.parent().filter(|p| *p != self.directory && !p.exists()) {
-            match std::fs::create_dir(directory) {
-                // Several messages arrive at once, and each may be the first large one.
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(name)(error)),
-                Ok(()) | Err(_) => self.sync_directory()?,
-            }
-        }
+        self.make_parent(&path).map_err(at(name))?;
         OpenOptions::new().read(true).write(true).create_new(true).open(path).map(DiskFile).map_err(at(name))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        std::fs::rename(self.path(from), self.path(to)).map_err(at(to))
+        let path = self.path(to);
+        self.make_parent(&path).and_then(|()| std::fs::rename(self.path(from), path)).map_err(at(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {
@@ -208,20 +243,27 @@ impl Storage for DirStorage {
     }
 
     fn sync_directory(&self) -> io::Result<()> {
-        if let Ok(torn) = File::open(self.directory.join("torn")) {
-            torn.sync_all()?;
+        let _turn = self.directories.turn();
+        let torn = self.path("torn");
+        if torn.is_dir() {
+            self.directories.sync(&torn)?;
         }
-        File::open(&self.directory)?.sync_all()
+        self.directories.sync(&self.directory)
     }
 
     fn sync_blobs(&self) -> io::Result<()> {
-        File::open(self.path("blob"))?.sync_all()?;
-        if self.has_blobs.get().is_none() {
-            // Whoever made the directory may not have come to sync its entry, or may be dead.
-            File::open(&self.directory)?.sync_all()?;
-            self.has_blobs.get_or_init(|| ());
+        let mut has_blobs = self.directories.turn();
+        self.directories.sync(&self.path("blob"))?;
+        if !*has_blobs {
+            // Whoever made the directory, this process or one that is dead, did not sync its entry.
+            self.directories.sync(&self.directory)?;
+            *has_blobs = true;
         }
         Ok(())
+    }
+
+    fn check_directories(&self) -> io::Result<()> {
+        self.directories.check()
     }
 }
 
@@ -262,10 +304,11 @@ impl SegmentFile for DiskFile {
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
     }
+}
 
-    fn start_write_back(&self, offset: u64, bytes: u64) {
-        // Linux begins to write back what is dirty in the range (figures in FORMAT.md section 1). Where it does not, the
-        // last sync takes longer.
-        let _only_a_hint = fadvise(&self.0, offset, NonZeroU64::new(bytes), Advice::DontNeed);
-    }
+/// EMFILE and ENFILE: as passing as a full disk.
+pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }

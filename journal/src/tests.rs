@@ -5,8 +5,8 @@ mod blob;
 use crate::record::Prepared;
 use crate::sim::SimStorage;
 use crate::{
-    BlobName, BlobWriter, CommitError, Depth, Options, ReadError, Reader, Replay, Seed, State, Writer, remove_orphans,
-    replay, set_aside,
+    BlobError, BlobName, BlobWriter, CommitError, Depth, Options, ReadError, Reader, Replay, Seed, State, Writer,
+    remove_parts, replay, set_aside, set_orphans_aside,
 };
 use restante_envelope::{
     BodyType, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
@@ -30,7 +30,7 @@ fn message(content: &[u8], recipients: usize) -> Prepared {
 }
 
 /// A message in a blob of its own, on stable storage.
-fn large(storage: &SimStorage, content: &[u8], recipients: usize) -> std::io::Result<Prepared> {
+fn large(storage: &SimStorage, content: &[u8], recipients: usize) -> Result<Prepared, BlobError> {
     let mut blob = BlobWriter::create(storage, BlobName::from_bits(u128::from(storage.calls())))?;
     for piece in content.chunks(400) {
         blob.write(piece)?;
@@ -80,9 +80,11 @@ fn fold(storage: &SimStorage, depth: Depth) -> (Replay, Ledger) {
 }
 
 fn open(storage: &SimStorage) -> Result<Writer<SimStorage>, CommitError> {
+    storage.restart();
     let (replay, ledger) = fold(storage, Depth::Records);
     set_aside(storage, &replay.report).map_err(CommitError::Failed)?;
-    remove_orphans(storage, &replay).map_err(CommitError::Failed)?;
+    set_orphans_aside(storage, &replay).map_err(CommitError::Failed)?;
+    remove_parts(storage, &replay).map_err(CommitError::Failed)?;
     Writer::open(storage.clone(), SMALL, &replay, ledger.largest_id(), SEED, now())
 }
 

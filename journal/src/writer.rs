@@ -9,7 +9,7 @@ use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinis
 use crate::record::{Mark, Named, Prepared, Seal, Succession};
 use crate::replay::Replay;
 use crate::scan::{Totals, second_seal_offset};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_out_of_files};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
 use restante_ledger::Position;
 use std::io;
@@ -301,7 +301,10 @@ impl<S: Storage> Writer<S> {
 
     fn check(&mut self) -> Result<(), CommitError> {
         match &self.failure {
-            None => Ok(()),
+            None => self.storage.check_directories().map_err(|error| {
+                self.batch = Batch::default();
+                self.fail(error)
+            }),
             Some(why) => {
                 self.batch = Batch::default();
                 Err(CommitError::Poisoned(why.clone()))
@@ -318,7 +321,12 @@ impl<S: Storage> Writer<S> {
     fn write_batch(&mut self) -> Result<Batch, CommitError> {
         let batch = std::mem::take(&mut self.batch);
         let written = match &mut self.segment {
-            Some(segment) => segment.write(&batch).and_then(|()| segment.file.sync().map_err(Trouble::Failed)),
+            Some(segment) => {
+                segment.write(&batch).and_then(|()| segment.file.sync().map_err(Trouble::Failed)).and_then(
+                    // A blob that it names may have lost its entry while this was written.
+                    |()| self.storage.check_directories().map_err(Trouble::Failed),
+                )
+            }
             None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
         };
         match written {
@@ -532,11 +540,4 @@ enum Trouble {
 
 fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
-}
-
-/// EMFILE and ENFILE: as passing as a full disk.
-fn is_out_of_files(error: &io::Error) -> bool {
-    const ENFILE: i32 = 23;
-    const EMFILE: i32 = 24;
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
 }

@@ -172,16 +172,21 @@ impl Trace {
         Ok(path)
     }
 
-    /// A blob: all of it synced, its name synced, and then a record in a segment, synced as well.
+    /// A blob, in this order: all of it synced, renamed, its directory synced, a record of it in a segment, that synced.
     fn blob(&self, journal: &str, id: &str, path: &str, ack: &Call) -> Result<(), String> {
         let last = self.calls.iter().filter(|c| c.before(ack.begun)).rfind(|c| c.writes_file(path));
         let synced = self.synced(id, last.ok_or(format!("{id}: nothing in {path}"))?, ack)?;
-        self.named(id, path, ack)?;
+        let moves = |c: &&Call| c.name.starts_with("rename") && c.paths().first().is_some_and(|from| from == path);
+        let moved = self.calls.iter().filter(|c| c.before(ack.begun) && c.after(synced)).find(moves);
+        let moved = moved.ok_or(format!("{id}: the 250 left before {path} was renamed behind its sync"))?;
+        let directory = path.rsplit_once('/').map_or("", |(d, _)| d);
+        let entry = self.calls.iter().find(|c| c.syncs(directory) && c.after(moved) && c.before(ack.begun));
+        let entry = entry.ok_or(format!("{id}: the 250 left before {directory} was synced for {path}"))?;
         let segment = format!("{journal}/seg-");
         let record = self.calls.iter().find(|c| {
             c.name.contains("write")
                 && c.target().starts_with(&segment)
-                && c.after(synced)
+                && c.after(entry)
                 && self.synced(id, c, ack).is_ok()
         });
         record.map(|_| ()).ok_or(format!("{id}: the 250 left before a record of the blob was synced"))

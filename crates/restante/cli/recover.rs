@@ -18,7 +18,8 @@ use crate::serve::log::{self, Line, LogHandle, LogLimits};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
 use restante_journal::{
-    DirStorage, DirectoryLock, LockError, Orphan, Report, State, Storage as _, remove_orphans, set_aside,
+    DirStorage, DirectoryLock, LockError, Orphan, Report, State, Storage as _, remove_parts, set_aside,
+    set_orphans_aside,
 };
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
@@ -32,7 +33,7 @@ use std::thread::JoinHandle;
 struct Done {
     /// Names of files in the data directory.
     set_aside: Vec<String>,
-    /// Files that belonged to no message.
+    /// Files of messages that were never finished.
     removed: Vec<Orphan>,
     /// Messages.
     exported: Option<u64>,
@@ -93,11 +94,12 @@ fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Outp
         done.exported = Some(exported.messages);
         done.errors.extend(exported.unreadable);
     }
-    let kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
-    if kept.is_some() {
-        // Not before what is torn is set aside: until then they are all that there is of a message.
-        let removed = done.note("cannot remove the orphans in blob/", remove_orphans(&storage, &contents.replay));
-        done.removed = removed.unwrap_or_default();
+    let mut kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
+    if let Some(kept) = &mut kept {
+        let moved = set_orphans_aside(&storage, &contents.replay);
+        kept.extend(done.note("cannot set aside the orphans in blob/", moved).unwrap_or_default());
+        let removed = remove_parts(&storage, &contents.replay);
+        done.removed = done.note("cannot remove the unfinished files in blob/", removed).unwrap_or_default();
     }
     done.note("cannot remove the index", remove_index(&storage));
     let mut book = Book::new(storage, contents);
@@ -228,15 +230,19 @@ fn intentions(contents: &Contents, args: &Recover, plan: Option<&Plan>) -> Vec<S
         let ranges = count(ranges, "range");
         lines.push(format!("set aside {ranges} of {} in torn/, where that is not done yet", count(bytes, "byte")));
     }
-    let orphans = &contents.replay.orphans;
-    if !orphans.is_empty() {
-        let (files, bytes) = orphan_counts(orphans);
-        let unless = if contents.replay.report.state() == State::Damaged {
-            ", but no whole one: their records may be what is damaged"
-        } else {
-            ""
-        };
-        lines.push(format!("remove {files} of no message from blob/, {bytes}{unless}"));
+    let (whole, parts): (Vec<&Orphan>, Vec<&Orphan>) = contents.replay.orphans.iter().partition(|orphan| orphan.whole);
+    if !whole.is_empty() {
+        let (files, bytes) = orphan_counts(whole);
+        lines.push(match contents.replay.report.state() {
+            State::Damaged => {
+                format!("leave {files} of no message in blob/, {bytes}: what is damaged may be the record")
+            }
+            State::Clean | State::Torn => format!("set aside {files} of no message in torn/, {bytes}"),
+        });
+    }
+    if !parts.is_empty() {
+        let (files, bytes) = orphan_counts(parts);
+        lines.push(format!("remove {files} of unfinished messages from blob/, {bytes}"));
     }
     if let Some(out) = &args.export {
         let messages = export::pending(&contents.ledger).count() as u64;
@@ -254,9 +260,9 @@ fn intentions(contents: &Contents, args: &Recover, plan: Option<&Plan>) -> Vec<S
     lines
 }
 
-fn orphan_counts(orphans: &[Orphan]) -> (String, String) {
-    let bytes = orphans.iter().map(|orphan| orphan.bytes).sum();
-    (count(orphans.len() as u64, "file"), count(bytes, "byte"))
+fn orphan_counts<'a>(orphans: impl IntoIterator<Item = &'a Orphan>) -> (String, String) {
+    let (files, bytes) = orphans.into_iter().fold((0, 0), |(files, bytes), orphan| (files + 1, bytes + orphan.bytes));
+    (count(files, "file"), count(bytes, "byte"))
 }
 
 /// As `set_aside` sees them.
@@ -289,7 +295,7 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
     }
     if !done.removed.is_empty() {
         let (files, bytes) = orphan_counts(&done.removed);
-        output.line(&format!("removed: {files} of no message from blob/, {bytes}"));
+        output.line(&format!("removed: {files} of unfinished messages from blob/, {bytes}"));
     }
     if let Some(exported) = done.exported {
         output.line(&format!("exported: {}", count(exported, "message")));
@@ -465,7 +471,7 @@ mod tests {
     }
 
     #[test]
-    fn orphans_go_and_the_blobs_of_messages_stay() {
+    fn orphans_leave_blob_unlost_and_the_blobs_of_messages_stay() {
         let directory = tempfile::tempdir().unwrap();
         let dir = directory.path();
         let mut writer = writer(dir);
@@ -480,6 +486,9 @@ mod tests {
         orphan();
         std::fs::write(&part, "half").unwrap();
         assert_eq!((recover(dir, "").unwrap(), blobs()), (0, 1));
+        let aside = files(&dir.join("torn"));
+        assert_eq!(aside.values().collect::<Vec<_>>(), [b"no record names me"]);
+        assert!(aside.keys().all(|path| path.ends_with("00000000000000000000000000000002.blob")), "{aside:?}");
         // A damaged journal may have lost the record of the whole one.
         orphan();
         std::fs::write(&part, "half").unwrap();
@@ -509,7 +518,7 @@ mod tests {
             said[0].starts_with("set aside 1 range of ") && said[2].starts_with("export 1 message to "),
             "{said:?}"
         );
-        assert_eq!(said[1], "remove 1 file of no message from blob/, 18 bytes");
+        assert_eq!(said[1], "set aside 1 file of no message in torn/, 18 bytes");
         assert_eq!(said[3], "offer 1 message of example.test to 127.0.0.1:1");
     }
 

@@ -32,6 +32,11 @@ pub(crate) fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
             output.line(&line);
         }
         output.line(&account.verdict());
+        if !contents.replay.orphans.is_empty() && account.state() != State::Damaged {
+            output.line(
+                "The next start, or `restante recover`, moves whole orphans to torn/ and removes unfinished ones.",
+            );
+        }
         match account.state() {
             State::Clean => {}
             State::Torn => output.line("The next start of the daemon, or `restante recover`, sets them aside."),

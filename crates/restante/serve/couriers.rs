@@ -275,7 +275,7 @@ fn record(journal: Journal, fact: Attempted, about: Option<Arc<Accepted>>) {
             }
             match outcome.await {
                 Ok(Err(Refused::Full | Refused::Busy | Refused::Broken)) => tokio::time::sleep(FULL_RETRY).await,
-                Ok(Ok(_) | Err(Refused::Failed)) | Err(_) => return,
+                Ok(Ok(_) | Err(Refused::Failed | Refused::Stopping)) | Err(_) => return,
             }
         }
     });

@@ -11,25 +11,28 @@ use super::session::Door;
 use super::socket::READ_BYTES;
 use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, Trace};
-use restante_journal::{BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
+use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
 use restante_ledger::{Accepted, Fact};
 use restante_relay::{Admit, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// A content of up to this many bytes is kept in one piece and stands in the journal; beyond, it is a blob. Writing it twice
 /// (once to fill the journal ahead) and reading it at each scan costs more than a file of its own from about here on.
 const INLINE_BYTES_MAX: usize = 256 << 10;
 /// Written to a blob at once, if there is memory to gather so much.
 const WRITE_BYTES: usize = 256 << 10;
-/// Blobs written and synced at the same moment, of all sessions: more only make a disk seek, and each takes a thread.
-pub(super) const DISK_TURNS: usize = 16;
-/// A message that says it is larger than what would be left beside this is told to come back before it is sent: segments,
-/// index and log need room too.
+/// Blobs written and synced at the same moment, of all sessions: with more, the disk's queue is full of them, and small mail
+/// waits behind it (figures in FORMAT.md section 1). With one, a disk that could take more idles between two syncs.
+pub(super) const DISK_TURNS: usize = 2;
+/// Room that large messages leave: segments, index, log and small mail need some too.
 const ROOM_LEFT_BYTES: u64 = 16 << 20;
+/// They leave this part of a disk so small that it has no more than that to leave.
+const ROOM_LEFT_PART: u64 = 8;
 
 /// What a session asks of the daemon, and where its content goes.
 pub(super) struct Visitor<'a> {
@@ -91,6 +94,9 @@ impl<'a> Visitor<'a> {
         if content.large && (!covered || content.buffer.len() + READ_BYTES > WRITE_BYTES) {
             self.write_out().await;
         }
+        if !covered {
+            self.content.shrink();
+        }
     }
 
     /// Waits for the journal's word on the message that was handed over.
@@ -129,7 +135,8 @@ impl<'a> Visitor<'a> {
         // After a failed write or sync the record may stand in the journal all the same: then the next start decides.
         if let Err(Refused::Full | Refused::Busy) = outcome {
             let storage = self.door.storage.clone();
-            let _an_orphan_is_removed_at_the_next_start = self.on_disk(move || remove_blob(&storage, name)).await;
+            let removed = self.on_disk(move || Ok(remove_blob(&storage, name)?)).await;
+            let _an_orphan_is_set_aside_at_the_next_start = removed;
         }
         outcome
     }
@@ -155,10 +162,14 @@ impl<'a> Visitor<'a> {
         if trouble.is_some() {
             return;
         }
-        let (mut bytes, open, storage) = (std::mem::take(buffer), blob.take(), self.door.storage.clone());
+        let (mut bytes, open, door) = (std::mem::take(buffer), blob.take(), self.door.clone());
         let written = self.on_disk(move || {
+            // Before each piece, not once: many grow at the same time, and not all of them said how large they would be.
+            if !has_room(&door.data_dir, bytes.len() as u64) {
+                return Err(io::Error::from(io::ErrorKind::StorageFull).into());
+            }
             let name = || BlobName::from_bits(clock::entropy128());
-            let mut writer = open.map_or_else(|| BlobWriter::create(&storage, name()), Ok)?;
+            let mut writer = open.map_or_else(|| BlobWriter::create(&door.storage, name()), Ok)?;
             writer.write(&bytes)?;
             bytes.clear();
             Ok((writer, bytes))
@@ -176,21 +187,32 @@ impl<'a> Visitor<'a> {
         }
     }
 
-    /// Does what may block, in its turn. Trouble with a blob concerns its message alone.
+    /// Does what may block, in its turn. Trouble with a blob concerns its message alone, trouble with the directory all.
     async fn on_disk<T: Send + 'static>(
         &self,
-        work: impl FnOnce() -> io::Result<T> + Send + 'static,
+        work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
     ) -> Result<T, Refused> {
-        // The semaphore is never closed.
-        let turn = self.door.disk_turns.clone().acquire_owned().await.ok();
+        let turn = turn(&self.door.disk_turns, self.door.stopping.clone()).await?;
+        let journal = self.door.journal.clone();
         let done = tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            work()
+            let done = work();
+            // Said here: the session may be gone.
+            if matches!(done, Err(BlobError::Directory(_))) {
+                journal.fail();
+            }
+            done
         });
-        let done = done.await.unwrap_or_else(|defect| Err(io::Error::other(defect)));
-        done.map_err(|error| {
-            tracing::warn!("a large message is refused for now: {error}");
-            if is_full(&error) { Refused::Full } else { Refused::Broken }
+        let done = done.await.unwrap_or_else(|defect| Err(io::Error::other(defect).into()));
+        done.map_err(|error| match error {
+            BlobError::Directory(error) => {
+                tracing::error!("the directory of large messages cannot be synced: {error}");
+                Refused::Failed
+            }
+            BlobError::File(error) => {
+                tracing::warn!("a large message is refused for now: {error}");
+                if is_full(&error) { Refused::Full } else { Refused::Broken }
+            }
         })
     }
 
@@ -203,12 +225,36 @@ impl<'a> Visitor<'a> {
             runtime.spawn_blocking(move || drop(writer));
         }
     }
+}
 
-    /// Whether so much more would fill the disk.
-    fn would_fill_the_disk(&self, bytes: u64) -> bool {
-        let free = rustix::fs::statvfs(&self.door.data_dir).map(|fs| fs.f_bavail.saturating_mul(fs.f_frsize));
-        free.is_ok_and(|free| free < bytes.saturating_add(ROOM_LEFT_BYTES))
+impl Content {
+    /// Makes the buffer no larger than the memory that it has a share of.
+    fn shrink(&mut self) {
+        self.buffer.shrink_to(self.memory.bytes());
     }
+}
+
+/// Waits for a turn at the disk; not once we are told to stop, for a stop must not wait for a crowd.
+async fn turn(turns: &Arc<Semaphore>, mut stopping: watch::Receiver<bool>) -> Result<OwnedSemaphorePermit, Refused> {
+    tokio::select! {
+        biased;
+        // The semaphore is never closed.
+        turn = turns.clone().acquire_owned() => turn.map_err(|_| Refused::Stopping),
+        _ = stopping.wait_for(|stop| *stop) => Err(Refused::Stopping),
+    }
+}
+
+/// Whether the disk takes so much more of large messages. One that does not tell is written to until it is full.
+fn has_room(directory: &Path, bytes: u64) -> bool {
+    rustix::fs::statvfs(directory).map_or(true, |fs| {
+        let left = room_left(fs.f_blocks.saturating_mul(fs.f_frsize));
+        fs.f_bavail.saturating_mul(fs.f_frsize) >= bytes.saturating_add(left)
+    })
+}
+
+/// What large messages leave of a disk of so many bytes.
+fn room_left(disk_bytes: u64) -> u64 {
+    ROOM_LEFT_BYTES.min(disk_bytes / ROOM_LEFT_PART)
 }
 
 fn is_full(error: &io::Error) -> bool {
@@ -231,7 +277,7 @@ impl Host for Visitor<'_> {
             return Err(Trouble::Local);
         }
         let large = declared_bytes > INLINE_BYTES_MAX as u64;
-        if large && self.would_fill_the_disk(declared_bytes) {
+        if large && !has_room(&self.door.data_dir, declared_bytes) {
             return Err(Trouble::Storage);
         }
         self.envelope = Some(envelope.clone());
@@ -285,5 +331,53 @@ impl Host for Visitor<'_> {
 impl Drop for Visitor<'_> {
     fn drop(&mut self) {
         self.discard();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::memory::Memory;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_does_not_wait_behind_a_crowd_at_the_disk() {
+        let (stop, stopping) = watch::channel(false);
+        let turns = Arc::new(Semaphore::new(1));
+        let first = turn(&turns, stopping.clone()).await.unwrap();
+        let second = tokio::spawn({
+            let (turns, stopping) = (turns.clone(), stopping.clone());
+            async move { turn(&turns, stopping).await.map(drop) }
+        });
+        stop.send(true).unwrap();
+        assert_eq!(second.await.unwrap(), Err(Refused::Stopping));
+        assert_eq!(Refused::Stopping.trouble(), Trouble::ShuttingDown);
+        // Who need not wait is let through even then: its 250 can still be said.
+        drop(first);
+        assert!(turn(&turns, stopping).await.is_ok());
+    }
+
+    #[test]
+    fn a_buffer_that_found_no_memory_is_held_all_the_same() {
+        let memory = Memory::new();
+        let mut content = Content::default();
+        assert!(memory.cover(&mut content.memory, 10_000));
+        let mut others = Vec::new();
+        while let mut share = Share::default()
+            && memory.cover(&mut share, 64 << 10)
+        {
+            others.push(share);
+        }
+        content.buffer = Vec::with_capacity(128 << 10);
+        assert!(!memory.cover(&mut content.memory, content.buffer.capacity()));
+        content.shrink();
+        assert!(content.buffer.capacity() <= content.memory.bytes(), "{}", content.buffer.capacity());
+    }
+
+    #[test]
+    fn a_small_disk_is_all_reserve_and_takes_no_large_mail() {
+        assert_eq!(room_left(1 << 40), ROOM_LEFT_BYTES);
+        assert_eq!(room_left(128 << 20), ROOM_LEFT_BYTES);
+        assert_eq!(room_left(24 << 20), 3 << 20);
+        assert!(has_room(Path::new("/nowhere/at/all"), 1), "what cannot be asked is tried");
     }
 }

@@ -45,6 +45,8 @@ pub(crate) enum Refused {
     Busy,
     /// The disk did not take this one message.
     Broken,
+    /// We are about to stop, and its turn at the disk has not come.
+    Stopping,
 }
 
 impl Refused {
@@ -54,6 +56,7 @@ impl Refused {
             Self::Full => Trouble::Storage,
             Self::Busy => Trouble::Overloaded,
             Self::Failed | Self::Broken => Trouble::Local,
+            Self::Stopping => Trouble::ShuttingDown,
         }
     }
 }
@@ -104,6 +107,11 @@ impl Journal {
     pub(crate) async fn close(&self) {
         // An error says that it has ended already.
         let _ended = self.entries.send(Message::Close).await;
+    }
+
+    /// Says that the sync of a directory failed. The writer knows, and commits nothing; this ends the process at once.
+    pub(crate) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
     }
 
     /// Whether a write or a sync failed: nothing will be durable any more.

@@ -22,6 +22,13 @@ pub(crate) struct Memory(Arc<Semaphore>);
 #[derive(Default)]
 pub(crate) struct Share(Option<OwnedSemaphorePermit>);
 
+impl Share {
+    /// What it covers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits).saturating_mul(STEP_BYTES)
+    }
+}
+
 impl Memory {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Semaphore::new(BUDGET_BYTES / STEP_BYTES)))
@@ -29,8 +36,7 @@ impl Memory {
 
     /// Makes `share` cover `bytes`; false, with the share as it was, where there is no room.
     pub(crate) fn cover(&self, share: &mut Share, bytes: usize) -> bool {
-        let have = share.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let more = bytes.div_ceil(STEP_BYTES).saturating_sub(have);
+        let more = bytes.saturating_sub(share.bytes()).div_ceil(STEP_BYTES);
         if more == 0 {
             return true;
         }

@@ -35,7 +35,7 @@ use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_index::Origin;
 use restante_journal::{
-    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Seed, State, Writer,
+    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay, Seed, State, Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
@@ -174,18 +174,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
     for name in aside {
         tracing::warn!("set aside: {name}");
     }
-    match restante_journal::remove_orphans(storage, &replay) {
-        Ok(removed) if removed.is_empty() => {}
-        Ok(removed) => {
-            let bytes: u64 = removed.iter().map(|orphan| orphan.bytes).sum();
-            let files = removed.len();
-            tracing::info!(
-                "removed {files} files from blob/, {bytes} bytes, of large messages that were never accepted"
-            );
-        }
-        // They cost room and nothing else.
-        Err(error) => tracing::warn!("cannot remove what was left of messages never accepted: {error}"),
-    }
+    clear_orphans(storage, &replay);
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let origin = index::origin(replay.journal().unwrap_or(seed.journal), &replay.report);
     let mut writer =
@@ -201,6 +190,29 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         Err(error) => return Err(error.into()),
     }
     Ok((boot, origin, writer))
+}
+
+/// What is in `blob/` and belongs to no message costs room and nothing else, so no error here keeps us from starting.
+fn clear_orphans(storage: &DirStorage, replay: &Replay) {
+    match restante_journal::set_orphans_aside(storage, replay) {
+        Ok(moved) => {
+            for name in moved {
+                tracing::warn!(
+                    "set aside: {name}, a whole large message that no record names: it was never accepted, unless a part of the journal is missing"
+                );
+            }
+        }
+        Err(error) => tracing::warn!("cannot set aside large messages that no record names: {error}"),
+    }
+    match restante_journal::remove_parts(storage, replay) {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => {
+            let bytes: u64 = removed.iter().map(|orphan| orphan.bytes).sum();
+            let (parts, s) = (removed.len(), if removed.len() == 1 { "" } else { "s" });
+            tracing::info!("removed {parts} unfinished file{s} from blob/, {bytes} bytes, of messages never accepted");
+        }
+        Err(error) => tracing::warn!("cannot remove what was left of messages never accepted: {error}"),
+    }
 }
 
 /// What `recover` goes by when the configuration is lost.

@@ -199,17 +199,49 @@ fn with_orphans() -> (SimStorage, [BlobName; 2]) {
 }
 
 #[test]
-fn orphans_are_told_and_removed_and_nothing_else_is() {
+fn a_whole_orphan_may_be_all_that_is_left_of_a_promise_and_is_set_aside() {
     let (storage, [orphan, part]) = with_orphans();
     let (replay, _) = fold(&storage, Depth::Records);
     assert_eq!(replay.report.state(), State::Clean, "orphans are no damage");
     assert_eq!(files(&replay.orphans), [orphan.file(), part.part_file()]);
     assert_eq!(replay.orphans.iter().map(|o| (o.bytes, o.whole)).collect::<Vec<_>>(), [(7, true), (0, false)]);
-    assert_eq!(remove_orphans(&storage, &replay).unwrap(), replay.orphans);
+    let aside = format!("torn/{orphan}.blob");
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), std::slice::from_ref(&aside));
+    assert_eq!(files(&remove_parts(&storage, &replay).unwrap()), [part.part_file()]);
+    assert_eq!(storage.bytes(&aside), b"whole\r\n");
     // A second process that had read the same finds them gone, and does not stumble.
-    assert_eq!(remove_orphans(&storage, &replay).unwrap().len(), 2);
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), [""; 0]);
+    assert_eq!(remove_parts(&storage, &replay).unwrap().len(), 1);
     assert!(fold(&storage, Depth::Everything).0.orphans.is_empty());
     assert!(storage.files().contains(&"blob/readme".to_owned()));
+    // What was set aside is never written over.
+    blob(&storage, orphan, b"another\r\n");
+    let (replay, _) = fold(&storage, Depth::Records);
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), [format!("torn/{orphan}-2.blob")]);
+    assert_eq!(storage.bytes(&aside), b"whole\r\n");
+}
+
+#[test]
+fn acknowledged_mail_on_a_disk_without_its_last_segment_is_not_deleted() {
+    let content = body(PIECE_BYTES + 9);
+    let (storage, _) = one_large(&content, true);
+    let mut writer = open(&storage).unwrap();
+    let (second, (envelope, trace)) = (BlobName::from_bits(9), envelope(1));
+    let record = Prepared::accepted_in_blob(&envelope, &trace, &blob(&storage, second, &content), None);
+    writer.stage(&record, now()).unwrap();
+    writer.commit(now()).unwrap();
+    drop(writer);
+    storage.remove(&crate::header::file_name(2)).unwrap();
+    for seed in 0..32 {
+        let disk = storage.fork();
+        disk.sync_directory().unwrap();
+        open(&disk).unwrap().close().unwrap();
+        let cut = disk.power_cut(seed);
+        open(&cut).unwrap().close().unwrap();
+        assert!(cut.bytes(&format!("torn/{second}.blob")) == content, "seed {seed}");
+        let (replay, _) = fold(&cut, Depth::Everything);
+        assert_eq!((replay.report.state(), replay.orphans.len()), (State::Clean, 0), "seed {seed}");
+    }
 }
 
 #[test]
@@ -218,13 +250,15 @@ fn a_journal_that_may_have_lost_their_records_keeps_whole_orphans() {
     storage.alter(&crate::header::file_name(1), |bytes| bytes[4096 + 70] ^= 1);
     let (replay, _) = fold(&storage, Depth::Records);
     assert_eq!(replay.report.state(), State::Damaged);
-    assert_eq!(files(&remove_orphans(&storage, &replay).unwrap()), [part.part_file()]);
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), [""; 0]);
+    assert_eq!(files(&remove_parts(&storage, &replay).unwrap()), [part.part_file()]);
     // All segments are gone: nothing vouches for anything.
     let (storage, _) = with_orphans();
     storage.remove(&crate::header::file_name(1)).unwrap();
     let (replay, _) = fold(&storage, Depth::Records);
     assert_eq!((replay.report.state(), replay.orphans.len()), (State::Clean, 3));
-    assert_eq!(files(&remove_orphans(&storage, &replay).unwrap()), [part.part_file()]);
+    assert_eq!(set_orphans_aside(&storage, &replay).unwrap(), [""; 0]);
+    assert_eq!(files(&remove_parts(&storage, &replay).unwrap()), [part.part_file()]);
     assert!(storage.files().contains(&orphan.file()) && storage.files().contains(&NAME.file()));
 }
 
@@ -241,6 +275,11 @@ fn an_error_at_any_call_of_a_blob_costs_that_message_alone() {
             if is_over {
                 assert!(call > 10, "create, eight writes, sync, rename and sync were each tried");
             }
+            if let Err(BlobError::Directory(_)) = large {
+                // The last call of them: the entries of others are in doubt, too.
+                assert!(matches!(writer.stage(&message(b"small\r\n", 1), now()), Err(CommitError::Failed(_))));
+                writer = open(&storage).unwrap();
+            }
             storage.fail_call(0, kind);
             writer.stage(&message(b"small\r\n", 1), now()).unwrap();
             writer.commit(now()).unwrap();
@@ -256,6 +295,57 @@ fn an_error_at_any_call_of_a_blob_costs_that_message_alone() {
             }
         }
     }
+}
+
+#[test]
+fn a_directory_that_cannot_be_synced_takes_a_neighbour_s_promise_along() {
+    let content = body(3000);
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&large(&storage, b"kept\r\n", 1).unwrap(), now()).unwrap();
+    let kept = writer.commit(now()).unwrap().receipts()[0].id();
+    let [first, early, late] = [11, 12, 13].map(BlobName::from_bits);
+    let begun = |name| {
+        let mut writer = BlobWriter::create(&storage, name).unwrap();
+        writer.write(&content).unwrap();
+        writer
+    };
+    let (envelope, trace) = envelope(1);
+    // One is whole and staged, one is still being written, when the sync for a third fails.
+    let record = Prepared::accepted_in_blob(&envelope, &trace, &begun(early).finish().unwrap(), None);
+    writer.stage(&record, now()).unwrap();
+    let (first, late) = (begun(first), begun(late));
+    storage.fail_call(3, ErrorKind::Other);
+    assert!(matches!(first.finish(), Err(BlobError::Directory(_))));
+    // The kernel would say that all is well to whoever asks now.
+    assert!(matches!(late.finish(), Err(BlobError::Directory(_))));
+    assert!(matches!(writer.commit(now()), Err(CommitError::Failed(_))), "its record came after the failed sync");
+    assert!(matches!(writer.commit(now()), Err(CommitError::Poisoned(_))));
+    assert!(writer.close().is_err());
+    for seed in 0..32 {
+        let cut = storage.power_cut(seed);
+        open(&cut).unwrap().close().unwrap();
+        let (replay, ledger) = fold(&cut, Depth::Everything);
+        assert_ne!(replay.report.state(), State::Damaged, "seed {seed}: {:?}", replay.report);
+        assert!(ledger.get(kept).is_some(), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_sync_in_the_middle_that_failed_is_not_repeated_at_the_end() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    let mut broken = BlobWriter::create(&storage, NAME).unwrap();
+    let piece = body(1 << 20);
+    broken.write(&piece).unwrap();
+    storage.fail_call(1, ErrorKind::Other);
+    assert!(broken.write(&piece).is_err());
+    assert!(broken.write(b"more").is_err());
+    assert!(matches!(broken.finish(), Err(BlobError::File(_))));
+    assert!(!storage.files().iter().any(|name| name.starts_with("blob/")));
+    // Nobody else has a part in it.
+    writer.stage(&message(b"small\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
 }
 
 #[test]
