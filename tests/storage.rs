@@ -263,4 +263,43 @@ mod needs_root {
         cli(&data, &["verify"]).expect_code(0);
         drop(small);
     }
+
+    #[test]
+    fn a_first_start_on_a_full_disk_is_no_start() {
+        let directory = scratch();
+        let _small = Small::mount(directory.path());
+        let data = directory.path().join("data");
+        fs::create_dir(&data).unwrap();
+        let ballast = directory.path().join("ballast");
+        // Up to the last byte: the write ends with the disk.
+        let _full = fs::write(&ballast, vec![1; 16 << 20]);
+        let daemon = Serve::new(&data, Sink::closed().port).start();
+        let message = Message::new("first", 1, 2_000);
+        let send = || {
+            let mut client = Client::ehlo(daemon.smtp);
+            client.send("a@example.net", &["box@example.test"], &message.content).unwrap().code
+        };
+        assert_eq!(send(), 452);
+        fs::remove_file(&ballast).unwrap();
+        eventually("a 250 when there is room", || (send() == 250).then_some(()));
+    }
+
+    #[test]
+    fn a_rescued_disk_that_is_mounted_read_only_gives_no_mail_back() {
+        let directory = scratch();
+        let small = Small::mount(directory.path());
+        let data = directory.path().join("data");
+        let mut daemon = Serve::new(&data, Sink::closed().port).start();
+        let message = Message::new("rescued", 1, 2_000);
+        queued_id(&Client::ehlo(daemon.smtp).send("a@example.net", &["box@example.test"], &message.content).unwrap());
+        daemon.kill9();
+        run(tool("mount").args(["-o", "remount,ro"]).arg(&small.0)).expect_code(0);
+        let out = scratch();
+        let out = out.path().join("out");
+        let recovered = cli(&data, &["recover", "--export", out.to_str().unwrap()]).expect_code(0);
+        assert!(recovered.err.contains("is read-only"), "{}", recovered.err);
+        let exported = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().path());
+        let mail: Vec<_> = exported.filter(|path| path.extension().is_some_and(|e| e == "eml")).collect();
+        assert!(mail.len() == 1 && fs::read(&mail[0]).unwrap() == message.content, "{mail:?}");
+    }
 }

@@ -10,7 +10,8 @@ use crate::{clock, config};
 use anyhow::{Context as _, bail};
 use restante_envelope::TransactionId;
 use restante_journal::{
-    CommitError, Depth, DirStorage, Options, Prepared, Replay, ReplayError, Seed, Sink, Storage as _, Writer, replay,
+    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Replay, ReplayError, Seed, Sink,
+    Storage as _, Writer, replay,
 };
 use restante_ledger::{Accepted, Fact, Ledger, Position};
 use std::io;
@@ -146,6 +147,22 @@ impl Book {
     pub(crate) fn close(&mut self) -> Result<(), CommitError> {
         self.writer.take().map_or(Ok(()), Writer::close)
     }
+}
+
+/// The right to write; a dry run only sees to it that nobody has it.
+pub(crate) fn take_lock(storage: &DirStorage, dry_run: bool) -> Result<Option<DirectoryLock>, LockError> {
+    if dry_run {
+        return if storage.is_locked()? { Err(LockError::Held) } else { Ok(None) };
+    }
+    crate::serve::lock(storage).map(Some)
+}
+
+/// The index is made from the journal, and may be older than it.
+pub(crate) fn remove_index(storage: &DirStorage) -> io::Result<()> {
+    for name in storage.list()?.iter().filter(|name| name.starts_with(crate::serve::index::NAME)) {
+        storage.remove(name)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -13,14 +13,10 @@ use super::log_line::printable;
 use super::output::Output;
 use super::{owner, words};
 use crate::clock;
-use crate::serve;
 use crate::serve::log::{self, Line, LogHandle, LogLimits};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
-use restante_journal::{
-    DirStorage, DirectoryLock, LockError, Orphan, Report, State, Storage as _, remove_parts, set_aside,
-    set_orphans_aside,
-};
+use restante_journal::{DirStorage, LockError, Orphan, Report, State, remove_parts, set_aside, set_orphans_aside};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
 use std::io;
@@ -55,8 +51,14 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         Err(code) => return Ok(code),
     };
     let storage = journal::open(&dir)?;
-    let _lock = match take_lock(&storage, args.dry_run) {
+    let mut read_only = false;
+    let _lock = match journal::take_lock(&storage, args.dry_run) {
         Ok(lock) => lock,
+        // A rescued disk is mounted so. Nobody can write there, so nobody need be kept from it.
+        Err(LockError::Io(error)) if error.kind() == io::ErrorKind::ReadOnlyFilesystem && !args.deliver => {
+            read_only = true;
+            None
+        }
         Err(LockError::Held) => {
             let dir = dir.display();
             output.note(&format!("restante: a daemon, or another `recover`, holds {dir}: stop it first"));
@@ -64,8 +66,8 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
         }
         Err(error) => return Err(error).with_context(|| format!("in {}", dir.display())),
     };
-    let worked = work(cli, args, &dir, storage, output);
-    if args.dry_run {
+    let worked = work(cli, args, &dir, storage, read_only, output);
+    if args.dry_run || read_only {
         return worked;
     }
     match (worked, owner::hand_over(&dir)) {
@@ -78,7 +80,14 @@ pub(crate) fn run(cli: &Cli, args: &Recover, output: Output) -> anyhow::Result<u
     }
 }
 
-fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Output) -> anyhow::Result<u8> {
+fn work(
+    cli: &Cli,
+    args: &Recover,
+    dir: &Path,
+    storage: DirStorage,
+    read_only: bool,
+    output: Output,
+) -> anyhow::Result<u8> {
     let contents = journal::read(&storage, dir, output, "recover")?;
     let plan = match args.deliver.then(|| deliver::plan(cli, args.to.as_ref(), &contents.ledger)).transpose() {
         Ok(plan) => plan,
@@ -94,6 +103,13 @@ fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Outp
         done.exported = Some(exported.messages);
         done.errors.extend(exported.unreadable);
     }
+    if read_only {
+        output.note(&format!("{} is read-only: it was checked, and nothing in it was changed", dir.display()));
+        let account = Account { replay: &contents.replay, balance: contents.ledger.balance() };
+        tell(&account, &contents.ledger, &done, output);
+        let code = exit_code(account.state(), account.balance, None);
+        return Ok(if done.errors.is_empty() || code == exit::DAMAGED { code } else { exit::FAILED });
+    }
     let mut kept = done.note("cannot set the bad bytes aside", set_aside(&storage, &contents.replay.report));
     if let Some(kept) = &mut kept {
         let moved = set_orphans_aside(&storage, &contents.replay);
@@ -101,7 +117,7 @@ fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Outp
         let removed = remove_parts(&storage, &contents.replay);
         done.removed = done.note("cannot remove the unfinished files in blob/", removed).unwrap_or_default();
     }
-    done.note("cannot remove the index", remove_index(&storage));
+    done.note("cannot remove the index", journal::remove_index(&storage));
     let mut book = Book::new(storage, contents);
     // A new segment says that the torn end counts no more: not before that end is set aside.
     let mut may_write = kept.is_some();
@@ -129,14 +145,6 @@ fn work(cli: &Cli, args: &Recover, dir: &Path, storage: DirStorage, output: Outp
     Ok(if done.errors.is_empty() || code == exit::DAMAGED { code } else { exit::FAILED })
 }
 
-/// The right to write; a dry run only sees to it that nobody has it.
-fn take_lock(storage: &DirStorage, dry_run: bool) -> Result<Option<DirectoryLock>, LockError> {
-    if dry_run {
-        return if storage.is_locked()? { Err(LockError::Held) } else { Ok(None) };
-    }
-    serve::lock(storage).map(Some)
-}
-
 fn refuse(no_plan: NoPlan, output: Output) -> u8 {
     match no_plan {
         NoPlan::Config(invalid) => {
@@ -152,14 +160,6 @@ fn refuse(no_plan: NoPlan, output: Output) -> u8 {
             exit::USAGE
         }
     }
-}
-
-/// It is made from the journal, and may be older than it.
-fn remove_index(storage: &DirStorage) -> io::Result<()> {
-    for name in storage.list()?.iter().filter(|name| name.starts_with(serve::index::NAME)) {
-        storage.remove(name)?;
-    }
-    Ok(())
 }
 
 type Log = (LogHandle, JoinHandle<()>);

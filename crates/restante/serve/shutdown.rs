@@ -111,7 +111,8 @@ pub(crate) async fn finish(
     sealed
 }
 
-/// Writes a new token for changes over TCP, readable by the owner alone.
+/// Writes a new token for changes over TCP, readable by the owner alone. On a full disk nobody gets to know it, and the daemon
+/// runs all the same: mail that is pending must get out.
 pub(crate) fn write_token(data_dir: &Path) -> anyhow::Result<String> {
     let path = data_dir.join("admin.token");
     let token = format!("{:032x}{:032x}", clock::entropy128(), clock::entropy128());
@@ -122,8 +123,13 @@ pub(crate) fn write_token(data_dir: &Path) -> anyhow::Result<String> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    writeln!(file, "{token}").with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(token)
+    match writeln!(file, "{token}") {
+        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            tracing::warn!("no room for {}: changes over TCP are refused until the next start", path.display());
+            Ok(token)
+        }
+        written => written.map(|()| token).with_context(|| format!("cannot write {}", path.display())),
+    }
 }
 
 /// The socket goes with a clean stop.
