@@ -68,9 +68,16 @@ pub(crate) struct Tried {
 /// A message that the disk did not give us is tried again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
-/// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
-/// answer is tried again later.
-pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Box<Attempted>> {
+/// A message that could not be read.
+pub(crate) struct Unread {
+    /// What is to be recorded of it: damaged bytes are quarantined, a disk that does not answer is tried again later.
+    pub(crate) fact: Box<Attempted>,
+    /// For the log: damaged content mostly leaves the envelope to tell of.
+    pub(crate) about: Option<Arc<Accepted>>,
+}
+
+/// Reads the message of `job`.
+pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Unread> {
     let why = match reader.message(job.position) {
         Ok(stored) => match stored.fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
@@ -80,7 +87,8 @@ pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message
         },
         Err(error) => error,
     };
-    Err(unreadable(job, &why))
+    let about = reader.accepted(job.position, job.id).ok().map(Arc::new);
+    Err(Unread { fact: unreadable(job, &why), about })
 }
 
 /// What is to be recorded of a message that could not be read.

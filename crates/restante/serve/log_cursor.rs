@@ -107,7 +107,7 @@ pub(crate) fn catch_up(storage: &DirStorage, range: Range, lines: &SyncSender<To
         Ok(_) => {
             if teller.unread > 0 {
                 tracing::warn!(
-                    "{} records of the journal are not in the delivery log: the envelopes they are about are damaged",
+                    "{} records of the journal are in the delivery log without addresses: their envelopes are damaged",
                     teller.unread
                 );
             }
@@ -140,29 +140,24 @@ impl Teller<'_> {
         }
     }
 
-    /// The lines of a fact about this message.
-    fn about(&mut self, id: TransactionId, lines: impl FnOnce(&Accepted) -> Vec<Line>) -> Vec<Line> {
+    /// The message that a fact is about.
+    fn about(&mut self, id: TransactionId) -> Option<Accepted> {
         let position = self.boot.ledger.get(id).map(|transaction| transaction.position);
-        match position.and_then(|position| self.reader.accepted(position, id).ok()) {
-            Some(about) => lines(&about),
-            None => {
-                self.unread += 1;
-                Vec::new()
-            }
-        }
+        let about = position.and_then(|position| self.reader.accepted(position, id).ok());
+        self.unread += u64::from(about.is_none());
+        about
     }
 }
 
 impl Sink for Teller<'_> {
     fn fact(&mut self, position: Position, fact: &Fact) {
         if self.is_wanted(position) {
-            let lines = match fact {
-                Fact::Accepted(accepted) => vec![Line::accepted(accepted)],
-                Fact::Attempted(attempted) => self.about(attempted.id, |about| Line::attempted(attempted, about)),
-                Fact::Operated(operated) => self.about(operated.id, |about| Line::operated(operated, about)),
-                Fact::Served(_) => Vec::new(),
+            let about = match fact {
+                Fact::Attempted(attempted) => self.about(attempted.id),
+                Fact::Operated(operated) => self.about(operated.id),
+                Fact::Accepted(_) | Fact::Served(_) => None,
             };
-            self.tell(position, lines);
+            self.tell(position, Line::of(fact, about.as_ref()));
         }
         self.boot.fact(position, fact);
     }

@@ -329,7 +329,7 @@ fn a_fact_that_is_told_in_part_is_not_passed() {
     let results = vec![(0, Outcome::Held(cause.clone())), (1, Outcome::Held(cause))];
     let (about, at) = (about(), Timestamp::from_unix_ms(1_795_359_200_118));
     let attempted = Attempted { id: about.id, at, next_hop: None, timings: Timings::default(), results };
-    let mut told = Line::attempted(&attempted, &about).into_iter();
+    let mut told = Line::attempted(&attempted, Some(&about)).into_iter();
     log.write(told.next().unwrap().at(place(5)));
     work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), None);
@@ -395,7 +395,7 @@ fn an_operators_hold_has_the_status_of_the_contract() {
         let (actor, reason) = ("root".into(), "virus".into());
         let at = about.trace.received_at;
         let operated = Operated { id: about.id, at, action, recipients: vec![0, 1], actor, reason };
-        let lines = Line::operated(&operated, &about);
+        let lines = Line::operated(&operated, Some(&about));
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|line| line.fields["ev"] == event && line.fields["status"] == status));
     }
