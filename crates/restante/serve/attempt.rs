@@ -189,3 +189,33 @@ fn timings(accepted: &Accepted, started: Timestamp, connect_ms: u32, transfer_ms
         transfer_ms,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::journal::testing::{contents, large, write, writer};
+
+    #[test]
+    fn a_message_whose_blob_is_gone_or_cut_off_keeps_its_envelope_for_the_log() {
+        for cut in [None, Some("x")] {
+            let directory = tempfile::tempdir().unwrap();
+            let dir = directory.path();
+            let prepared = large(dir, 7, &[b'x'; 4096], &["a@x.test"]);
+            let id = write(&mut writer(dir), &[prepared])[0];
+            let position = contents(dir).ledger.get(id).unwrap().position;
+            let blobs = std::fs::read_dir(dir.join("blobs")).unwrap();
+            for blob in blobs.map(|entry| entry.unwrap().path()) {
+                match cut {
+                    None => std::fs::remove_file(blob).unwrap(),
+                    Some(rest) => std::fs::write(blob, rest).unwrap(),
+                }
+            }
+            let job = Job { id, position, recipients: vec![0], attempt: 1 };
+            let mut reader = Reader::new(DirStorage::open(dir).unwrap());
+            let unread = read(&mut reader, &job).err().unwrap();
+            assert!(matches!(unread.fact.results[..], [(0, Outcome::Quarantined(_))]), "{:?}", unread.fact);
+            let about = unread.about.unwrap();
+            assert_eq!(about.envelope.recipients[0].forward_path.as_str(), "a@x.test");
+        }
+    }
+}
