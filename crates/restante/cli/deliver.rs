@@ -227,11 +227,9 @@ impl Postman<'_> {
             // Each time anew: a content that went out is gone from memory.
             let mut message = match attempt::read(&mut self.reader, job) {
                 Ok(message) => message,
-                Err(fact) => {
-                    let at = fact.at;
-                    // Damaged content leaves the envelope to tell of; without one the journal alone knows.
-                    let about = self.reader.accepted(job.position, job.id).ok();
-                    return self.record(*fact, about.as_ref()).map(|()| at).map_err(Failed::Route);
+                Err(unread) => {
+                    let at = unread.fact.at;
+                    return self.record(*unread.fact, unread.about.as_deref()).map(|()| at).map_err(Failed::Route);
                 }
             };
             let open = self.connect(connection, next_hops).await.map_err(Failed::Route)?;
@@ -310,7 +308,7 @@ impl Postman<'_> {
                 Outcome::Quarantined(_) => &mut self.round.quarantined,
             } += 1;
         }
-        if let (Some(log), Some(about)) = (self.log, about) {
+        if let Some(log) = self.log {
             Line::attempted(&attempted, about).into_iter().for_each(|line| log.write(line));
         }
         Ok(())

@@ -68,9 +68,16 @@ pub(crate) struct Tried {
 /// A message that the disk did not give us is tried again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 
-/// Reads the message of `job`. An error is the fact that records it: damaged bytes are quarantined, a disk that does not
-/// answer is tried again later.
-pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Box<Attempted>> {
+/// A message that could not be read.
+pub(crate) struct Unread {
+    /// What is to be recorded of it: damaged bytes are quarantined, a disk that does not answer is tried again later.
+    pub(crate) fact: Box<Attempted>,
+    /// For the log: damaged content mostly leaves the envelope to tell of.
+    pub(crate) about: Option<Arc<Accepted>>,
+}
+
+/// Reads the message of `job`.
+pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Unread> {
     let why = match reader.message(job.position) {
         Ok(stored) => match stored.fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
@@ -80,7 +87,8 @@ pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message
         },
         Err(error) => error,
     };
-    Err(unreadable(job, &why))
+    let about = reader.accepted(job.position, job.id).ok().map(Arc::new);
+    Err(Unread { fact: unreadable(job, &why), about })
 }
 
 /// What is to be recorded of a message that could not be read.
@@ -179,5 +187,35 @@ fn timings(accepted: &Accepted, started: Timestamp, connect_ms: u32, transfer_ms
         in_queue_ms: u64::try_from(in_queue.as_millis()).unwrap_or(u64::MAX),
         connect_ms,
         transfer_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::journal::testing::{contents, large, write, writer};
+
+    #[test]
+    fn a_message_whose_blob_is_gone_or_cut_off_keeps_its_envelope_for_the_log() {
+        for cut in [None, Some("x")] {
+            let directory = tempfile::tempdir().unwrap();
+            let dir = directory.path();
+            let prepared = large(dir, 7, &[b'x'; 4096], &["a@x.test"]);
+            let id = write(&mut writer(dir), &[prepared])[0];
+            let position = contents(dir).ledger.get(id).unwrap().position;
+            let blobs = std::fs::read_dir(dir.join("blobs")).unwrap();
+            for blob in blobs.map(|entry| entry.unwrap().path()) {
+                match cut {
+                    None => std::fs::remove_file(blob).unwrap(),
+                    Some(rest) => std::fs::write(blob, rest).unwrap(),
+                }
+            }
+            let job = Job { id, position, recipients: vec![0], attempt: 1 };
+            let mut reader = Reader::new(DirStorage::open(dir).unwrap());
+            let unread = read(&mut reader, &job).err().unwrap();
+            assert!(matches!(unread.fact.results[..], [(0, Outcome::Quarantined(_))]), "{:?}", unread.fact);
+            let about = unread.about.unwrap();
+            assert_eq!(about.envelope.recipients[0].forward_path.as_str(), "a@x.test");
+        }
     }
 }

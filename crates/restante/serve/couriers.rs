@@ -222,9 +222,9 @@ impl Courier {
         let _share = office.memory.for_attempt(content_len.min(ATTEMPT_BYTES_MAX)).await;
         let mut message = match self.read(job).await {
             Ok(message) => message,
-            Err(fact) => {
+            Err(unread) => {
                 self.connection = Some(connection);
-                return Ok((*fact, None));
+                return Ok((*unread.fact, unread.about));
             }
         };
         let tried = attempt::attempt(&mut connection, job, &mut message, &office.settings.hostname, office.seed).await;
@@ -238,7 +238,7 @@ impl Courier {
     }
 
     /// Reads on a thread that may block.
-    async fn read(&mut self, job: &Job) -> Result<attempt::Message, Box<Attempted>> {
+    async fn read(&mut self, job: &Job) -> Result<attempt::Message, attempt::Unread> {
         let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(self.office.storage.clone()));
         let wanted = job.clone();
         let read = tokio::task::spawn_blocking(move || {
@@ -250,7 +250,10 @@ impl Courier {
                 self.reader = Some(reader);
                 message
             }
-            Err(error) => Err(attempt::unread(job, &format!("the read ended by a defect of ours: {error}"))),
+            Err(error) => {
+                let fact = attempt::unread(job, &format!("the read ended by a defect of ours: {error}"));
+                Err(attempt::Unread { fact, about: None })
+            }
         }
     }
 }

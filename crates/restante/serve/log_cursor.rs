@@ -3,14 +3,14 @@
 //! The cursor is saved after the lines in front of it are on stable storage, so an event may be logged twice and is
 //! never missing. It is one small file beside the log; without it the whole journal is told again.
 
-use super::log::{Line, Range};
+use super::log::{Line, Range, files};
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, DirStorage, Reader, Sink};
 use restante_ledger::{Accepted, Fact, Ledger, Position};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 
 /// The file.
@@ -18,6 +18,7 @@ const NAME: &str = "cursor";
 
 /// The saved place.
 pub(crate) struct Cursor {
+    path: PathBuf,
     file: File,
     saved: Option<Position>,
 }
@@ -26,11 +27,11 @@ impl Cursor {
     /// Opens the cursor of the log in `directory`; one that cannot be read is none.
     pub(crate) fn open(directory: &Path) -> io::Result<Self> {
         let path = directory.join(NAME);
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
+        let file = open(&path)?;
         let mut text = [0; 64];
         let n = file.read_at(&mut text, 0)?;
         let saved = text.get(..n).and_then(|text| std::str::from_utf8(text).ok()).and_then(parse);
-        Ok(Self { file, saved })
+        Ok(Self { path, file, saved })
     }
 
     /// Where the log has come to.
@@ -47,6 +48,17 @@ impl Cursor {
         }
     }
 
+    /// Writes the file anew if somebody removed it, or the directory.
+    pub(crate) fn restore(&mut self) -> io::Result<()> {
+        if files::stands(&self.file, &self.path) {
+            return Ok(());
+        }
+        self.path.parent().map_or(Ok(()), files::make_directory)?;
+        self.file = open(&self.path)?;
+        self.file.set_len(0)?;
+        self.saved.map_or(Ok(()), |place| self.save(place))
+    }
+
     /// Saves a later place.
     pub(crate) fn save(&mut self, place: Position) -> io::Result<()> {
         // Two fields of 20 digits: the same length each time, so that a write replaces all of the one before.
@@ -55,6 +67,10 @@ impl Cursor {
         self.saved = Some(place);
         Ok(())
     }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)
 }
 
 fn parse(text: &str) -> Option<Position> {
@@ -107,7 +123,7 @@ pub(crate) fn catch_up(storage: &DirStorage, range: Range, lines: &SyncSender<To
         Ok(_) => {
             if teller.unread > 0 {
                 tracing::warn!(
-                    "{} records of the journal are not in the delivery log: the envelopes they are about are damaged",
+                    "{} records of the journal are in the delivery log without addresses: their envelopes are damaged",
                     teller.unread
                 );
             }
@@ -140,29 +156,24 @@ impl Teller<'_> {
         }
     }
 
-    /// The lines of a fact about this message.
-    fn about(&mut self, id: TransactionId, lines: impl FnOnce(&Accepted) -> Vec<Line>) -> Vec<Line> {
+    /// The message that a fact is about.
+    fn about(&mut self, id: TransactionId) -> Option<Accepted> {
         let position = self.boot.ledger.get(id).map(|transaction| transaction.position);
-        match position.and_then(|position| self.reader.accepted(position, id).ok()) {
-            Some(about) => lines(&about),
-            None => {
-                self.unread += 1;
-                Vec::new()
-            }
-        }
+        let about = position.and_then(|position| self.reader.accepted(position, id).ok());
+        self.unread += u64::from(about.is_none());
+        about
     }
 }
 
 impl Sink for Teller<'_> {
     fn fact(&mut self, position: Position, fact: &Fact) {
         if self.is_wanted(position) {
-            let lines = match fact {
-                Fact::Accepted(accepted) => vec![Line::accepted(accepted)],
-                Fact::Attempted(attempted) => self.about(attempted.id, |about| Line::attempted(attempted, about)),
-                Fact::Operated(operated) => self.about(operated.id, |about| Line::operated(operated, about)),
-                Fact::Served(_) => Vec::new(),
+            let about = match fact {
+                Fact::Attempted(attempted) => self.about(attempted.id),
+                Fact::Operated(operated) => self.about(operated.id),
+                Fact::Accepted(_) | Fact::Served(_) => None,
             };
-            self.tell(position, lines);
+            self.tell(position, Line::of(fact, about.as_ref()));
         }
         self.boot.fact(position, fact);
     }

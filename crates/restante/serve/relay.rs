@@ -140,18 +140,12 @@ impl RelayTask {
             self.relay.apply(position, &fact, now);
             let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
             self.metrics.fact(&fact, |index| recipients.get(usize::from(index)).map(|r| &r.route));
-            match (&fact, &about) {
-                (Fact::Accepted(accepted), _) => {
-                    self.log.write(Line::accepted(accepted).at(position));
-                    self.log_if_waiting(accepted.id, &accepted.envelope.recipients);
-                }
-                (Fact::Attempted(attempted), Some(about)) => {
-                    Line::attempted(attempted, about).into_iter().for_each(|line| self.log.write(line.at(position)));
-                }
-                (Fact::Operated(operated), Some(about)) => {
-                    Line::operated(operated, about).into_iter().for_each(|line| self.log.write(line.at(position)));
-                }
-                _ => {}
+            // The log's cursor passes every fact: one that is not told here is never told.
+            for line in Line::of(&fact, about.as_deref()) {
+                self.log.write(line.at(position));
+            }
+            if let Fact::Accepted(accepted) = &fact {
+                self.log_if_waiting(accepted.id, &accepted.envelope.recipients);
             }
             told.push((position, fact));
         }

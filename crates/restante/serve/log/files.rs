@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 /// The file that is written.
@@ -102,8 +102,26 @@ pub(super) struct Open {
     pub(super) day: String,
 }
 
+/// Whether this file stands at `path`. Only what is known for certain is a no.
+pub(crate) fn stands(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+        (_, Err(error)) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        (Err(_), Ok(_)) => true,
+    }
+}
+
+/// Makes the log's directory if it is gone, and no other: what stands above it is not ours, and may be unmounted.
+pub(crate) fn make_directory(directory: &Path) -> io::Result<()> {
+    match std::fs::create_dir(directory) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the current file for lines of `day`; one that is older is put aside first, and then `rotated` is true.
 pub(super) fn open(directory: &Path, day: &str) -> io::Result<(Open, bool)> {
+    make_directory(directory)?;
     let path = directory.join(CURRENT);
     let last = last_day(&path)?.unwrap_or_default();
     let is_old = !last.is_empty() && last.as_str() < day;

@@ -2,7 +2,7 @@
 
 use super::Range;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
-use restante_ledger::{Accepted, Attempted, Cause, Outcome, Position};
+use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position};
 use restante_relay::Event;
 use restante_smtp::{Counts, RefusedCommand};
 use serde_json::{Map, Value};
@@ -103,30 +103,38 @@ impl Line {
         accepted.hold.iter().fold(line, |line, why| line.with("status", "hold").with("why", why.as_str()))
     }
 
-    /// One line for each recipient tried.
-    pub(crate) fn attempted(attempted: &Attempted, about: &Accepted) -> Vec<Self> {
+    /// The lines of a fact. Without the message it is about they say what is known: nothing that happened goes untold.
+    pub(crate) fn of(fact: &Fact, about: Option<&Accepted>) -> Vec<Self> {
+        match fact {
+            Fact::Accepted(accepted) => vec![Self::accepted(accepted)],
+            Fact::Attempted(attempted) => Self::attempted(attempted, about),
+            Fact::Operated(operated) => Self::operated(operated, about),
+            Fact::Served(_) => Vec::new(),
+        }
+    }
+
+    /// One line for each recipient tried; of a message whose envelope cannot be read, without addresses.
+    pub(crate) fn attempted(attempted: &Attempted, about: Option<&Accepted>) -> Vec<Self> {
         let result = |(index, outcome): &(u16, Outcome)| Self::result(attempted, about, *index, outcome);
         Self::together(attempted.results.iter().map(result).collect())
     }
 
-    fn result(attempted: &Attempted, about: &Accepted, index: u16, outcome: &Outcome) -> Self {
+    fn result(attempted: &Attempted, about: Option<&Accepted>, index: u16, outcome: &Outcome) -> Self {
         let (event, status) = match outcome {
             Outcome::Sent(_) => ("sent", "sent"),
             Outcome::Deferred { .. } => ("deferred", "deferred"),
             Outcome::Held(_) => ("held", "hold"),
             Outcome::Quarantined(_) => ("quarantined", "quarantined"),
         };
-        let mut line = Self::new(event, attempted.at).with("id", attempted.id.to_string());
-        if let Some(recipient) = about.envelope.recipients.get(usize::from(index)) {
-            line = line.with("route", recipient.route.as_str()).with("to", recipient.forward_path.as_str());
+        let mut line = Self::new(event, attempted.at).with("id", attempted.id.to_string()).with_recipient(about, index);
+        if let Some(about) = about {
+            line = line.with("from", about.envelope.reverse_path.as_str()).with("size", about.content_len);
         }
         let t = &attempted.timings;
         let seconds = |ms: u64| ms as f64 / 1000.0;
         let before = u64::from(t.before_queue_ms);
         let delays = [before, t.in_queue_ms, u64::from(t.connect_ms), u64::from(t.transfer_ms)];
         line = line
-            .with("from", about.envelope.reverse_path.as_str())
-            .with("size", about.content_len)
             .with("delay_s", seconds(delays.iter().sum()))
             .with("delays", Value::from_iter(delays.map(seconds)))
             .with("status", status);
@@ -141,6 +149,13 @@ impl Line {
             Outcome::Sent(reply) => line.with_reply(reply),
             Outcome::Deferred { cause, next_at } => line.with("next_at", next_at.to_string()).with_cause(cause),
             Outcome::Held(cause) | Outcome::Quarantined(cause) => line.with_cause(cause),
+        }
+    }
+
+    fn with_recipient(self, about: Option<&Accepted>, index: u16) -> Self {
+        match about.and_then(|about| about.envelope.recipients.get(usize::from(index))) {
+            Some(to) => self.with("route", to.route.as_str()).with("to", to.forward_path.as_str()),
+            None => self,
         }
     }
 
@@ -168,22 +183,21 @@ impl Line {
             .with("why", why)
     }
 
-    pub(crate) fn operated(operated: &restante_ledger::Operated, about: &Accepted) -> Vec<Self> {
+    /// One line for each recipient; of a message whose envelope cannot be read, without addresses.
+    pub(crate) fn operated(operated: &restante_ledger::Operated, about: Option<&Accepted>) -> Vec<Self> {
         let (event, status) = match operated.action {
             restante_ledger::Action::Hold => ("held", "hold"),
             restante_ledger::Action::Release => ("released", "released"),
         };
-        let addressed = operated.recipients.iter().filter_map(|i| about.envelope.recipients.get(usize::from(*i)));
-        let line = |to: &restante_envelope::Recipient| {
+        let line = |index: &u16| {
             Self::new(event, operated.at)
                 .with("id", operated.id.to_string())
-                .with("route", to.route.as_str())
-                .with("to", to.forward_path.as_str())
+                .with_recipient(about, *index)
                 .with("status", status)
                 .with("actor", operated.actor.as_str())
                 .with("reason", operated.reason.as_str())
         };
-        Self::together(addressed.map(line).collect())
+        Self::together(operated.recipients.iter().map(line).collect())
     }
 
     pub(crate) fn primary(event: &Event, at: Timestamp) -> Self {

@@ -329,7 +329,7 @@ fn a_fact_that_is_told_in_part_is_not_passed() {
     let results = vec![(0, Outcome::Held(cause.clone())), (1, Outcome::Held(cause))];
     let (about, at) = (about(), Timestamp::from_unix_ms(1_795_359_200_118));
     let attempted = Attempted { id: about.id, at, next_hop: None, timings: Timings::default(), results };
-    let mut told = Line::attempted(&attempted, &about).into_iter();
+    let mut told = Line::attempted(&attempted, Some(&about)).into_iter();
     log.write(told.next().unwrap().at(place(5)));
     work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), None);
@@ -395,8 +395,93 @@ fn an_operators_hold_has_the_status_of_the_contract() {
         let (actor, reason) = ("root".into(), "virus".into());
         let at = about.trace.received_at;
         let operated = Operated { id: about.id, at, action, recipients: vec![0, 1], actor, reason };
-        let lines = Line::operated(&operated, &about);
+        let lines = Line::operated(&operated, Some(&about));
         assert_eq!(lines.len(), 2);
         assert!(lines.iter().all(|line| line.fields["ev"] == event && line.fields["status"] == status));
     }
+}
+
+#[test]
+fn a_fact_whose_message_cannot_be_read_is_told_all_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut journal = writer(directory.path());
+    let at = Timestamp::from_unix_ms(1_795_359_200_118);
+    let lost = Outcome::Quarantined(Cause::Local("the blob is missing".into()));
+    let results = vec![(0, lost.clone()), (1, lost)];
+    let attempted = Attempted { id: about().id, at, next_hop: None, timings: Timings::default(), results };
+    let quarantined = restante_ledger::Fact::Attempted(attempted);
+    let lines = Line::of(&quarantined, None);
+    assert_eq!(lines.iter().map(|line| line.continues).collect::<Vec<_>>(), [true, false]);
+    let known = |line: &Line| ["id", "ev", "status", "why"].map(|key| line.fields[key].as_str().unwrap().to_owned());
+    let expected = [&about().id.to_string(), "quarantined", "quarantined", "the blob is missing"];
+    assert!(lines.iter().all(|line| known(line) == expected && !line.fields.contains_key("to")));
+    // Nor does a later telling pass it: the journal has lost the message that it is about.
+    write(&mut journal, &[restante_journal::Prepared::fact(&quarantined, Vec::new())]);
+    let (_log, _lines, mut log_writer) = parts_with(directory.path(), 10, Some(place(u64::MAX)));
+    tell_missing(&mut log_writer);
+    assert_eq!(told(directory.path()), ["quarantined \"the blob is missing\""; 2]);
+}
+
+/// A log in a directory of its own, whose first line is saved and whose second line is not, when `removal` comes.
+fn removed_while_running(removal: impl FnOnce(&Path)) -> (tempfile::TempDir, Vec<String>) {
+    let directory = tempfile::tempdir().unwrap();
+    let (_journal, places) = accepted(directory.path(), 3);
+    let at = directory.path().join("log");
+    let past = Past { storage: DirStorage::open(directory.path()).unwrap(), last: None, end: Some(place(u64::MAX)) };
+    let (log, lines, mut writer) =
+        assemble(at.clone(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), 10).unwrap();
+    let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
+    log.write(live(&places[0]));
+    work(&mut writer, &lines);
+    removal(&at);
+    log.write(live(&places[1]));
+    work(&mut writer, &lines);
+    assert!(at.join(CURRENT).is_file(), "a new file waits for a line");
+    // It has not passed what nobody can read any more, and it is on the disk again.
+    assert_eq!(Cursor::open(&at).unwrap().saved(), Some(places[0].1));
+    tell_missing(&mut writer);
+    log.write(live(&places[2]));
+    work(&mut writer, &lines);
+    assert_eq!(ids(&at), [1, 2].map(|n| places[n].0.clone()));
+    assert_eq!(Cursor::open(&at).unwrap().saved(), Some(places[2].1));
+    (directory, places.into_iter().map(|(id, _)| id).collect())
+}
+
+#[test]
+fn a_log_file_removed_while_running_loses_no_later_line() {
+    removed_while_running(|log| std::fs::remove_file(log.join(CURRENT)).unwrap());
+}
+
+#[test]
+fn a_log_directory_removed_while_running_loses_no_later_line() {
+    removed_while_running(|log| std::fs::remove_dir_all(log).unwrap());
+}
+
+#[test]
+fn a_log_file_renamed_while_running_keeps_its_lines_and_gets_no_more() {
+    let (directory, ids) = removed_while_running(|log| {
+        std::fs::rename(log.join(CURRENT), log.join("delivery.jsonl.1")).unwrap();
+        std::fs::write(log.join(CURRENT), "").unwrap();
+    });
+    let kept = std::fs::read_to_string(directory.path().join("log/delivery.jsonl.1")).unwrap();
+    assert!(kept.contains(&ids[0]) && !kept.contains(&ids[2]));
+}
+
+#[test]
+fn a_file_removed_before_it_is_put_aside_loses_no_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_journal, places) = accepted(dir, 2);
+    let (log, lines, mut writer) = parts(dir, 10);
+    let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
+    log.write(live(&places[0]));
+    take(&mut writer, &lines);
+    std::fs::remove_file(dir.join(CURRENT)).unwrap();
+    writer.file.as_mut().unwrap().bytes = LogLimits::default().file_bytes_max + 1;
+    log.write(live(&places[1]));
+    work(&mut writer, &lines);
+    assert_eq!(writer.cursor.saved(), None);
+    tell_missing(&mut writer);
+    assert_eq!(ids(dir), [1, 0].map(|n| places[n].0.clone()));
+    assert_eq!(writer.cursor.saved(), Some(places[1].1));
 }

@@ -4,7 +4,7 @@
 //! a range of the journal.
 
 use super::files::{self, Open};
-use super::{Line, LogLimits, Overflow, Past, Range, compress};
+use super::{CURRENT, Line, LogLimits, Overflow, Past, Range, compress};
 use crate::clock;
 use crate::serve::log_cursor::{Cursor, Told, catch_up};
 use crate::serve::metrics::Metrics;
@@ -301,33 +301,58 @@ impl Writer {
         self.past.miss(Some(facts));
     }
 
-    /// Lets go of the file. What is in it must be on stable storage before the cursor moves over it.
-    fn put_down(&mut self) {
-        let Some(open) = self.file.take() else { return };
-        let synced = open.file.sync_data();
-        self.synced(synced);
-    }
-
-    /// The kernel tells of bytes that it could not store once only: nothing written since the last sync can be relied on.
-    fn synced(&mut self, outcome: io::Result<()>) -> bool {
+    /// Has what was written on stable storage, in the file that stands at the log's path: only over that may the cursor
+    /// move. False when there is no such file any more; then it is closed.
+    fn settle(&mut self) -> bool {
+        let Some(open) = &self.file else { return true };
+        let synced = if self.unsynced.is_some() { open.file.sync_data() } else { Ok(()) };
+        // In this order: what was synced before the file was found in its place was there for whoever removes it later.
+        let stands = files::stands(&open.file, &self.directory.join(CURRENT));
         let unsynced = self.unsynced.take();
-        if let Err(error) = &outcome {
+        if !stands {
+            tracing::warn!("the delivery log goes on in a new file: its file was removed or changed by somebody else");
+            self.miss(unsynced);
+        } else if let Err(error) = &synced {
+            // The kernel tells of bytes that it could not store once only: nothing written since the last sync can be
+            // relied on.
             tracing::debug!("the log's cursor stays behind: {error}");
             self.miss(unsynced);
             self.past.pause();
         }
-        outcome.is_ok()
+        if !stands || synced.is_err() {
+            self.file = None;
+        }
+        stands
+    }
+
+    /// Lets go of the file; whether it still stood in its place.
+    fn put_down(&mut self) -> bool {
+        let stands = self.settle();
+        self.file = None;
+        stands
+    }
+
+    /// Makes again what somebody removed, at once: whoever follows the log waits for it.
+    fn open_anew(&mut self) {
+        // A failure is told by the next write.
+        let now = clock::now().to_string();
+        if let Ok((opened, rotated)) = files::open(&self.directory, now.get(..10).unwrap_or_default()) {
+            self.file = Some(opened);
+            if rotated {
+                self.wake_compressor();
+            }
+        }
     }
 
     /// Moves the cursor behind what is on stable storage.
     pub(super) fn save(&mut self) {
-        if self.unsynced.is_some()
-            && let Some(open) = &self.file
+        if !self.settle() {
+            self.open_anew();
+        }
+        if self.past.journal.is_some()
+            && let Err(error) = self.cursor.restore()
         {
-            let outcome = open.file.sync_data();
-            if !self.synced(outcome) {
-                return self.file = None;
-            }
+            return tracing::debug!("the log's cursor is not written: {error}");
         }
         let is_complete = self.past.missing.is_none() && self.past.telling.is_none();
         let Some(place) = self.written.filter(|place| is_complete && Some(*place) > self.cursor.saved()) else {
@@ -360,9 +385,11 @@ impl Writer {
         let limit = self.limits.file_bytes_max;
         let is_due = |open: &Open| open.bytes > limit || open.day.as_str() < day;
         if let Some(old) = self.file.as_ref().filter(|open| is_due(open)).map(|open| open.day.clone()) {
-            self.put_down();
-            files::rotate(&self.directory, &old)?;
-            self.wake_compressor();
+            // Else what stands there, if anything, is not ours to name.
+            if self.put_down() {
+                files::rotate(&self.directory, &old)?;
+                self.wake_compressor();
+            }
         }
         if self.file.is_none() {
             let (opened, rotated) = files::open(&self.directory, day)?;
