@@ -4,6 +4,7 @@ use super::args::{Cli, Config as Command};
 use super::exit;
 use super::output::Output;
 use crate::config::{self, Config, Invalid, Setting, Value, toml_string};
+use crate::serve::tls;
 use serde_json::json;
 
 /// Behind the errors: nothing was started, and nothing was meant to be.
@@ -13,7 +14,7 @@ const ROUTES_NAMED_MAX: usize = 3;
 
 pub(crate) fn run(cli: &Cli, command: &Command, output: Output) -> u8 {
     match command {
-        Command::Check => match config::resolve(&cli.flags()) {
+        Command::Check => match config::resolve(&cli.flags()).and_then(with_certificate) {
             Ok(config) => {
                 say_valid(&config, output);
                 exit::DONE
@@ -31,6 +32,14 @@ pub(crate) fn run(cli: &Cli, command: &Command, output: Output) -> u8 {
             }
             Err(invalid) => refuse(&invalid, output),
         },
+    }
+}
+
+/// A file may look like a certificate and not be one: `serve` would only find out at its start.
+fn with_certificate(config: Config) -> Result<Config, Invalid> {
+    match config.certificate.as_ref().map(tls::check) {
+        Some(Err(why)) => Err(Invalid::Flags(vec![format!("the certificate for STARTTLS: {why:#}")])),
+        _ => Ok(config),
     }
 }
 
@@ -199,6 +208,21 @@ mod tests {
         ] {
             assert!(shown.lines().any(|line| line == format!("{key}  # {origin}")), "{key} # {origin}\n{shown}");
         }
+    }
+
+    #[test]
+    fn a_certificate_that_serve_would_refuse_is_not_called_valid() {
+        let (dir, flags) = place();
+        let of = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+        let (a, b) = (of("a.test"), of("b.test"));
+        fs::write(dir.path().join("chain"), a.cert.pem()).unwrap();
+        let tls = "[tls]\ncertificate = \"chain\"\nkey = \"key\"\n";
+        fs::write(dir.path().join("restante.toml"), TOML.replace("[smtp]", &format!("{tls}[smtp]"))).unwrap();
+        fs::write(dir.path().join("key"), b.signing_key.serialize_pem()).unwrap();
+        let refused = config::resolve(&flags).and_then(with_certificate).unwrap_err().render(false);
+        assert!(refused.contains("key: not the key of the first certificate in"), "{refused}");
+        fs::write(dir.path().join("key"), a.signing_key.serialize_pem()).unwrap();
+        config::resolve(&flags).and_then(with_certificate).unwrap();
     }
 
     #[test]

@@ -24,7 +24,7 @@ mod session;
 mod shutdown;
 mod socket;
 mod sockets;
-mod tls;
+pub(crate) mod tls;
 
 use crate::cli::exit;
 use crate::clock;

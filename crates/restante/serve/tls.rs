@@ -5,13 +5,13 @@
 
 use crate::config::{CertificateFiles, Fingerprint};
 use anyhow::{Context as _, anyhow, bail};
-use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{CertificateError, ServerConfig};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -166,18 +166,32 @@ fn take(
     Ok((Watched { files, loaded, seen: loaded, warned: None }, key))
 }
 
+/// Whether `serve` could show the certificate of these files: read as it would read them, and put to no use.
+///
+/// # Errors
+/// As a start or a reload would refuse them: the file at fault, and why.
+pub(crate) fn check(files: &CertificateFiles) -> anyhow::Result<()> {
+    load(files, &aws_lc_rs::default_provider()).map(drop)
+}
+
 /// Reads chain and key. Each error names the file at fault.
 fn load(files: &CertificateFiles, provider: &CryptoProvider) -> anyhow::Result<CertifiedKey> {
     let (chain_path, key_path) = (files.chain.display(), files.key.display());
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&read(&files.chain)?)
         .collect::<Result<_, _>>()
-        .map_err(|error| anyhow!("{chain_path}: malformed PEM: {error}"))?;
+        .map_err(|error| anyhow!("{chain_path}: malformed PEM: {}", pem_in_words(&error)))?;
     if chain.is_empty() {
         bail!("{chain_path}: no certificate in it; it must begin with -----BEGIN CERTIFICATE-----");
     }
-    let key = PrivateKeyDer::from_pem_slice(&read(&files.key)?).map_err(|error| match error {
-        pem::Error::NoItemsFound => anyhow!("{key_path}: no private key in it, or one with a passphrase"),
-        other => anyhow!("{key_path}: malformed PEM: {other}"),
+    let key = read(&files.key)?;
+    if has_passphrase(&key) {
+        bail!(
+            "{key_path}: the key has a passphrase, and nobody is there to type it: `openssl pkey` writes one without"
+        );
+    }
+    let key = PrivateKeyDer::from_pem_slice(&key).map_err(|error| match error {
+        pem::Error::NoItemsFound => anyhow!("{key_path}: no private key in it"),
+        other => anyhow!("{key_path}: malformed PEM: {}", pem_in_words(&other)),
     })?;
     let key = provider.key_provider.load_private_key(key).with_context(|| format!("{key_path}: unusable key"))?;
     let certified = CertifiedKey::new(chain, key);
@@ -186,7 +200,33 @@ fn load(files: &CertificateFiles, provider: &CryptoProvider) -> anyhow::Result<C
         Err(rustls::Error::InconsistentKeys(_)) => {
             bail!("{key_path}: not the key of the first certificate in {chain_path}, which must be our own")
         }
+        // The type that says so is of a library below rustls, and has no other name up here.
+        Err(error) if format!("{error:?}").contains("UnsupportedCertVersion") => {
+            bail!("{chain_path}: unusable certificate: only X.509 version 3 works, and this is an older one")
+        }
+        Err(rustls::Error::InvalidCertificate(CertificateError::BadEncoding)) => {
+            bail!("{chain_path}: unusable certificate: it is cut short or garbled")
+        }
         Err(error) => bail!("{chain_path}: unusable certificate: {error}"),
+    }
+}
+
+/// PKCS #8 says so in its label; the older form (RFC 1421) in a header.
+fn has_passphrase(pem: &[u8]) -> bool {
+    let mut lines = pem.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    lines.any(|line| {
+        line == b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
+            || line.starts_with(b"Proc-Type:") && line.ends_with(b"ENCRYPTED")
+    })
+}
+
+/// Without the bytes it stumbled over: they may be a key's.
+fn pem_in_words(error: &pem::Error) -> String {
+    match error {
+        pem::Error::MissingSectionEnd { .. } | pem::Error::IllegalSectionStart { .. } | pem::Error::Base64Decode(_) => {
+            "it is cut short or garbled".to_owned()
+        }
+        other => other.to_string(),
     }
 }
 

@@ -66,17 +66,22 @@ fn a_certificate_that_cannot_be_served_is_refused_by_file_and_reason() {
     )
     .unwrap();
     std::fs::write(at.join("junk.key"), "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();
+    std::fs::write(at.join("garbled"), "-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n").unwrap();
+    let old = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+    std::fs::write(at.join("old-locked.key"), old).unwrap();
     for (chain, key, at_fault, why) in [
         ("none", "a.key", "none", "No such file"),
         ("a", "none.key", "none.key", "No such file"),
         (".", "a.key", ".", "not a regular file"),
         ("empty", "a.key", "empty", "no certificate in it"),
         ("a.key", "a.key", "a.key", "no certificate in it"),
-        ("cut", "a.key", "cut", "malformed PEM"),
+        ("cut", "a.key", "cut", "cut short or garbled"),
+        ("garbled", "a.key", "garbled", "cut short or garbled"),
         ("junk", "a.key", "junk", "unusable certificate"),
         ("huge", "a.key", "huge", "larger than 1 MiB"),
         ("a", "a", "a", "no private key in it"),
-        ("a", "locked.key", "locked.key", "no private key in it, or one with a passphrase"),
+        ("a", "locked.key", "locked.key", "the key has a passphrase"),
+        ("a", "old-locked.key", "old-locked.key", "the key has a passphrase"),
         ("a", "junk.key", "junk.key", "unusable key"),
         ("a", "b.key", "b.key", "not the key of the first certificate in"),
     ] {
