@@ -203,7 +203,7 @@ mod tests {
             let prepared = large(dir, 7, &[b'x'; 4096], &["a@x.test"]);
             let id = write(&mut writer(dir), &[prepared])[0];
             let position = contents(dir).ledger.get(id).unwrap().position;
-            let blobs = std::fs::read_dir(dir.join("blobs")).unwrap();
+            let blobs = std::fs::read_dir(dir.join("blob")).unwrap();
             for blob in blobs.map(|entry| entry.unwrap().path()) {
                 match cut {
                     None => std::fs::remove_file(blob).unwrap(),
