@@ -363,6 +363,8 @@ fn a_file_put_aside_unsynced_holds_the_cursor() {
     log.write(line(1));
     work(&mut writer, &lines);
     // Full, takes lines, and cannot be synced.
+    std::fs::remove_file(directory.path().join(CURRENT)).unwrap();
+    std::os::unix::fs::symlink("/dev/null", directory.path().join(CURRENT)).unwrap();
     let file = OpenOptions::new().write(true).open("/dev/null").unwrap();
     writer.file = Some(files::Open { file, bytes: 0, day: "2026-11-22".into() });
     log.write(line(2));
