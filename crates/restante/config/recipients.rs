@@ -44,6 +44,7 @@ pub(super) enum NoList {
 /// export more often than a wish, and mail to everybody in it would be refused for good.
 pub(crate) fn read(route: &Route, changed: &[PathBuf]) -> Result<Route, String> {
     let (mut recipients, mut read) = (Vec::new(), Vec::new());
+    let mut emptied = None;
     for listed in &route.listed {
         let path = match listed {
             Listed::Address(address) => {
@@ -55,12 +56,7 @@ pub(crate) fn read(route: &Route, changed: &[PathBuf]) -> Result<Route, String> 
         };
         let seen = Fingerprint::of(path);
         match file(path, &route.domains) {
-            Ok(addresses) if addresses.is_empty() && changed.contains(path) => {
-                return Err(format!(
-                    "{} has no address any more; if that is meant, run `restante reload`",
-                    path.display()
-                ));
-            }
+            Ok(addresses) if addresses.is_empty() && changed.contains(path) => emptied = emptied.or(Some(path)),
             Ok(addresses) => recipients.extend(addresses),
             Err(NoList::Unreadable(why)) => return Err(format!("cannot read {}: {why}", path.display())),
             Err(NoList::Bad { shown, more }) => {
@@ -70,6 +66,15 @@ pub(crate) fn read(route: &Route, changed: &[PathBuf]) -> Result<Route, String> 
             }
         }
         read.push(Listed::File(path.clone(), seen));
+    }
+    if let Some(path) = emptied {
+        // A reload takes an empty file beside other addresses, and no list that is empty as a whole.
+        let meant = if recipients.is_empty() {
+            "a route that takes no mail is removed from the configuration instead"
+        } else {
+            "if that is meant, run `restante reload`"
+        };
+        return Err(format!("{} has no address any more; {meant}", path.display()));
     }
     Ok(Route { recipients: Some(recipients), listed: read, ..route.clone() })
 }

@@ -35,7 +35,7 @@ fn a_list_is_read_when_it_is_at_rest_and_a_bad_one_is_told_of_once() {
     assert_eq!(look(&mut routes), []);
     let good = routes.clone();
     let list = dir.path().join("list").display().to_string();
-    let kept = "route office: the recipients stay as they were, 3 recipients: ";
+    let kept = "route office: the list of before stays in force, 3 recipients: ";
     for (bad, why) in [
         (
             "x@a.test\n\nx@b.test\nz\n",
@@ -59,6 +59,19 @@ fn a_list_is_read_when_it_is_at_rest_and_a_bad_one_is_told_of_once() {
     replace(dir.path(), "z@a.test\n");
     look(&mut routes);
     assert_eq!(look(&mut routes), [Ok("route office: 2 recipients (was 3)".to_owned())]);
+}
+
+#[test]
+fn the_advice_on_an_emptied_list_is_none_that_reload_refuses() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("list"), "x@a.test\n").unwrap();
+    let mut route = config(dir.path(), TOML).routes.remove(0);
+    replace(dir.path(), "");
+    let list = [dir.path().join("list")];
+    assert!(config::read_recipients(&route, &list).unwrap_err().ends_with("run `restante reload`"));
+    route.listed.retain(|listed| matches!(listed, Listed::File(..)));
+    let why = config::read_recipients(&route, &list).unwrap_err();
+    assert!(why.ends_with("a route that takes no mail is removed from the configuration instead"), "{why}");
 }
 
 #[test]
