@@ -10,6 +10,7 @@ use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -25,6 +26,18 @@ const ANSWER_BYTES_MAX: usize = 64 << 20;
 pub(crate) struct NoAnswer {
     pub(crate) code: u8,
     pub(crate) why: String,
+}
+
+/// The daemon may well be there: its socket or token, or a directory above it, is closed to us.
+#[derive(Debug)]
+struct NotPermitted(PathBuf);
+
+impl std::error::Error for NotPermitted {}
+
+impl std::fmt::Display for NotPermitted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "not permitted to open {}: run it as the daemon's user or root", self.0.display())
+    }
 }
 
 /// Where the daemon is.
@@ -68,6 +81,9 @@ impl Client {
                 };
                 Err(NoAnswer { code, why })
             }
+            Ok(Err(error)) if error.is::<NotPermitted>() => {
+                Err(NoAnswer { code: exit::NOT_PERMITTED, why: error.to_string() })
+            }
             Ok(Err(error)) => Err(unreachable(format!("no daemon answers at {}: {error:#}", self.place()))),
             Err(_late) => Err(unreachable(format!("the daemon at {} did not answer in 10 s", self.place()))),
         }
@@ -84,13 +100,26 @@ impl Client {
         let request = Request::builder().method(method).uri(path).header("host", "restante");
         match &self.admin {
             Some(address) => {
-                let token = std::fs::read_to_string(self.data.join("admin.token")).unwrap_or_default();
+                let path = self.data.join("admin.token");
+                // A daemon without a token may not ask for one; where there is one, its answer would be no.
+                let token = match std::fs::read_to_string(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        return Err(NotPermitted(path).into());
+                    }
+                    read => read.unwrap_or_default(),
+                };
                 let request = request.header("authorization", format!("Bearer {}", token.trim()));
                 let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
                 exchange(stream, request.body(Empty::new())?).await
             }
             None => {
-                let stream = UnixStream::connect(self.data.join("admin.sock")).await?;
+                let path = self.data.join("admin.sock");
+                let stream = match UnixStream::connect(&path).await {
+                    Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                        return Err(NotPermitted(path).into());
+                    }
+                    connected => connected?,
+                };
                 exchange(stream, request.body(Empty::new())?).await
             }
         }
@@ -108,4 +137,26 @@ where
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
     Ok((status, serde_json::from_slice(&body).context("that is no restante daemon")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn a_closed_directory_is_no_permission_and_not_no_daemon() {
+        let dir = tempfile::tempdir().unwrap();
+        let data = dir.path().join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o000)).unwrap();
+        // Root may open anything, so it sees a directory without a socket.
+        let closed = std::fs::read_dir(&data).is_err();
+        let no = Client { data: data.clone(), admin: None }.ask(Method::GET, "/api/v1/status").unwrap_err();
+        let expected = if closed { exit::NOT_PERMITTED } else { exit::UNREACHABLE };
+        assert_eq!(no.code, expected, "{}", no.why);
+        assert_eq!(closed, no.why.contains("run it as the daemon's user or root"), "{}", no.why);
+        let token = Client { data, admin: Some("127.0.0.1:1".parse().unwrap()) };
+        assert_eq!(token.ask(Method::GET, "/api/v1/status").unwrap_err().code, expected);
+    }
 }
