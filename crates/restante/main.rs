@@ -42,7 +42,7 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
         Command::Verify => cli::verify::run(cli, output),
-        Command::Init(init) => cli::init::run(init, output),
+        Command::Init(init) => cli::init::run(init, cli.flags().data.as_deref(), output),
         Command::Config(config) => Ok(cli::config::run(cli, config, output)),
         Command::Reload(daemon) => Ok(cli::reload::run(cli, daemon, output)),
         Command::Completions { shell } => Ok(cli::packaging::completions(*shell, output)),

@@ -36,7 +36,7 @@ struct Answers {
     recipients: Option<PathBuf>,
 }
 
-pub(crate) fn run(given: &args::Init, output: Output) -> anyhow::Result<u8> {
+pub(crate) fn run(given: &args::Init, data: Option<&Path>, output: Output) -> anyhow::Result<u8> {
     let path = &given.output;
     if path.symlink_metadata().is_ok() {
         bail!(
@@ -57,7 +57,7 @@ pub(crate) fn run(given: &args::Init, output: Output) -> anyhow::Result<u8> {
             return Ok(exit::USAGE);
         }
     };
-    let text = toml(&answers, path)?;
+    let text = toml(&answers, path, data)?;
     if let Err(invalid) = config::check_text(path, &text) {
         output.note(invalid.render_with(output.color, NOT_WRITTEN).trim_end());
         return Ok(exit::CONFIG_INVALID);
@@ -100,7 +100,7 @@ impl Person<'_> {
 /// The values given, and those asked for; or everything that is wrong or missing.
 fn gather(given: &args::Init, person: Option<Person<'_>>) -> anyhow::Result<Result<Answers, Vec<String>>> {
     let mut errors = Vec::new();
-    let hostname = given.hostname.as_deref().and_then(|text| noted(&mut errors, "HOSTNAME", text, config::hostname));
+    let hostname = given.hostname.as_deref().and_then(|text| noted(&mut errors, "HOSTNAME", text, own_name));
     let domains: Vec<_> =
         given.domains.iter().filter_map(|text| noted(&mut errors, "--domain", text.trim(), config::domain)).collect();
     let primary = given.primary.as_deref().and_then(|text| noted(&mut errors, "--primary", text, next_hop));
@@ -131,9 +131,7 @@ fn gather(given: &args::Init, person: Option<Person<'_>>) -> anyhow::Result<Resu
     let ours = config::hostname_of_this_machine();
     let hostname = match hostname {
         Some(hostname) => hostname,
-        None => {
-            person.ask("Our own name, as the PTR record of our address says it", ours.as_deref(), config::hostname)?
-        }
+        None => person.ask("Our own name, as the PTR record of our address says it", ours.as_deref(), own_name)?,
     };
     let list = |text: &str| text.split(',').map(|domain| config::domain(domain.trim())).collect();
     let domains =
@@ -156,6 +154,16 @@ fn noted<T>(errors: &mut Vec<String>, flag: &str, text: &str, parse: impl Fn(&st
     parse(text).map_err(|why| errors.push(format!("{flag} `{text}`: {why}"))).ok()
 }
 
+/// Without a dot it is nobody's name on the Internet: strict servers refuse to talk to it.
+fn own_name(text: &str) -> Result<String, String> {
+    match config::hostname(text)? {
+        name if name.contains('.') => Ok(name),
+        name => Err(format!(
+            "a name without a domain is known to nobody else: write it in full, such as {name}.example.net"
+        )),
+    }
+}
+
 fn next_hop(text: &str) -> Result<HostPort, String> {
     text.parse().map_err(|why: HostPortError| why.to_string())
 }
@@ -169,11 +177,17 @@ fn existing_file(text: &str) -> Result<Option<PathBuf>, String> {
 }
 
 /// The file: what differs from one backup MX to the next, and nothing else.
-fn toml(answers: &Answers, path: &Path) -> anyhow::Result<String> {
+fn toml(answers: &Answers, path: &Path, data: Option<&Path>) -> anyhow::Result<String> {
     let strings = |list: Vec<String>| list.iter().map(|text| toml_string(text)).collect::<Vec<_>>().join(", ");
     // The service keeps its journal where services do; somebody who tries it out, beside the file.
     let of_the_system = std::path::absolute(path).is_ok_and(|path| path.starts_with("/etc"));
-    let dir = if of_the_system { "/var/lib/restante" } else { "restante-data" };
+    let dir = match data {
+        // As the file will be seen from wherever it is: `--data` is seen from here.
+        Some(dir) => std::path::absolute(dir).with_context(|| format!("no way to {}", dir.display()))?,
+        None if of_the_system => "/var/lib/restante".into(),
+        None => "restante-data".into(),
+    };
+    let dir = dir.to_str().with_context(|| format!("{} is not UTF-8", dir.display()))?;
     let recipients = match &answers.recipients {
         Some(file) => {
             let file = std::path::absolute(file).with_context(|| format!("no way to {}", file.display()))?;

@@ -29,7 +29,7 @@ fn what_is_written_is_short_and_passes_the_check() {
                 .unwrap()
                 .unwrap();
         answers.recipients = recipients.clone();
-        let text = toml(&answers, &path).unwrap();
+        let text = toml(&answers, &path, None).unwrap();
         let config = config::check_text(&path, &text).unwrap();
         let [route] = &config.routes[..] else { panic!("{config:?}") };
         assert_eq!(joined(&route.domains), "a.test b.test c.test");
@@ -48,8 +48,24 @@ fn joined<T: ToString>(list: &[T]) -> String {
 #[test]
 fn the_service_s_journal_is_where_services_keep_theirs() {
     let answers = gather(&given("mx2.example.net --domain a.test --primary h.test"), None).unwrap().unwrap();
-    let text = toml(&answers, Path::new("/etc/restante/restante.toml")).unwrap();
+    let text = toml(&answers, Path::new("/etc/restante/restante.toml"), None).unwrap();
     assert!(text.contains("dir = \"/var/lib/restante\""), "{text}");
+}
+
+#[test]
+fn the_data_directory_that_was_asked_for_is_the_one_written() {
+    let answers = gather(&given("mx2.example.net --domain a.test --primary h.test"), None).unwrap().unwrap();
+    let path = Path::new("/etc/restante/restante.toml");
+    for data in ["/srv/mail", "mail"] {
+        let text = toml(&answers, path, Some(Path::new(data))).unwrap();
+        assert_eq!(config::check_text(path, &text).unwrap().data_dir, std::path::absolute(data).unwrap(), "{text}");
+    }
+}
+
+#[test]
+fn a_name_without_a_domain_is_refused() {
+    let errors = gather(&given("mx2 --domain a.test --primary h.test"), None).unwrap().unwrap_err();
+    assert!(errors[0].starts_with("HOSTNAME `mx2`: a name without a domain"), "{errors:?}");
 }
 
 #[test]
@@ -59,7 +75,7 @@ fn an_existing_file_is_never_written_over() {
     std::fs::write(&path, "mine").unwrap();
     assert_eq!(write(&path, "theirs").unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     let init = given(&format!("mx2.example.net --domain a.test --primary h.test --output {}", path.display()));
-    let error = run(&init, Output::new(true, false, true)).unwrap_err().to_string();
+    let error = run(&init, None, Output::new(true, false, true)).unwrap_err().to_string();
     assert!(error.contains("is there already"), "{error}");
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "mine");
     let new = dir.path().join("new.toml");
