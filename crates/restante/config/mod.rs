@@ -23,7 +23,7 @@ pub(crate) use flags::hostname;
 pub(crate) use recipients::{Listed, read as read_recipients};
 pub(crate) use routes::domain;
 pub(crate) use show::{Setting, Value, settings, toml_string};
-pub(crate) use units::{duration, size};
+pub(crate) use units::{duration, duration_text, size, size_text};
 
 use flags::Given;
 use restante_envelope::DomainName;

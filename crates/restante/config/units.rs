@@ -46,7 +46,7 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
 }
 
 /// A duration as it is written: `7d`, `90s`.
-pub(super) fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let units = [(SECONDS_PER_DAY, "d"), (3_600, "h"), (60, "m"), (1, "s")];
     match units.iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit)) {
@@ -56,7 +56,7 @@ pub(super) fn duration_text(duration: Duration) -> String {
 }
 
 /// A size as it is written: `100MiB`, `50MB`. Sizes are multiples of 1000 or 1024; others are cut to such a one.
-pub(super) fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1_000_000_000, "GB"), (1_000_000, "MB"), (1 << 10, "KiB")];
     let fits = units.iter().find(|(unit, _)| bytes > 0 && bytes.is_multiple_of(*unit));
     let (unit, name) = fits.copied().unwrap_or((1_000, "KB"));

@@ -568,3 +568,10 @@ proptest! {
         let _ = resolve_in(&flags, &Surroundings { usual_places: Vec::new(), hostname: None });
     }
 }
+
+#[test]
+fn a_file_that_is_no_text_says_which_line() {
+    let place = Place::with("");
+    fs::write(place.0.path().join("restante.toml"), b"a\nb\n\xffc\n").unwrap();
+    assert!(place.refusal(&Flags::default()).0.contains("line 3 is not UTF-8 text"));
+}

@@ -1,6 +1,6 @@
 //! What is other in a new configuration than in the one in force, in words. Compares; changes nothing.
 
-use crate::config::{Config, Limits, Route};
+use crate::config::{Config, Limits, Route, duration_text, size_text};
 use restante_envelope::DomainName;
 use std::fmt::Display;
 
@@ -84,13 +84,13 @@ fn limits(old: &Limits, new: &Limits) -> Vec<String> {
 /// What takes effect at the next start, with both values.
 pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
     let http = |config: &Config| config.admin_http.map_or_else(|| "none".to_owned(), |address| address.to_string());
-    let log = |config: &Config| format!("{} bytes, {} s", config.log.max_bytes, config.log.keep.as_secs());
+    let log = |config: &Config| format!("{}, {}", size_text(config.log.max_bytes), duration_text(config.log.keep));
     let keys = [
         ("hostname", old.hostname.clone(), new.hostname.clone()),
         ("[journal] dir", old.data_dir.display().to_string(), new.data_dir.display().to_string()),
-        ("[journal] retain", format!("{} s", old.retain.as_secs()), format!("{} s", new.retain.as_secs())),
+        ("[journal] retain", duration_text(old.retain), duration_text(new.retain)),
         ("[smtp] listen", joined(&old.listen), joined(&new.listen)),
-        ("[smtp] max_message_size", old.max_message_bytes.to_string(), new.max_message_bytes.to_string()),
+        ("[smtp] max_message_size", size_text(old.max_message_bytes), size_text(new.max_message_bytes)),
         ("[admin] http", http(old), http(new)),
         ("[log]", log(old), log(new)),
     ];
