@@ -245,7 +245,7 @@ impl Watched {
                 }
                 Err(why) => {
                     let had = changes::count(route);
-                    news.push(Err(format!("route {}: the list of before stays in force, {had}: {why}", route.name)));
+                    news.push(Err(format!("route {}: the recipients stay as they were, {had}: {why}", route.name)));
                     let looks = changed.into_iter().map(|path| (path.clone(), self.last.get(&path).copied().flatten()));
                     self.refused.extend(looks);
                 }

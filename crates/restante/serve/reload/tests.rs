@@ -35,7 +35,7 @@ fn a_list_is_read_when_it_is_at_rest_and_a_bad_one_is_told_of_once() {
     assert_eq!(look(&mut routes), []);
     let good = routes.clone();
     let list = dir.path().join("list").display().to_string();
-    let kept = "route office: the list of before stays in force, 3 recipients: ";
+    let kept = "route office: the recipients stay as they were, 3 recipients: ";
     for (bad, why) in [
         (
             "x@a.test\n\nx@b.test\nz\n",
