@@ -43,7 +43,7 @@ pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
-pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
+pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer, is_full};
 
 /// Formats an error with the file it concerns.
 pub(crate) fn at(name: &str) -> impl FnOnce(std::io::Error) -> std::io::Error {

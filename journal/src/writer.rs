@@ -538,6 +538,7 @@ enum Trouble {
     Failed(io::Error),
 }
 
-fn is_full(error: &io::Error) -> bool {
+/// Whether the disk, a quota or a limit on the size of files has no room: what passes, unlike a failure.
+pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }

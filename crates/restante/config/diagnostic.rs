@@ -2,6 +2,7 @@
 //!
 //! Renders text; prints nothing, reads no file and decides nothing.
 
+use restante_envelope::text::is_harmless;
 use std::fmt::Write as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -204,7 +205,7 @@ impl Paint {
 fn printable(text: &str) -> String {
     let shown = |c: char| match c {
         '\t' => ' ',
-        c if c.is_control() => '?',
+        c if !is_harmless(c) => '?',
         c => c,
     };
     text.chars().map(shown).collect()

@@ -11,7 +11,7 @@ use super::session::Door;
 use super::socket::READ_BYTES;
 use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, Trace};
-use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, remove_blob};
+use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, is_full, remove_blob};
 use restante_ledger::{Accepted, Fact};
 use restante_relay::{Admit, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
@@ -255,10 +255,6 @@ fn has_room(directory: &Path, bytes: u64) -> bool {
 /// What large messages leave of a disk of so many bytes.
 fn room_left(disk_bytes: u64) -> u64 {
     ROOM_LEFT_BYTES.min(disk_bytes / ROOM_LEFT_PART)
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
 
 impl Host for Visitor<'_> {

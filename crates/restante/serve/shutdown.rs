@@ -124,7 +124,7 @@ pub(crate) fn write_token(data_dir: &Path) -> anyhow::Result<String> {
         .open(&path)
         .with_context(|| format!("cannot write {}", path.display()))?;
     match writeln!(file, "{token}") {
-        Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+        Err(error) if restante_journal::is_full(&error) => {
             tracing::warn!("no room for {}: changes over TCP are refused until the next start", path.display());
             Ok(token)
         }
