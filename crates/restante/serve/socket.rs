@@ -83,22 +83,24 @@ impl Socket {
             }
             Ok(Err((error, stream))) => {
                 // So that the alert, which says why, arrives.
-                Self::Clear(stream).close().await;
+                Self::Clear(stream).close(false).await;
                 Err(io::Error::new(error.kind(), format!("TLS handshake: {error}")))
             }
             Err(_late) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake: timeout")),
         }
     }
 
-    /// Says good-bye so that the last reply arrives: a socket closed with unread bytes is reset, and the reset may
-    /// overtake the reply. In TLS the good-bye is close_notify.
-    pub(super) async fn close(mut self) {
+    /// Closes so that the last reply arrives: a socket closed with unread bytes is reset, and the reset may overtake the
+    /// reply. In TLS the good-bye is close_notify. A client that asked for the end sends nothing more, so it is not waited
+    /// for.
+    pub(super) async fn close(mut self, client_quit: bool) {
         let farewell = async {
             match &mut self {
+                Self::Clear(_) if client_quit => return Ok(()),
                 Self::Clear(stream) => stream.shutdown().await?,
                 Self::Tls(stream) => stream.shutdown().await?,
             }
-            while self.read(|_| ()).await?.is_some() {}
+            while !client_quit && self.read(|_| ()).await?.is_some() {}
             io::Result::Ok(())
         };
         let _whoever_lingers = timeout(LINGER, farewell).await;
