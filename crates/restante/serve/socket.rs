@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-/// Read at once. Four TCP windows of a fast sender on loopback, and one record of TLS; on the stack, and only while
-/// there is something to read.
-pub(super) const READ_BYTES: usize = 16 << 10;
+/// Read at once: what a fast sender gets into the socket while we are busy. On the stack, and only while there is something
+/// to read.
+pub(super) const READ_BYTES: usize = 64 << 10;
 /// A client that does not take our replies for this long is gone (RFC 5321 section 4.5.3.2.7 allows it five minutes).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A handshake is two round trips and a few milliseconds of arithmetic. This leaves room for a slow line that loses
