@@ -24,14 +24,16 @@ pub struct Summary {
 impl Summary {
     /// Of the first bytes of a message's content (RFC 5322); what is behind [`HEAD_BYTES_MAX`] is not looked at.
     pub fn of(content: &[u8]) -> Self {
-        let head = content.get(..HEAD_BYTES_MAX).unwrap_or(content);
-        // The parser wants to see the end of the headers.
-        Self::of_head(head).unwrap_or_else(|| Self::parse(&[head, b"\r\n\r\n"].concat()))
+        Self::of_head(content).unwrap_or_else(|| {
+            let head = content.get(..HEAD_BYTES_MAX).unwrap_or(content);
+            // The parser wants to see the end of the headers.
+            Self::parse(&[head, b"\r\n\r\n"].concat())
+        })
     }
 
-    /// The same, if the headers end in `head`: more of the content says no more of them. `head` is at most
-    /// [`HEAD_BYTES_MAX`] long.
+    /// The same, if the headers end in `head`: more of the content says no more of them.
     pub fn of_head(head: &[u8]) -> Option<Self> {
+        let head = head.get(..HEAD_BYTES_MAX).unwrap_or(head);
         let mut end = 0;
         for line in head.split_inclusive(|byte| *byte == b'\n') {
             end += line.len();

@@ -76,19 +76,11 @@ fn process(pid: u32) -> Option<String> {
     Some(format!("{pid} {start}"))
 }
 
-/// What the headers of the message at `position` say; none if they cannot be read.
+/// What the headers of message `id` at `position` say; none if they cannot be read. The content is not checked for it: a
+/// subject is there to be looked at, and a whole message read again for each would cost more than all the rest of the index.
 pub(crate) fn summary(reader: &mut Reader<DirStorage>, position: Position, id: TransactionId) -> Option<Summary> {
-    let mut stored = reader.message(position).ok()?;
-    let is_it = matches!(&stored.fact, Fact::Accepted(accepted) if accepted.id == id);
-    // The first piece of a large one: more than all headers.
-    let head = stored.content.next_chunk().ok()?.unwrap_or_default();
-    is_it.then(|| Summary::of(&head))
-}
-
-/// The same, without another look at the content's checksum: its record is only just written, or replayed.
-fn fresh_summary(reader: &mut Reader<DirStorage>, position: Position, id: TransactionId) -> Option<Summary> {
     let head = reader.head(position, id, HEAD_BYTES).ok()?;
-    if let Some(summary) = Summary::of_head(head.get(..HEAD_BYTES).unwrap_or(&head)) {
+    if let Some(summary) = Summary::of_head(&head) {
         return Some(summary);
     }
     Some(Summary::of(&reader.head(position, id, HEAD_BYTES_MAX).ok()?))
@@ -265,8 +257,8 @@ impl Keeper {
 
 fn change(reader: &mut Reader<DirStorage>, position: Position, event: Event) -> Change {
     let summary = match &event {
-        Event::Fact(Fact::Accepted(accepted)) => fresh_summary(reader, position, accepted.id),
-        _ => None,
+        Event::Fact(Fact::Accepted(accepted)) | Event::Damaged(accepted) => summary(reader, position, accepted.id),
+        Event::Fact(_) | Event::Lost { .. } => None,
     };
     Change { position, event, summary }
 }
