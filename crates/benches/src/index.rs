@@ -3,8 +3,8 @@
 
 use crate::facts;
 use crate::mail;
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
-use restante_index::{Change, Event, Index, Origin, Summary};
+use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, Throughput};
+use restante_index::{Change, Event, Index, Origin, Selector, Summary};
 use restante_ledger::Fact;
 use std::hint::black_box;
 
@@ -28,7 +28,7 @@ fn change(record: u64, fact: Fact, summary: Option<&Summary>) -> Change {
 /// Throughput counts messages, each with one fact in the batch.
 fn apply(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("index: apply");
-    group.sample_size(20);
+    group.sample_size(20).sampling_mode(SamplingMode::Flat);
     let summary = Summary::of(&mail::text(4 << 10));
     for batch in [1_u64, 100, 1_000] {
         group.throughput(Throughput::Elements(batch));
@@ -41,7 +41,12 @@ fn apply(criterion: &mut Criterion) {
                 next += batch;
                 (first..next).map(|n| change(n, facts::accepted(n), Some(&summary))).collect::<Vec<_>>()
             };
-            bencher.iter_batched(changes, |changes| index.apply(black_box(&changes)).unwrap(), BatchSize::PerIteration);
+            bencher.iter_batched_ref(
+                changes,
+                |changes| index.apply(black_box(changes)).unwrap(),
+                BatchSize::PerIteration,
+            );
+            assert_eq!(index.cursor().unwrap(), Some(facts::position(next - 1)));
         });
         group.bench_function(BenchmarkId::new("sent", &name), |bencher| {
             let (_directory, index) = index();
@@ -58,8 +63,12 @@ fn apply(criterion: &mut Criterion) {
                 index.borrow_mut().apply(&of(facts::accepted, Some(&summary))).unwrap();
                 of(facts::sent, None)
             };
-            let apply = |changes: Vec<Change>| index.borrow_mut().apply(black_box(&changes)).unwrap();
-            bencher.iter_batched(changes, apply, BatchSize::PerIteration);
+            let apply = |changes: &mut Vec<Change>| index.borrow_mut().apply(black_box(changes)).unwrap();
+            bencher.iter_batched_ref(changes, apply, BatchSize::PerIteration);
+            // What was passed over would have been quick.
+            let pending = Selector { pending: true, ..Selector::default() };
+            assert_eq!(index.borrow().cursor().unwrap(), Some(facts::position(record - 1)));
+            assert!(index.borrow().select(&pending, None, 1).unwrap().is_empty(), "all are sent");
         });
     }
     group.finish();

@@ -1,7 +1,7 @@
 //! The fold: what a start does for each record, and the running daemon for each that it writes.
 
 use crate::facts;
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput};
+use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, Throughput};
 use restante_ledger::{Fact, Ledger};
 use std::hint::black_box;
 
@@ -10,7 +10,7 @@ const MESSAGES: u64 = 10_000;
 
 pub(crate) fn bench(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("ledger: fold");
-    group.sample_size(20);
+    group.sample_size(20).sampling_mode(SamplingMode::Flat);
     // All are pending before the first is sent, as after an outage.
     let accepted: Vec<Fact> = (0..MESSAGES).map(facts::accepted).collect();
     let sent: Vec<Fact> = (0..MESSAGES).map(facts::sent).collect();
@@ -35,5 +35,6 @@ fn fold(mut ledger: Ledger, first: u64, facts: &[Fact]) -> Ledger {
     for (n, fact) in (first..).zip(facts) {
         ledger.apply(facts::position(n), black_box(fact));
     }
+    assert_eq!(ledger.without_effect(), 0);
     ledger
 }

@@ -54,13 +54,13 @@ fn ledger(pending: u64, after: impl Fn(u64) -> Option<Fact>) -> Ledger {
 }
 
 /// Times `round` for as many messages as criterion asks for; `before` gives it what it needs, and its time does not count.
-fn rounds<T>(iterations: u64, mut before: impl FnMut(u64) -> T, mut round: impl FnMut(T)) -> Duration {
+fn rounds<T>(iterations: u64, mut before: impl FnMut(u64) -> T, mut round: impl FnMut(&T)) -> Duration {
     let (mut left, mut took) = (iterations, Duration::ZERO);
     while left > 0 {
         let messages = left.min(ROUND);
         let input = before(messages);
         let began = Instant::now();
-        round(input);
+        round(&input);
         took += began.elapsed();
         left -= messages;
     }
@@ -71,7 +71,7 @@ fn rounds<T>(iterations: u64, mut before: impl FnMut(u64) -> T, mut round: impl 
 fn accept_while_down(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pending: u64) {
     group.bench_function(BenchmarkId::new("accepted, primary down", name), |bencher| {
         let mut relay = relay(ledger(pending, |_| None), Err("connection refused".into()));
-        let mut next = pending;
+        let next = std::cell::Cell::new(pending);
         bencher.iter_custom(|iterations| {
             let relay = std::cell::RefCell::new(&mut relay);
             rounds(
@@ -79,18 +79,19 @@ fn accept_while_down(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pendi
                 |messages| {
                     let mut relay = relay.borrow_mut();
                     // Out go those of the round before, so that there are never many more than at first.
-                    (next.saturating_sub(ROUND).max(pending)..next)
+                    let first = next.get();
+                    (first.saturating_sub(ROUND).max(pending)..first)
                         .for_each(|n| relay.apply(facts::position(n), &facts::sent(n), facts::at(1)));
-                    let accepted: Vec<Fact> = (next..next + messages).map(facts::accepted).collect();
-                    next += messages;
-                    accepted
+                    next.set(first + messages);
+                    (first..first + messages).map(facts::accepted).collect::<Vec<Fact>>()
                 },
                 |accepted| {
                     let mut relay = relay.borrow_mut();
-                    for (n, fact) in (0..).zip(&accepted) {
+                    for (n, fact) in (0..).zip(accepted) {
                         relay.apply(facts::position(n), black_box(fact), facts::at(1));
                         assert!(relay.poll(facts::at(1)).is_none());
                     }
+                    assert!(relay.ledger().get(facts::id(next.get() - 1)).is_some(), "the last one is pending");
                 },
             )
         });
@@ -112,7 +113,7 @@ fn drain(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pending: u64) {
                     .collect::<Vec<_>>()
             };
             rounds(iterations, before, |messages| {
-                for (n, (id, sent, accepted)) in (0..).zip(&messages) {
+                for (n, (id, sent, accepted)) in (0..).zip(messages) {
                     attempts(&mut relay, *id, 1);
                     relay.apply(facts::position(n), black_box(sent), facts::at(1));
                     relay.apply(facts::position(n), black_box(accepted), facts::at(1));
@@ -137,7 +138,7 @@ fn defer(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, pending: u64) {
                 (first..turn).map(again).collect::<Vec<_>>()
             };
             rounds(iterations, before, |messages| {
-                for (turn, id, again) in &messages {
+                for (turn, id, again) in messages {
                     attempts(&mut relay, *id, *turn);
                     relay.apply(facts::position(*turn), black_box(again), facts::at(*turn));
                 }
