@@ -138,7 +138,7 @@ pub(crate) async fn attempt(
         size_bytes: message.accepted.content_len,
     };
     let mut outgoing = Outgoing { content: &mut message.content, failed: None };
-    let delivery = connection.deliver(&mail, &mut outgoing).await;
+    let delivery = connection.deliver(&mail, &mut outgoing, None).await;
     if let Some(why) = outgoing.failed {
         // The transaction was broken off: the server has nothing.
         return Tried { fact: Some(*unreadable(job, &why)), broke: None };
