@@ -428,6 +428,8 @@ fn route_settings(route: &Route) -> RouteSettings {
         next_hops: route.primary.iter().map(ToString::to_string).collect(),
         recipients: route.recipients.clone(),
         max_connections: MAX_CONNECTIONS_DEFAULT,
+        // A courier takes its next message when it is done with the one before.
+        attempts_ahead: 0,
     }
 }
 
