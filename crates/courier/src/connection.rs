@@ -10,11 +10,12 @@ use crate::wire::{ContentError, Wire};
 use restante_envelope::{BodyType, ForwardPath, Reply, ReplyClass, ReversePath};
 use restante_ledger::NextHop;
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// Commands in one write: MAIL, DATA and the 100 recipients that RFC 5321 section 4.5.3.1.8 makes every server take.
 /// At most 28 KiB out and as little in: either fits the smallest socket buffers, so that nobody can end up waiting for
-/// the other to read (RFC 2920 section 3.1).
+/// the other to read (RFC 2920 section 3.1). More than one group is never sent ahead.
 const PIPELINED_COMMANDS_MAX: usize = 102;
 
 /// A message to deliver.
@@ -41,6 +42,9 @@ pub struct Delivery {
     pub results: Vec<RecipientResult>,
     /// From MAIL to the last reply, in milliseconds.
     pub transfer_ms: u32,
+    /// The commands were sent ahead, and no answer came that counts: the server has nothing of the message, and the
+    /// connection is not usable any more. As good as not tried: another connection may be.
+    pub unheard: bool,
 }
 
 /// What came of a message for one recipient.
@@ -72,6 +76,20 @@ pub struct Connection {
     connect_ms: u32,
     settings: Settings,
     usable: bool,
+    /// The commands that were sent behind the last content: their replies are the next to come.
+    ahead: Option<String>,
+    ahead_state: Ahead,
+}
+
+/// How the server takes commands that come before its reply to the final dot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ahead {
+    /// None was sent, or not answered yet.
+    Untried,
+    /// It answered them.
+    Answered,
+    /// The connection ended, or nothing sensible came, when they were sent for the first time. For an operator.
+    Trouble(String),
 }
 
 impl Connection {
@@ -83,7 +101,8 @@ impl Connection {
         connect_ms: u32,
         settings: Settings,
     ) -> Self {
-        Self { wire, extensions, next_hop, tls_failure, connect_ms, settings, usable: true }
+        let ahead_state = Ahead::Untried;
+        Self { wire, extensions, next_hop, tls_failure, connect_ms, settings, usable: true, ahead: None, ahead_state }
     }
 
     /// Whom we talk to.
@@ -107,9 +126,27 @@ impl Connection {
         self.usable
     }
 
+    /// Whether the server takes commands in groups (RFC 2920), and so the next message's behind this one's content.
+    pub fn takes_groups(&self) -> bool {
+        self.extensions.pipelining
+    }
+
+    /// What came of sending ahead on this connection.
+    pub fn ahead(&self) -> &Ahead {
+        &self.ahead_state
+    }
+
+    /// Whether the commands of the next message are out already. Then nothing else can be sent.
+    pub fn is_promised(&self) -> bool {
+        self.ahead.is_some()
+    }
+
     /// Whether the server hung up or sent something (a 421, say) while nothing was asked. Does not block. Such a
-    /// connection is not usable any more.
+    /// connection is not usable any more. Never true while replies are due.
     pub fn peer_closed(&mut self) -> bool {
+        if self.ahead.is_some() {
+            return false;
+        }
         let closed = self.wire.unasked().is_some();
         self.usable &= !closed;
         closed
@@ -117,49 +154,67 @@ impl Connection {
 
     /// Delivers one message, of which `content` is read once and only if a server wants it. Each wait for the server is
     /// bounded by [`Settings`].
-    pub async fn deliver(&mut self, mail: &Mail<'_>, content: &mut dyn Content) -> Delivery {
+    ///
+    /// With `next`, its commands go out right behind the final dot (RFC 2920 section 3.1), one round trip earlier, where
+    /// the server takes groups and this is one. The next call must then be for that mail. What comes of `next` never
+    /// changes what came of `mail`.
+    pub async fn deliver(&mut self, mail: &Mail<'_>, content: &mut dyn Content, next: Option<&Mail<'_>>) -> Delivery {
         let started = Instant::now();
         let mut transaction = Transaction::new(mail);
+        let mut unheard = false;
         if !mail.recipients.is_empty() {
             let conversed = if self.usable {
                 self.usable = false;
-                self.converse(&mut transaction, content).await
+                self.converse(&mut transaction, content, next).await
             } else {
                 Err(Stop::Lost(Stage::Mail, Failure::Closed("the connection cannot be used any more".into())))
             };
             match conversed {
-                Ok(()) => self.usable = self.wire.unasked().is_none(),
-                Err(stop) => transaction.decide_rest(&stop.into_result()),
+                Ok(()) => self.usable = self.ahead.is_some() || self.wire.unasked().is_none(),
+                Err(stop) => {
+                    unheard = matches!(stop, Stop::Unheard(_));
+                    transaction.decide_rest(&stop.into_result());
+                }
             }
         }
-        Delivery { results: transaction.into_results(), transfer_ms: milliseconds(started.elapsed()) }
+        Delivery { results: transaction.into_results(), transfer_ms: milliseconds(started.elapsed()), unheard }
     }
 
-    /// Takes leave with QUIT if the server still listens, and closes the connection.
+    /// Takes leave with QUIT if the server still listens, and closes the connection. Where it waits for a message that was
+    /// promised, QUIT would be its first line.
     pub async fn quit(mut self) {
-        if self.usable {
+        if self.usable && self.ahead.is_none() {
             // Whatever it says, we leave.
             let _ = self.wire.command("QUIT\r\n", self.settings.quit_timeout).await;
             self.wire.close(self.settings.quit_timeout).await;
         }
     }
 
-    async fn converse(&mut self, transaction: &mut Transaction<'_>, content: &mut dyn Content) -> Result<(), Stop> {
-        let recipients = 0..transaction.mail.recipients.len();
-        let commands: Vec<Command> =
-            [Command::Mail].into_iter().chain(recipients.map(Command::Rcpt)).chain([Command::Data]).collect();
+    async fn converse(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        content: &mut dyn Content,
+        next: Option<&Mail<'_>>,
+    ) -> Result<(), Stop> {
+        let commands = Command::all(transaction.mail);
+        let mut ahead = self.ahead.take();
         let group_len = if self.extensions.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
         for group in commands.chunks(group_len) {
             if group == [Command::Data] && transaction.is_decided() {
                 break;
             }
-            self.exchange(group, transaction).await?;
+            let lines = lines(transaction.mail, group, self.extensions);
+            match ahead.take() {
+                None => self.exchange(group, Some(&lines), transaction).await?,
+                Some(ahead) if ahead == lines => self.exchange(group, None, transaction).await?,
+                Some(_) => return Err(Stop::Unheard(Failure::Closed("it was promised to another message".into()))),
+            }
             if transaction.mail_refused {
                 break;
             }
         }
         if transaction.data_agreed {
-            self.send_content(transaction, content).await
+            self.send_content(transaction, content, next).await
         } else if transaction.mail_refused {
             Ok(())
         } else {
@@ -167,31 +222,66 @@ impl Connection {
         }
     }
 
-    /// Sends a group of commands in one write and reads a reply for each.
-    async fn exchange(&mut self, group: &[Command], transaction: &mut Transaction<'_>) -> Result<(), Stop> {
-        let mut lines = String::new();
-        for command in group {
-            transaction.write(*command, self.extensions, &mut lines);
-        }
+    /// Sends a group of commands in one write, unless it was sent ahead, and reads a reply for each.
+    async fn exchange(
+        &mut self,
+        group: &[Command],
+        lines: Option<&str>,
+        transaction: &mut Transaction<'_>,
+    ) -> Result<(), Stop> {
         for (place, command) in group.iter().enumerate() {
             let (stage, limit) = self.stage_of(*command);
-            let reply = if place == 0 {
-                self.heed_unasked(stage).await?;
-                self.wire.command(&lines, limit).await
-            } else {
-                self.wire.reply(limit).await
+            let reply = match lines {
+                Some(lines) if place == 0 => {
+                    self.heed_unasked(stage).await?;
+                    self.wire.command(lines, limit).await
+                }
+                _ => self.wire.reply(limit).await,
             };
             let reply = match reply {
                 Ok(reply) => reply.to_reply(),
+                Err(failure) if lines.is_none() => return Err(self.unheard(failure)),
                 Err(failure @ Failure::Closed(_)) => return Err(self.interrupted(stage, failure).await),
                 Err(failure) => return Err(Stop::Lost(stage, failure)),
             };
+            if lines.is_none() && !self.counts(*command, &reply, transaction) {
+                return Err(self.unheard(unexpected(&reply)));
+            }
             if reply.code() == CODE_CLOSING {
                 return Err(Stop::Replied(reply));
             }
             transaction.note(*command, reply).map_err(|failure| Stop::Lost(stage, failure))?;
         }
+        if lines.is_none() {
+            self.ahead_state = Ahead::Answered;
+        }
         Ok(())
+    }
+
+    /// Whether the reply to a command that was sent ahead is taken for what it says. Not where it may mean that the server
+    /// was about to close, or lost its place among the commands: it is then asked again, the plain way.
+    fn counts(&self, command: Command, reply: &Reply, transaction: &Transaction<'_>) -> bool {
+        let first = command == Command::Mail && self.ahead_state != Ahead::Answered;
+        match reply.class() {
+            ReplyClass::Positive => true,
+            ReplyClass::Intermediate => command == Command::Data,
+            ReplyClass::Transient | ReplyClass::Permanent => {
+                let lost_its_place = CODES_OF_SYNTAX.contains(&reply.code()) && !transaction.is_decided();
+                reply.code() != CODE_CLOSING && !lost_its_place && !first
+            }
+        }
+    }
+
+    fn unheard(&mut self, failure: Failure) -> Stop {
+        self.note_ahead_trouble(&failure);
+        Stop::Unheard(failure)
+    }
+
+    /// A connection on which it went well before broke for another reason.
+    fn note_ahead_trouble(&mut self, failure: &Failure) {
+        if self.ahead_state == Ahead::Untried {
+            self.ahead_state = Ahead::Trouble(failure.to_string());
+        }
     }
 
     /// Stops if the server said anything since the last reply: the replies to come would be taken for the wrong
@@ -211,7 +301,12 @@ impl Connection {
         }
     }
 
-    async fn send_content(&mut self, transaction: &mut Transaction<'_>, content: &mut dyn Content) -> Result<(), Stop> {
+    async fn send_content(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        content: &mut dyn Content,
+        next: Option<&Mail<'_>>,
+    ) -> Result<(), Stop> {
         // RFC 2920 section 3.1: a pipelined DATA was accepted though nobody is left to get the message. The server
         // now waits for one, so it gets an empty one, and what it says to that concerns nobody.
         let mut nothing = InMemory(b"");
@@ -219,12 +314,17 @@ impl Connection {
             true => (b"", &mut nothing, 0),
             false => (transaction.mail.trace_header, content, transaction.mail.size_bytes),
         };
-        let Settings { block_timeout, final_dot_timeout, .. } = self.settings;
-        let reply = match self.wire.content(header, content, size_bytes, block_timeout, final_dot_timeout).await {
+        let limits = (self.settings.block_timeout, self.settings.final_dot_timeout);
+        let ahead = next.and_then(|next| self.group_ahead(next));
+        let said = ahead.as_deref().unwrap_or_default();
+        let reply = match self.wire.content(header, content, size_bytes, said, limits).await {
             Ok(reply) => reply.to_reply(),
             Err(ContentError::Refused(reply)) => return Err(Stop::Replied(reply.to_reply())),
             Err(ContentError::Lost(failure)) => return Err(Stop::Lost(Stage::Content, failure)),
-            Err(ContentError::InDoubt(failure)) => return Err(Stop::InDoubt(failure)),
+            Err(ContentError::InDoubt(failure)) => {
+                ahead.iter().for_each(|_| self.note_ahead_trouble(&failure));
+                return Err(Stop::InDoubt(failure));
+            }
         };
         if reply.class() == ReplyClass::Intermediate {
             return Err(Stop::InDoubt(unexpected(&reply)));
@@ -232,8 +332,16 @@ impl Connection {
         if reply.code() == CODE_CLOSING {
             return Err(Stop::Replied(reply));
         }
+        self.ahead = ahead;
         transaction.decide_rest(&RecipientResult::Replied(reply));
         Ok(())
+    }
+
+    /// All the commands of a mail, if they are one group.
+    fn group_ahead(&self, mail: &Mail<'_>) -> Option<String> {
+        let sendable = self.extensions.pipelining && !mail.recipients.is_empty();
+        let commands = Command::all(mail);
+        (sendable && commands.len() <= PIPELINED_COMMANDS_MAX).then(|| lines(mail, &commands, self.extensions))
     }
 
     /// Ends a transaction that got no message.
@@ -265,6 +373,8 @@ impl fmt::Debug for Connection {
 /// RFC 5321 section 3.8: the server says this to any command when it must close the connection. It may say no more,
 /// so it is the answer to everything that is open.
 const CODE_CLOSING: u16 = 421;
+/// RFC 5321 section 4.2.2: the command, or its place, is not understood.
+const CODES_OF_SYNTAX: RangeInclusive<u16> = 500..=504;
 /// RFC 5321 section 4.3.2: the only reply that lets the content begin.
 const CODE_START_MAIL_INPUT: u16 = 354;
 
@@ -272,6 +382,8 @@ const CODE_START_MAIL_INPUT: u16 = 354;
 enum Stop {
     Replied(Reply),
     Lost(Stage, Failure),
+    /// What was sent ahead got no answer that counts.
+    Unheard(Failure),
     InDoubt(Failure),
 }
 
@@ -280,6 +392,7 @@ impl Stop {
         match self {
             Self::Replied(reply) => RecipientResult::Replied(reply),
             Self::Lost(stage, failure) => RecipientResult::Lost { stage, why: format!("{failure} while {stage}") },
+            Self::Unheard(failure) => Self::Lost(Stage::Mail, failure).into_result(),
             Self::InDoubt(failure) => RecipientResult::InDoubt { why: format!("{failure} while {}", Stage::FinalDot) },
         }
     }
@@ -297,6 +410,44 @@ enum Command {
     Data,
 }
 
+impl Command {
+    /// Those of a transaction up to the content.
+    fn all(mail: &Mail<'_>) -> Vec<Self> {
+        let recipients = (0..mail.recipients.len()).map(Self::Rcpt);
+        [Self::Mail].into_iter().chain(recipients).chain([Self::Data]).collect()
+    }
+}
+
+/// A group of commands as it is sent.
+fn lines(mail: &Mail<'_>, group: &[Command], extensions: Extensions) -> String {
+    let mut lines = String::new();
+    for command in group {
+        write_command(mail, *command, extensions, &mut lines);
+    }
+    lines
+}
+
+fn write_command(mail: &Mail<'_>, command: Command, extensions: Extensions, lines: &mut String) {
+    use fmt::Write;
+    // Writing to a String cannot fail.
+    let _ = match command {
+        Command::Mail => {
+            let _ = write!(lines, "MAIL FROM:<{}>", mail.reverse_path);
+            if extensions.size {
+                let size_bytes = mail.size_bytes.saturating_add(mail.trace_header.len() as u64);
+                let _ = write!(lines, " SIZE={size_bytes}");
+            }
+            let says_body = extensions.eight_bit_mime && mail.body == BodyType::EightBitMime;
+            lines.write_str(if says_body { " BODY=8BITMIME\r\n" } else { "\r\n" })
+        }
+        Command::Rcpt(place) => match mail.recipients.get(place) {
+            Some(forward_path) => write!(lines, "RCPT TO:<{forward_path}>\r\n"),
+            None => Ok(()),
+        },
+        Command::Data => lines.write_str("DATA\r\n"),
+    };
+}
+
 /// What the replies so far mean for each recipient.
 struct Transaction<'a> {
     mail: &'a Mail<'a>,
@@ -310,28 +461,6 @@ struct Transaction<'a> {
 impl<'a> Transaction<'a> {
     fn new(mail: &'a Mail<'a>) -> Self {
         Self { mail, results: vec![None; mail.recipients.len()], mail_refused: false, data_agreed: false }
-    }
-
-    fn write(&self, command: Command, extensions: Extensions, lines: &mut String) {
-        use fmt::Write;
-        let mail = self.mail;
-        // Writing to a String cannot fail.
-        let _ = match command {
-            Command::Mail => {
-                let _ = write!(lines, "MAIL FROM:<{}>", mail.reverse_path);
-                if extensions.size {
-                    let size_bytes = mail.size_bytes.saturating_add(mail.trace_header.len() as u64);
-                    let _ = write!(lines, " SIZE={size_bytes}");
-                }
-                let says_body = extensions.eight_bit_mime && mail.body == BodyType::EightBitMime;
-                lines.write_str(if says_body { " BODY=8BITMIME\r\n" } else { "\r\n" })
-            }
-            Command::Rcpt(place) => match mail.recipients.get(place) {
-                Some(forward_path) => write!(lines, "RCPT TO:<{forward_path}>\r\n"),
-                None => Ok(()),
-            },
-            Command::Data => lines.write_str("DATA\r\n"),
-        };
     }
 
     /// Takes in the reply to a command; an error if no server may say that there.

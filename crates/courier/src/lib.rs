@@ -19,7 +19,7 @@ mod tls;
 mod wire;
 
 pub use connect::{ConnectError, connect};
-pub use connection::{Connection, Delivery, Mail, RecipientResult};
+pub use connection::{Ahead, Connection, Delivery, Mail, RecipientResult};
 pub use content::{Content, InMemory};
 pub use failure::Stage;
 pub use settings::{Settings, Target, TlsPolicy};

@@ -10,6 +10,8 @@
 //! - hangs up when EHLO is refused, so HELO cannot follow. That is why its own handshake is played to it by the tap
 //!   ([`TapState::rehearsing`]) and the real one goes through [`Wire::reply`] and [`Wire::command`];
 //! - has no limit on any wait but connect's: the tap has a deadline in every read and write;
+//! - writes the content and the final dot apart: the tap holds small content until its dot comes, so that both, and what
+//!   is said ahead behind them (RFC 2920), are one write;
 //! - sends the final dot when its iterator ends, whatever the reason. So an iterator that cannot go on first
 //!   [severs](TapState::sever) the tap, and no byte of ours goes out any more.
 //!
@@ -24,17 +26,23 @@ use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{Error, response::Response};
 use std::fmt;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// One read of replies: a pipelined group's replies fit.
 const READ_BYTES: usize = 8 * 1024;
+/// Content that is held until its final dot goes out with it. Any common message; what is larger is many writes anyway.
+const HELD_BYTES_MAX: usize = 64 * 1024;
+/// `CRLF . CRLF`.
+const FINAL_DOT_BYTES: usize = 5;
 /// How long we wait for the rest of a reply that began unasked.
 const EARLY_REPLY_LIMIT: Duration = Duration::from_secs(5);
 /// What lettre is shown for every reply.
@@ -84,17 +92,27 @@ impl Wire {
 
     /// Sends `header` and `size_bytes` of `content` dot-stuffed with the final dot, and gives the reply. Each is empty or
     /// ends in CRLF. Each chunk has `block_limit` to go out, the reply `final_limit` to come.
+    ///
+    /// `ahead` goes out right behind the final dot, and so never if there is none. After a reply the answers to it are
+    /// still to come by [`Wire::reply`], if it went out: what became of it is told there alone.
     pub(crate) async fn content(
         &mut self,
         header: &[u8],
         content: &mut dyn Content,
         size_bytes: u64,
-        block_limit: Duration,
-        final_limit: Duration,
+        ahead: &str,
+        (block_limit, final_limit): (Duration, Duration),
     ) -> Result<VerbatimReply, ContentError> {
         self.tap.state().start(block_limit);
-        self.tap.state().content =
-            Some(ContentProgress { block_limit, final_limit, at_final_dot: false, dot_sent: false });
+        self.tap.state().content = Some(ContentProgress {
+            block_limit,
+            final_limit,
+            ahead: ahead.to_owned(),
+            held: Vec::new(),
+            held_sent: 0,
+            at_final_dot: false,
+            dot: None,
+        });
         let is_empty = header.is_empty() && size_bytes == 0;
         let mut chunks = Chunks { unended: Unended::new(header, content, size_bytes), tap: self.tap.clone() };
         let result = if is_empty && chunks.next().is_none() {
@@ -105,7 +123,7 @@ impl Wire {
         };
         let (outcome, dot_sent) = {
             let mut tap = self.tap.state();
-            let dot_sent = tap.content.take().is_some_and(|progress| progress.dot_sent);
+            let dot_sent = tap.content.take().is_some_and(|progress| progress.dot_is_out());
             (tap.outcome(result), dot_sent)
         };
         match outcome {
@@ -196,7 +214,9 @@ struct TapState {
     /// Why the stream told lettre of an error.
     failure: Option<Failure>,
     limit: Duration,
-    deadline: Pin<Box<Sleep>>,
+    deadline: Instant,
+    /// Rings at the deadline or before, and is put off then: most waits are over long before, and cost no timer.
+    alarm: Pin<Box<Sleep>>,
     content: Option<ContentProgress>,
     /// Why nothing may be sent on this connection, ever again.
     severed: Option<Failure>,
@@ -207,10 +227,48 @@ struct TapState {
 struct ContentProgress {
     block_limit: Duration,
     final_limit: Duration,
-    /// All before the final dot has been handed to the system.
+    /// What goes out behind the final dot.
+    ahead: String,
+    /// What lettre has written and the system has not taken, from `held_sent` on.
+    held: Vec<u8>,
+    held_sent: usize,
+    /// There is no more content: the next that lettre writes is the final dot.
     at_final_dot: bool,
-    /// The system took at least a byte of the final dot.
-    dot_sent: bool,
+    /// Where in `held` the final dot stands.
+    dot: Option<Range<usize>>,
+}
+
+impl ContentProgress {
+    /// Whether the system took at least a byte of the final dot.
+    fn dot_is_out(&self) -> bool {
+        self.dot.as_ref().is_some_and(|dot| self.held_sent > dot.start)
+    }
+
+    /// Whether it took all of it.
+    fn dot_is_all_out(&self) -> bool {
+        self.dot.as_ref().is_some_and(|dot| self.held_sent >= dot.end)
+    }
+
+    /// Keeps what lettre writes for a later write of ours; false if it is too much.
+    fn hold(&mut self, bytes: &[u8]) -> bool {
+        let fits = self.held.len() + bytes.len() <= HELD_BYTES_MAX;
+        if fits {
+            // One allocation: a common message is one chunk, and its dot comes next.
+            self.held.reserve(bytes.len() + FINAL_DOT_BYTES + self.ahead.len());
+            self.held.extend_from_slice(bytes);
+        }
+        fits
+    }
+
+    /// Appends the final dot and what stands behind it. Called again with the same dot while it cannot go out.
+    fn hold_dot(&mut self, dot: &[u8]) {
+        if self.dot.is_none() {
+            let start = self.held.len();
+            self.held.extend_from_slice(dot);
+            self.dot = Some(start..self.held.len());
+            self.held.extend_from_slice(self.ahead.as_bytes());
+        }
+    }
 }
 
 impl Tap {
@@ -221,7 +279,8 @@ impl Tap {
             reply: None,
             failure: None,
             limit: Duration::ZERO,
-            deadline: Box::pin(sleep(Duration::ZERO)),
+            deadline: Instant::now(),
+            alarm: Box::pin(sleep(Duration::ZERO)),
             content: None,
             severed: None,
             rehearsing: false,
@@ -251,7 +310,7 @@ impl TapState {
 
     fn allow(&mut self, limit: Duration) {
         self.limit = limit;
-        self.deadline = Box::pin(sleep(limit));
+        self.deadline = Instant::now() + limit;
     }
 
     /// The next chunk is there; how long that took is not the server's fault.
@@ -290,14 +349,22 @@ impl TapState {
 
     /// Ready with a failure once the time is up.
     fn poll_deadline(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        ready!(self.deadline.as_mut().poll(cx));
-        Poll::Ready(Failure::TimedOut(self.limit))
+        if self.alarm.deadline() > self.deadline {
+            self.alarm.as_mut().reset(self.deadline);
+        }
+        loop {
+            ready!(self.alarm.as_mut().poll(cx));
+            if self.alarm.deadline() >= self.deadline {
+                return Poll::Ready(Failure::TimedOut(self.limit));
+            }
+            self.alarm.as_mut().reset(self.deadline);
+        }
     }
 
     /// Reads what the socket has.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let mut bytes = [0; READ_BYTES];
-        let mut bytes = ReadBuf::new(&mut bytes);
+        let mut bytes = [MaybeUninit::uninit(); READ_BYTES];
+        let mut bytes = ReadBuf::uninit(&mut bytes);
         ready!(Pin::new(&mut self.stream).poll_read(cx, &mut bytes))?;
         if bytes.filled().is_empty() {
             return Poll::Ready(Err(Failure::closed_by_server()));
@@ -326,7 +393,7 @@ impl TapState {
         if let Some(why) = &self.severed {
             return Err(why.clone());
         }
-        if self.content.is_none() {
+        if self.content.as_ref().is_none_or(ContentProgress::dot_is_out) {
             return Ok(());
         }
         let heard = if self.replies.has_more() { Poll::Ready(Ok(())) } else { self.poll_fill(cx) };
@@ -337,35 +404,82 @@ impl TapState {
     }
 
     fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Failure>> {
-        self.poll_may_send(cx)?;
-        match Pin::new(&mut self.stream).poll_write(cx, bytes) {
-            Poll::Ready(written) => {
-                let written = written?;
-                self.note_progress();
-                Poll::Ready(Ok(written))
-            }
-            Poll::Pending => self.poll_deadline(cx).map(Err),
+        if let Some(why) = &self.severed {
+            return Poll::Ready(Err(why.clone()));
         }
+        if let Some(progress) = &mut self.content {
+            if progress.at_final_dot {
+                progress.hold_dot(bytes);
+                return self.poll_send_held(cx).map_ok(|()| bytes.len());
+            }
+            if progress.hold(bytes) {
+                return Poll::Ready(Ok(bytes.len()));
+            }
+            ready!(self.poll_send_held(cx))?;
+        }
+        self.poll_write(cx, bytes)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize, Failure>> {
+        self.poll_may_send(cx)?;
+        let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) else {
+            return self.poll_deadline(cx).map(Err);
+        };
+        if let Some(limit) = self.content.as_ref().map(|progress| progress.block_limit) {
+            self.allow(limit);
+        }
+        match written? {
+            0 => Poll::Ready(Err(Failure::Closed("the connection takes nothing more".into()))),
+            written => Poll::Ready(Ok(written)),
+        }
+    }
+
+    /// Whether the server may have the message. What it said to that may be here, even where it hears us no more: then
+    /// the error of a write is no answer, and the read tells.
+    fn dot_is_all_out(&self) -> bool {
+        self.content.as_ref().is_some_and(ContentProgress::dot_is_all_out)
+    }
+
+    /// Sends what was held of the content, and the final dot with what stands behind it if it is there.
+    fn poll_send_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        while let Some(progress) = self.content.as_mut() {
+            if progress.held_sent == progress.held.len() {
+                if progress.dot.is_none() {
+                    (progress.held, progress.held_sent) = (Vec::new(), 0);
+                }
+                break;
+            }
+            let held = std::mem::take(&mut progress.held);
+            let held_sent = progress.held_sent;
+            let written = self.poll_write(cx, held.get(held_sent..).unwrap_or_default());
+            let Some(progress) = self.content.as_mut() else { break };
+            progress.held = held;
+            match written {
+                Poll::Ready(Ok(written)) => {
+                    progress.held_sent += written;
+                    let limit = progress.final_limit;
+                    if progress.dot_is_out() {
+                        self.allow(limit);
+                    }
+                }
+                Poll::Ready(Err(Failure::Closed(_))) if progress.dot_is_all_out() => break,
+                Poll::Ready(Err(failure)) => return Poll::Ready(Err(failure)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Sends what TLS holds back. A reply that comes while the final dot is on its way is no longer too early.
-    fn poll_send_held(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        match Pin::new(&mut self.stream).poll_flush(cx) {
-            Poll::Ready(flushed) => Poll::Ready(flushed.map_err(Failure::from)),
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        match Pin::new(&mut self.stream).poll_flush(cx).map_err(Failure::from) {
+            Poll::Ready(Err(Failure::Closed(_))) if self.dot_is_all_out() => Poll::Ready(Ok(())),
+            Poll::Ready(flushed) => Poll::Ready(flushed),
             Poll::Pending => {
-                if !self.content.as_ref().is_some_and(|progress| progress.dot_sent) {
-                    self.poll_may_send(cx)?;
-                }
+                self.poll_may_send(cx)?;
                 self.poll_deadline(cx).map(Err)
             }
         }
-    }
-
-    fn note_progress(&mut self) {
-        let Some(progress) = &mut self.content else { return };
-        progress.dot_sent = progress.at_final_dot;
-        let limit = if progress.dot_sent { progress.final_limit } else { progress.block_limit };
-        self.allow(limit);
     }
 }
 
@@ -403,7 +517,7 @@ impl AsyncWrite for Tap {
         if tap.rehearsing {
             return Poll::Ready(Ok(()));
         }
-        ready!(tap.poll_send_held(cx)).map_err(|failure| tap.fail(failure)).into()
+        ready!(tap.poll_flush(cx)).map_err(|failure| tap.fail(failure)).into()
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -28,7 +28,7 @@ mod verdict;
 
 pub use health::ConnectionTrouble;
 pub use relay::{Action, Flush, Relay};
-pub use routes::{Admit, MAX_CONNECTIONS_DEFAULT, RouteError, RouteSettings, Routes};
+pub use routes::{ATTEMPTS_AHEAD_DEFAULT, Admit, MAX_CONNECTIONS_DEFAULT, RouteError, RouteSettings, Routes};
 pub use status::{Counts, Event, RouteState, RouteStatus, StateView, TransactionState};
 pub use trace::{hold_for_loop, received_header};
 pub use verdict::{Heard, Verdict, backoff, judge};

@@ -80,7 +80,7 @@ pub struct Relay {
 struct Lane {
     name: RouteName,
     /// None: the route is not configured (any more), and its mail waits.
-    max_connections: Option<usize>,
+    max_active: Option<usize>,
     /// As configured, to see when they become others.
     next_hops: Vec<String>,
     health: Health,
@@ -91,7 +91,7 @@ struct Lane {
 impl Lane {
     fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
         let place = match place {
-            Place::Deferred(_) if self.max_connections.is_none() => Place::Due,
+            Place::Deferred(_) if self.max_active.is_none() => Place::Due,
             place => place,
         };
         self.schedule.place(id, content_len, place);
@@ -100,12 +100,12 @@ impl Lane {
     fn may_attempt(&self) -> bool {
         self.health.is_up()
             && self.schedule.has_due()
-            && self.max_connections.is_some_and(|max| self.schedule.active() < max)
+            && self.max_active.is_some_and(|max| self.schedule.active() < max)
     }
 
     /// When [`Relay::look`] has something to do here. It must leave this later than `now`, or `poll` would not end.
     fn next_wake(&self) -> Option<Timestamp> {
-        self.max_connections?;
+        self.max_active?;
         let now = self.may_attempt().then(Timestamp::default);
         [now, self.health.next_probe(), self.schedule.next_wake()].into_iter().flatten().min()
     }
@@ -135,7 +135,7 @@ impl Relay {
     fn add_lane(&mut self, name: &RouteName, settings: Option<&RouteSettings>, now: Timestamp) -> usize {
         self.lanes.push(Lane {
             name: name.clone(),
-            max_connections: settings.map(|route| route.max_connections),
+            max_active: settings.map(RouteSettings::max_active),
             next_hops: settings.map(|route| route.next_hops.clone()).unwrap_or_default(),
             health: if settings.is_some() { Health::unknown(now) } else { Health::not_configured(name, now) },
             schedule: Schedule::default(),
@@ -181,12 +181,12 @@ impl Relay {
                     was_up.then(|| Event::PrimarySuspect { route: lane.name.clone(), why: NEW_PRIMARY.into() }),
                 );
             }
-            lane.max_connections = Some(route.max_connections);
+            lane.max_active = Some(route.max_active());
             lane.next_hops.clone_from(&route.next_hops);
         }
         for number in moved.iter().filter(|number| before.contains(number) && !self.configured.contains(number)) {
             let Some(lane) = self.lanes.get_mut(*number) else { continue };
-            lane.max_connections = None;
+            lane.max_active = None;
             lane.health = Health::not_configured(&lane.name, now);
             lane.schedule.forgive_all();
             if lane.schedule.counts().pending() > 0 {
@@ -342,7 +342,7 @@ impl Relay {
             return;
         }
         // Without the route nobody would wake it from its wait.
-        if matches!(why, ConnectionTrouble::Broke(_)) && lane.max_connections.is_some() {
+        if matches!(why, ConnectionTrouble::Broke(_)) && lane.max_active.is_some() {
             let times = lane.schedule.broke(id);
             if times > BROKEN_IN_TURN_MAX {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
@@ -352,8 +352,9 @@ impl Relay {
         self.replace(number, id);
     }
 
-    /// As [`Self::attempt_failed`], of an attempt on next hops that the route has no more: neither the primary of now
-    /// nor the message is to blame, so the transaction is due again in its turn, and nothing else changes.
+    /// As [`Self::attempt_failed`], of an attempt on next hops that the route has no more, or of one that never had a
+    /// connection: neither the primary of now nor the message is to blame, so the transaction is due again in its turn,
+    /// and nothing else changes.
     pub fn attempt_outdated(&mut self, id: TransactionId, route: &RouteName) {
         let Some(number) = self.by_name.get(route).copied() else { return };
         if self.lanes.get_mut(number).is_some_and(|lane| lane.schedule.unrecorded(id)) {
@@ -395,7 +396,7 @@ impl Relay {
         };
         let mut concerned = 0;
         for number in numbers {
-            let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.max_connections.is_some()) else { continue };
+            let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.max_active.is_some()) else { continue };
             let found = match only {
                 Some(id) => usize::from(lane.schedule.flush(id)),
                 None => lane.schedule.flush_all(),
@@ -428,11 +429,10 @@ impl Relay {
 
     /// How every route stands: the configured ones in their order, then others that still have pending mail.
     pub fn route_status(&self, now: Timestamp) -> Vec<RouteStatus> {
-        let others =
-            self.lanes.iter().filter(|lane| lane.max_connections.is_none() && lane.schedule.counts().pending() > 0);
+        let others = self.lanes.iter().filter(|lane| lane.max_active.is_none() && lane.schedule.counts().pending() > 0);
         let status = |lane: &Lane| {
             let oldest = lane.schedule.oldest().and_then(|id| self.ledger.get(id)).map(|t| t.accepted_at);
-            let next_probe = lane.max_connections.and(lane.health.next_probe()).map(|at| at.max(now));
+            let next_probe = lane.max_active.and(lane.health.next_probe()).map(|at| at.max(now));
             let counts = lane.schedule.counts();
             RouteStatus {
                 name: lane.name.clone(),
@@ -456,7 +456,7 @@ impl Relay {
         (!lane.health.is_up()).then_some(lane.health.reason.as_str())
     }
 
-    /// What is being delivered now, and where; at most `max_connections` a route.
+    /// What is being delivered now, and where; at most [`RouteSettings::max_active`] a route.
     pub fn active(&self) -> Vec<(TransactionId, RouteName)> {
         self.lanes.iter().flat_map(|lane| lane.schedule.active_ids().map(|id| (id, lane.name.clone()))).collect()
     }
@@ -471,7 +471,7 @@ impl Relay {
             (TransactionState::Hold, _) => "never by itself: on hold".into(),
             (TransactionState::Deferred, Some(at)) if lane.health.is_up() => format!("retry at {at}"),
             (TransactionState::Deferred, Some(at)) => format!("retry at {at}, if {route} is up by then"),
-            _ if lane.max_connections.is_none() => format!("never by itself: {}", lane.health.reason),
+            _ if lane.max_active.is_none() => format!("never by itself: {}", lane.health.reason),
             _ if lane.health.is_up() => "as soon as a connection is free".into(),
             _ => format!("when {route} is up"),
         };

@@ -10,6 +10,10 @@ use std::collections::BTreeMap;
 /// a mail server expects of one peer.
 pub const MAX_CONNECTIONS_DEFAULT: usize = 20;
 
+/// Attempts handed out beyond those that have a connection, when the caller can use them: one for each connection, as
+/// the next message's MAIL, RCPT and DATA travel behind the final dot of the one before (RFC 2920).
+pub const ATTEMPTS_AHEAD_DEFAULT: usize = MAX_CONNECTIONS_DEFAULT;
+
 /// One route, as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RouteSettings {
@@ -21,8 +25,19 @@ pub struct RouteSettings {
     pub next_hops: Vec<String>,
     /// The addresses that exist, in any order; none: take any.
     pub recipients: Option<Vec<String>>,
-    /// Attempts at once; at least one. See [`MAX_CONNECTIONS_DEFAULT`].
+    /// Connections at once; at least one. See [`MAX_CONNECTIONS_DEFAULT`].
     pub max_connections: usize,
+    /// Attempts that may be under way beyond that, each waiting for its turn on a connection; which of them has one is
+    /// not decided here. 0 if a connection takes its next message only when it is done with the one before. See
+    /// [`ATTEMPTS_AHEAD_DEFAULT`].
+    pub attempts_ahead: usize,
+}
+
+impl RouteSettings {
+    /// Attempts at once.
+    pub fn max_active(&self) -> usize {
+        self.max_connections.saturating_add(self.attempts_ahead)
+    }
 }
 
 /// What is wrong with a list of routes. The fault is the configuration's.
@@ -149,6 +164,7 @@ mod tests {
             next_hops: vec!["mail.test:25".into()],
             recipients: recipients.map(|r| r.iter().map(|a| (*a).to_string()).collect()),
             max_connections: MAX_CONNECTIONS_DEFAULT,
+            attempts_ahead: 0,
         }
     }
 

@@ -225,7 +225,7 @@ impl Postman<'_> {
         let mut why = String::new();
         for _ in 0..TRIES {
             // Each time anew: a content that went out is gone from memory.
-            let mut message = match attempt::read(&mut self.reader, job) {
+            let mut message = match attempt::read(&mut self.reader, job, &self.settings.hostname) {
                 Ok(message) => message,
                 Err(unread) => {
                     let at = unread.fact.at;
@@ -291,7 +291,7 @@ impl Postman<'_> {
                 self.round.interrupted = true;
                 Err(format!("interrupted; {} may have arrived, so the next try may be a duplicate", job.id))
             }
-            tried = attempt::attempt(connection, job, message, &self.settings.hostname, self.seed) => Ok(tried),
+            tried = attempt::attempt(connection, job, message, None, self.seed) => Ok(tried),
         }
     }
 

@@ -28,6 +28,38 @@ type File = <DirStorage as Storage>::File;
 pub(crate) struct Message {
     pub(crate) accepted: Arc<Accepted>,
     pub(crate) content: Content<File>,
+    /// Ours, in front of the content.
+    header: Vec<u8>,
+    /// The recipients that are tried.
+    tried: Vec<RecipientIndex>,
+}
+
+impl Message {
+    fn new(job: &Job, us: &str, accepted: Accepted, content: Content<File>) -> Self {
+        let recipients = &accepted.envelope.recipients;
+        let known = |index: &RecipientIndex| usize::from(*index) < recipients.len();
+        let tried: Vec<RecipientIndex> = job.recipients.iter().copied().filter(known).collect();
+        let only = tried.first().and_then(|index| recipients.get(usize::from(*index)));
+        let alone = only.map(|recipient| &recipient.forward_path).filter(|_| recipients.len() == 1);
+        let header = received_header(&accepted.trace, job.id, us, alone);
+        Self { accepted: Arc::new(accepted), content, header, tried }
+    }
+}
+
+fn paths<'a>(accepted: &'a Accepted, tried: &[RecipientIndex]) -> Vec<&'a ForwardPath> {
+    let recipients = &accepted.envelope.recipients;
+    let path_of = |index: &RecipientIndex| recipients.get(usize::from(*index)).map(|r| &r.forward_path);
+    tried.iter().filter_map(path_of).collect()
+}
+
+fn mail<'a>(accepted: &'a Accepted, header: &'a [u8], paths: &'a [&'a ForwardPath]) -> Mail<'a> {
+    Mail {
+        reverse_path: &accepted.envelope.reverse_path,
+        recipients: paths,
+        body: accepted.envelope.body,
+        trace_header: header,
+        size_bytes: accepted.content_len,
+    }
 }
 
 /// A content on its way out, each piece checked before it leaves.
@@ -57,12 +89,14 @@ fn may_block_in_place() -> bool {
     tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
 }
 
-/// What an attempt came to: one of the two.
+/// What an attempt came to: one of the three.
 pub(crate) struct Tried {
     /// To be made durable; that ends the attempt.
     pub(crate) fact: Option<Attempted>,
     /// The connection failed before the final dot, and nothing was heard: there is nothing to record.
     pub(crate) broke: Option<String>,
+    /// The connection ended before the server heard of this message, whose commands were sent ahead: as good as not tried.
+    pub(crate) unheard: bool,
 }
 
 /// A message that the disk did not give us is tried again after this.
@@ -76,12 +110,12 @@ pub(crate) struct Unread {
     pub(crate) about: Option<Arc<Accepted>>,
 }
 
-/// Reads the message of `job`.
-pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job) -> Result<Message, Unread> {
+/// Reads the message of `job`, to be sent by `us`.
+pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job, us: &str) -> Result<Message, Unread> {
     let why = match reader.message(job.position) {
         Ok(stored) => match stored.fact {
             Fact::Accepted(accepted) if accepted.id == job.id => {
-                return Ok(Message { accepted: Arc::new(accepted), content: stored.content });
+                return Ok(Message::new(job, us, accepted, stored.content));
             }
             _ => ReadError::Damaged { position: job.position, what: "another record stands there" },
         },
@@ -114,39 +148,32 @@ fn for_all(job: &Job, at: Timestamp, outcome: &Outcome) -> Box<Attempted> {
     Box::new(Attempted { id: job.id, at, next_hop: None, timings: Timings::default(), results })
 }
 
-/// Offers the message to the server behind `connection`.
+/// Offers the message to the server behind `connection`, and tells it of the `next` one ahead if there is one.
 pub(crate) async fn attempt(
     connection: &mut Connection,
     job: &Job,
     message: &mut Message,
-    us: &str,
+    next: Option<&Message>,
     seed: u64,
 ) -> Tried {
-    let envelope = &message.accepted.envelope;
-    let path_of = |index: &RecipientIndex| envelope.recipients.get(usize::from(*index)).map(|r| &r.forward_path);
-    let tried: Vec<(RecipientIndex, &ForwardPath)> =
-        job.recipients.iter().filter_map(|index| Some((*index, path_of(index)?))).collect();
-    let paths: Vec<&ForwardPath> = tried.iter().map(|(_, path)| *path).collect();
-    let alone = paths.first().copied().filter(|_| envelope.recipients.len() == 1);
-    let header = received_header(&message.accepted.trace, job.id, us, alone);
     let started = clock::now();
-    let mail = Mail {
-        reverse_path: &envelope.reverse_path,
-        recipients: &paths,
-        body: envelope.body,
-        trace_header: &header,
-        size_bytes: message.accepted.content_len,
-    };
+    let next_paths = next.map(|next| paths(&next.accepted, &next.tried)).unwrap_or_default();
+    let next = next.map(|next| mail(&next.accepted, &next.header, &next_paths));
+    let paths = paths(&message.accepted, &message.tried);
+    let mail = mail(&message.accepted, &message.header, &paths);
     let mut outgoing = Outgoing { content: &mut message.content, failed: None };
-    let delivery = connection.deliver(&mail, &mut outgoing).await;
+    let delivery = connection.deliver(&mail, &mut outgoing, next.as_ref()).await;
+    if delivery.unheard {
+        return Tried { fact: None, broke: None, unheard: true };
+    }
     if let Some(why) = outgoing.failed {
         // The transaction was broken off: the server has nothing.
-        return Tried { fact: Some(*unreadable(job, &why)), broke: None };
+        return Tried { fact: Some(*unreadable(job, &why)), broke: None, unheard: false };
     }
     let now = clock::now();
     let mut broke = None;
-    let mut results = Vec::with_capacity(tried.len());
-    for ((index, _), result) in tried.iter().zip(delivery.results) {
+    let mut results = Vec::with_capacity(message.tried.len());
+    for (index, result) in message.tried.iter().zip(delivery.results) {
         let heard = match result {
             RecipientResult::Replied(reply) => Heard::Replied(reply),
             RecipientResult::Lost { why, .. } => Heard::Lost { why },
@@ -163,14 +190,14 @@ pub(crate) async fn attempt(
         // Something was heard for others: one record ends the attempt for all, and these are due again at once.
         let known: Vec<RecipientIndex> = results.iter().map(|(index, _)| *index).collect();
         let cause = Cause::Connection(why);
-        for (index, _) in tried.iter().filter(|(index, _)| !known.contains(index)) {
+        for index in message.tried.iter().filter(|index| !known.contains(index)) {
             results.push((*index, Outcome::Deferred { cause: cause.clone(), next_at: now }));
         }
     }
     let timings = timings(&message.accepted, started, connection.connect_ms(), delivery.transfer_ms);
     let next_hop = Some(connection.next_hop().clone());
     let fact = Attempted { id: job.id, at: now, next_hop, timings, results };
-    Tried { fact: Some(fact).filter(|fact| !fact.results.is_empty()), broke }
+    Tried { fact: Some(fact).filter(|fact| !fact.results.is_empty()), broke, unheard: false }
 }
 
 fn in_words(heard: &Heard) -> String {
@@ -210,7 +237,7 @@ mod tests {
             }
             let job = Job { id, position, recipients: vec![0], attempt: 1 };
             let mut reader = Reader::new(DirStorage::open(dir).unwrap());
-            let unread = read(&mut reader, &job).err().unwrap();
+            let unread = read(&mut reader, &job, "mx2.test").err().unwrap();
             assert!(matches!(unread.fact.results[..], [(0, Outcome::Quarantined(_))]), "{:?}", unread.fact);
             let about = unread.about.unwrap();
             assert_eq!(about.envelope.recipients[0].forward_path.as_str(), "a@x.test");

@@ -1,21 +1,28 @@
 //! Couriers: tasks that hold one connection to a primary each, and take one message after the other over it.
 //!
-//! A courier with nothing to do keeps its connection for a while; the relay's task gives it the next message. What a
-//! courier hears becomes a fact in the journal, and only then does the relay learn of it.
+//! A courier takes its next message from its route's desk, the commands of that one travelling behind the content of the
+//! one before where the primary takes it so. With nothing to do it keeps its connection for a while. What a courier hears
+//! becomes a fact in the journal, and only then does the relay learn of it.
 
-use super::attempt::{self, Job, Tried};
-use super::journal::{Entry, Journal, Refused};
+use super::ahead::{Leave, Manners};
+use super::attempt::{self, Job, Message, Tried};
+use super::desk::{Assignment, Desk, Seat};
 use super::memory::{Memory, Share};
+use super::settlements::Settlements;
 use restante_courier::{Connection, Settings, Target};
 use restante_envelope::{RouteName, TransactionId};
-use restante_journal::{DirStorage, Prepared, Reader};
-use restante_ledger::{Accepted, Attempted, Fact};
-use restante_relay::ConnectionTrouble;
+use restante_journal::{DirStorage, Reader};
+use restante_ledger::{Accepted, Attempted};
+use restante_relay::{ConnectionTrouble, MAX_CONNECTIONS_DEFAULT};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
+/// Attempts under way on a route beyond those that have a connection. For each connection one that is sent ahead, and two
+/// whose outcome is on its way to the disk: with fewer, connections that were all answered at once would have nothing to
+/// send ahead until the next sync.
+pub(crate) const ATTEMPTS_AHEAD: usize = 3 * MAX_CONNECTIONS_DEFAULT;
 /// A probe that has no greeting and no answer to EHLO by then has its answer: such a primary takes no mail. An attempt is
 /// more patient, but not so patient that a dead connection keeps the next probe from being made for minutes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -26,18 +33,21 @@ const ATTEMPT_BYTES_MAX: u64 = 512 << 10;
 /// An idle connection is kept this long. Postfix closes a client's connection after 300 s without a command, in stress
 /// after 10 s.
 const IDLE: Duration = Duration::from_secs(5);
-/// A settlement that met a full disk is offered again after this.
-const FULL_RETRY: Duration = Duration::from_secs(1);
+/// Read on the spot, and sent ahead of or behind another: a usual message. Its pages were written a moment ago or lie in
+/// order on the disk, so that the read costs less than the two wake-ups of a thread that may block. More than this makes
+/// others wait.
+const SMALL_BYTES_MAX: u64 = 64 << 10;
 
 /// What couriers of one daemon share.
 pub(crate) struct Office {
     pub(crate) settings: Settings,
     pub(crate) storage: DirStorage,
-    pub(crate) journal: Journal,
+    pub(crate) settlements: Arc<Settlements>,
     pub(crate) seed: u64,
     pub(crate) reports: mpsc::Sender<Report>,
     pub(crate) memory: Memory,
     pub(crate) in_clear: InClear,
+    pub(crate) manners: Manners,
 }
 
 /// Why connections to primaries are in clear though encryption was offered: what the last one of each route said, so
@@ -64,45 +74,62 @@ impl InClear {
     }
 }
 
-/// A job, and how large it is.
-#[derive(Debug)]
-pub(crate) struct Assignment {
-    pub(crate) job: Job,
-    pub(crate) content_len: u64,
-}
-
 /// Sends a report when dropped, unless something better was said. Whatever ends a task (a panic, too), the relay must
 /// hear that its attempt or probe is over: it would wait for it for ever.
 struct Promise {
-    reports: mpsc::Sender<Report>,
-    report: Option<Report>,
+    desk: Arc<Desk>,
+    office: Arc<Office>,
+    /// The attempt; none of a probe.
+    id: Option<TransactionId>,
+    kept: bool,
 }
 
 impl Promise {
     fn keep(mut self) {
-        self.report = None;
+        self.kept = true;
     }
 }
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        let Some(report) = self.report.take() else { return };
-        let reports = self.reports.clone();
-        // From a task that is being dropped nothing can be awaited.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { reports.send(report).await });
+        const DEFECT: &str = "it ended by a defect of ours";
+        if self.kept {
+            return;
         }
+        let desk = self.desk.clone();
+        send(
+            &self.office,
+            [match self.id {
+                Some(id) => Report::Failed { desk, id, why: ConnectionTrouble::Broke(DEFECT.into()) },
+                None => Report::Probed { desk, result: Err(DEFECT.into()) },
+            }],
+        );
+    }
+}
+
+/// From where nothing can be awaited.
+fn send<R: IntoIterator<Item = Report> + Send + 'static>(office: &Office, reports: R)
+where
+    R::IntoIter: Send,
+{
+    let sender = office.reports.clone();
+    if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        runtime.spawn(async move {
+            for report in reports {
+                let _stopping = sender.send(report).await;
+            }
+        });
     }
 }
 
 /// What a courier tells the relay's task. Settlements are not among it: they come by way of the journal.
 pub(crate) enum Report {
-    /// It can take another message.
-    Idle { route: RouteName, next_hops: Arc<[Target]>, courier: mpsc::Sender<Assignment> },
     /// Nothing was recorded for this attempt.
-    Failed { id: TransactionId, route: RouteName, next_hops: Arc<[Target]>, why: ConnectionTrouble },
+    Failed { desk: Arc<Desk>, id: TransactionId, why: ConnectionTrouble },
+    /// This attempt was not made.
+    Returned { desk: Arc<Desk>, id: TransactionId },
     /// A probe ended.
-    Probed { route: RouteName, next_hops: Arc<[Target]>, result: Result<(), String> },
+    Probed { desk: Arc<Desk>, result: Result<(), String> },
 }
 
 /// Tries each next hop in turn.
@@ -123,58 +150,88 @@ async fn connect_within(limit: Duration, next_hops: &[Target], settings: &Settin
 }
 
 /// Sees whether the primary takes mail; if so, the connection becomes a courier's.
-pub(crate) async fn probe(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>) {
-    let probed = |result| Report::Probed { route: route.clone(), next_hops: next_hops.clone(), result };
-    let died = probed(Err("the probe ended by a defect of ours".into()));
-    let promise = Promise { reports: office.reports.clone(), report: Some(died) };
-    let connected = connect_within(PROBE_TIMEOUT, &next_hops, &office.settings).await;
-    let (result, connection) = match connected {
-        Ok(connection) => {
-            office.in_clear.tell(&route, &connection);
-            (Ok(()), Some(connection))
-        }
-        Err(why) => (Err(why), None),
+pub(crate) async fn probe(desk: Arc<Desk>, office: Arc<Office>) {
+    let promise = Promise { desk: desk.clone(), office: office.clone(), id: None, kept: false };
+    let Some(seat) = desk.seat(PROBE_TIMEOUT).await else {
+        promise.keep();
+        let (n, limit) = (desk.seats_max, PROBE_TIMEOUT.as_secs());
+        let result = Err(format!("all {n} connections to it are busy, and none ended within {limit} s"));
+        let _stopping = office.reports.send(Report::Probed { desk, result }).await;
+        return;
     };
+    let mut courier = Courier::new(desk.clone(), office.clone(), seat);
+    let connected = connect_within(PROBE_TIMEOUT, &desk.next_hops, &office.settings).await;
+    let result = connected.map(|connection| {
+        office.in_clear.tell(&desk.route, &connection);
+        courier.connection = Some(connection);
+    });
     promise.keep();
-    let _stopping = office.reports.send(probed(result)).await;
-    Courier { route, next_hops, office, connection, reader: None }.wait_for_jobs().await;
+    let _stopping = office.reports.send(Report::Probed { desk, result }).await;
+    courier.work(None).await;
 }
 
 /// A new courier, with its first job.
-pub(crate) async fn run(route: RouteName, next_hops: Arc<[Target]>, office: Arc<Office>, first: Assignment) {
-    let mut courier = Courier { route, next_hops, office, connection: None, reader: None };
-    courier.take(first).await;
-    courier.wait_for_jobs().await;
+pub(crate) async fn run(desk: Arc<Desk>, office: Arc<Office>, seat: Seat, first: Assignment) {
+    let courier = Courier::new(desk, office, seat);
+    let first = courier.task(first);
+    courier.work(Some(first)).await;
 }
 
 struct Courier {
-    route: RouteName,
-    next_hops: Arc<[Target]>,
+    desk: Arc<Desk>,
     office: Arc<Office>,
+    /// None once it has left.
+    seat: Option<Seat>,
     connection: Option<Connection>,
+    /// Whether the next message's commands may be sent ahead on this connection.
+    leave: Leave,
     reader: Option<Reader<DirStorage>>,
+    /// Taken from the desk and read while another was under way.
+    next: Option<Task>,
+}
+
+/// An attempt in a courier's hands.
+struct Task {
+    promise: Promise,
+    job: Job,
+    content_len: u64,
+    message: Option<(Message, Share)>,
+}
+
+/// What came of a task.
+enum Ended {
+    Recorded(Attempted, Option<Arc<Accepted>>),
+    Trouble(ConnectionTrouble),
+    /// The server did not hear of it.
+    Unheard,
 }
 
 impl Courier {
-    async fn wait_for_jobs(mut self) {
-        while self.connection.is_some() {
-            let (sender, mut jobs) = mpsc::channel(1);
-            let (route, next_hops) = (self.route.clone(), self.next_hops.clone());
-            let idle = Report::Idle { route, next_hops, courier: sender };
-            if self.office.reports.send(idle).await.is_err() {
+    fn new(desk: Arc<Desk>, office: Arc<Office>, seat: Seat) -> Self {
+        Self { desk, office, seat: Some(seat), connection: None, leave: Leave::No, reader: None, next: None }
+    }
+
+    fn task(&self, Assignment { job, content_len }: Assignment) -> Task {
+        let (desk, office) = (self.desk.clone(), self.office.clone());
+        let promise = Promise { desk, office, id: Some(job.id), kept: false };
+        Task { promise, job, content_len, message: None }
+    }
+
+    /// Until there is nothing to do for a while, or the connection fails: whether another makes sense, the relay decides.
+    async fn work(mut self, mut task: Option<Task>) {
+        loop {
+            if let Some(task) = task.take() {
+                self.take(task).await;
+            }
+            if self.connection.is_none() || self.desk.is_closed() {
                 break;
             }
-            let job = match tokio::time::timeout(IDLE, jobs.recv()).await {
-                Ok(job) => job,
-                Err(_idle) => {
-                    // One may have been handed over this very moment.
-                    jobs.close();
-                    jobs.recv().await
-                }
+            task = match self.next.take() {
+                Some(next) => Some(next),
+                None => self.desk.next(IDLE).await.map(|assignment| self.task(assignment)),
             };
-            match job {
-                Some(job) => self.take(job).await,
-                None => break,
+            if task.is_none() {
+                break;
             }
         }
         if let Some(connection) = self.connection.take() {
@@ -182,67 +239,109 @@ impl Courier {
         }
     }
 
-    async fn take(&mut self, assignment: Assignment) {
-        let Assignment { job, content_len } = assignment;
-        let died = ConnectionTrouble::Broke("the attempt ended by a defect of ours".into());
-        let promise = Promise { reports: self.office.reports.clone(), report: Some(self.failed(job.id, died)) };
-        let ended = self.attempt(&job, content_len).await;
-        promise.keep();
+    async fn take(&mut self, mut task: Task) {
+        let ended = loop {
+            match self.attempt(&mut task).await {
+                // On a connection that was not spoken to ahead it is heard, or in trouble.
+                Ended::Unheard => {}
+                ended => break ended,
+            }
+        };
+        task.promise.keep();
         match ended {
-            Ok((fact, about)) => record(self.office.journal.clone(), fact, about),
-            Err(why) => {
-                let _stopping = self.office.reports.send(self.failed(job.id, why)).await;
+            Ended::Recorded(fact, about) => self.office.settlements.record(fact, about).await,
+            Ended::Trouble(why) => {
+                let failed = Report::Failed { desk: self.desk.clone(), id: task.job.id, why };
+                let _stopping = self.office.reports.send(failed).await;
             }
+            Ended::Unheard => {}
         }
     }
 
-    fn failed(&self, id: TransactionId, why: ConnectionTrouble) -> Report {
-        Report::Failed { id, route: self.route.clone(), next_hops: self.next_hops.clone(), why }
-    }
-
-    /// A fact to record, with the message it is about, or what was wrong with the connection.
-    async fn attempt(
-        &mut self,
-        job: &Job,
-        content_len: u64,
-    ) -> Result<(Attempted, Option<Arc<Accepted>>), ConnectionTrouble> {
-        if self.connection.as_mut().is_some_and(|c| !c.is_usable() || c.peer_closed()) {
-            self.connection = None;
-        }
-        let office = self.office.clone();
-        let mut connection = match self.connection.take() {
-            Some(connection) => connection,
+    async fn attempt(&mut self, task: &mut Task) -> Ended {
+        let mut connection = match self.connected().await {
+            Ok(connection) => connection,
+            Err(why) => return Ended::Trouble(ConnectionTrouble::NotMade(why)),
+        };
+        let (message, _share) = match &mut task.message {
+            Some(read) => read,
             None => {
-                let made = connect_within(CONNECT_TIMEOUT, &self.next_hops, &office.settings).await;
-                let connection = made.map_err(ConnectionTrouble::NotMade)?;
-                office.in_clear.tell(&self.route, &connection);
-                connection
+                let share = self.office.memory.for_attempt(task.content_len.min(ATTEMPT_BYTES_MAX)).await;
+                match self.read(&task.job, task.content_len).await {
+                    Ok(message) => task.message.insert((message, share)),
+                    Err(unread) => {
+                        self.connection = Some(connection);
+                        return Ended::Recorded(*unread.fact, unread.about);
+                    }
+                }
             }
         };
-        let _share = office.memory.for_attempt(content_len.min(ATTEMPT_BYTES_MAX)).await;
-        let mut message = match self.read(job).await {
-            Ok(message) => message,
-            Err(unread) => {
-                self.connection = Some(connection);
-                return Ok((*unread.fact, unread.about));
-            }
-        };
-        let tried = attempt::attempt(&mut connection, job, &mut message, &office.settings.hostname, office.seed).await;
+        self.look_ahead(&connection, task.content_len).await;
+        let next = self.next.as_ref().and_then(|next| next.message.as_ref()).map(|(message, _)| message);
+        let next = next.filter(|_| self.leave != Leave::No);
+        let tried = attempt::attempt(&mut connection, &task.job, message, next, self.office.seed).await;
+        self.leave = self.office.manners.learn(&connection, self.leave);
         if connection.is_usable() {
             self.connection = Some(connection);
         }
         match tried {
-            Tried { fact: Some(fact), .. } => Ok((fact, Some(message.accepted))),
-            Tried { broke, .. } => Err(ConnectionTrouble::Broke(broke.unwrap_or_default())),
+            Tried { unheard: true, .. } => Ended::Unheard,
+            Tried { fact: Some(fact), .. } => Ended::Recorded(fact, Some(message.accepted.clone())),
+            Tried { broke, .. } => Ended::Trouble(ConnectionTrouble::Broke(broke.unwrap_or_default())),
         }
     }
 
-    /// Reads on a thread that may block.
-    async fn read(&mut self, job: &Job) -> Result<attempt::Message, attempt::Unread> {
+    /// The connection, or a new one where there is none or it ended while it was idle.
+    async fn connected(&mut self) -> Result<Connection, String> {
+        if let Some(mut connection) = self.connection.take()
+            && connection.is_usable()
+            && !connection.peer_closed()
+        {
+            return Ok(connection);
+        }
+        self.leave = Leave::No;
+        let connection = connect_within(CONNECT_TIMEOUT, &self.desk.next_hops, &self.office.settings).await?;
+        self.office.in_clear.tell(&self.desk.route, &connection);
+        Ok(connection)
+    }
+
+    /// Takes and reads the next message, if its commands can go out behind the content of one of `content_len`.
+    async fn look_ahead(&mut self, connection: &Connection, content_len: u64) {
+        // It would wait behind a large one while others are free.
+        if self.next.is_some() || content_len > SMALL_BYTES_MAX {
+            return;
+        }
+        if self.leave == Leave::No {
+            self.leave = self.office.manners.ask(connection);
+        }
+        if self.leave == Leave::No {
+            return;
+        }
+        let Some(assignment) = self.desk.next_up_to(SMALL_BYTES_MAX) else { return };
+        let mut task = self.task(assignment);
+        if let Some(share) = self.office.memory.for_next_attempt(task.content_len) {
+            match self.read(&task.job, task.content_len).await {
+                Ok(message) => task.message = Some((message, share)),
+                Err(unread) => {
+                    task.promise.keep();
+                    return self.office.settlements.record(*unread.fact, unread.about).await;
+                }
+            }
+        }
+        self.next = Some(task);
+    }
+
+    /// Reads, what is large on a thread that may block.
+    async fn read(&mut self, job: &Job, content_len: u64) -> Result<Message, attempt::Unread> {
         let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(self.office.storage.clone()));
-        let wanted = job.clone();
+        if content_len <= SMALL_BYTES_MAX {
+            let message = attempt::read(&mut reader, job, &self.office.settings.hostname);
+            self.reader = Some(reader);
+            return message;
+        }
+        let (wanted, office) = (job.clone(), self.office.clone());
         let read = tokio::task::spawn_blocking(move || {
-            let message = attempt::read(&mut reader, &wanted);
+            let message = attempt::read(&mut reader, &wanted, &office.settings.hostname);
             (reader, message)
         });
         match read.await {
@@ -258,30 +357,20 @@ impl Courier {
     }
 }
 
-/// Makes the outcome durable, beside the courier: the connection is free for the next message meanwhile. A full disk is
-/// waited out; there is one of these for each active attempt at most, so the wait is bounded in number.
-fn record(journal: Journal, fact: Attempted, about: Option<Arc<Accepted>>) {
-    tokio::spawn(async move {
-        let fact = Fact::Attempted(fact);
-        loop {
-            let record = Prepared::fact(&fact, Vec::new());
-            let (answer, outcome) = oneshot::channel();
-            let entry = Entry {
-                record,
-                fact: fact.clone(),
-                about: about.clone(),
-                answer: Some(answer),
-                memory: Share::default(),
-            };
-            if journal.submit(entry).await.is_err() {
-                return;
-            }
-            match outcome.await {
-                Ok(Err(Refused::Full | Refused::Busy | Refused::Broken)) => tokio::time::sleep(FULL_RETRY).await,
-                Ok(Ok(_) | Err(Refused::Failed | Refused::Stopping)) | Err(_) => return,
-            }
+impl Drop for Courier {
+    /// However it ends, what it took and did not try goes back, and what waits at the desk if nobody else is there for it.
+    fn drop(&mut self) {
+        let taken = self.next.take().map(|next| {
+            next.promise.keep();
+            next.job.id
+        });
+        let left = self.seat.take().map(|seat| self.desk.leave(seat)).unwrap_or_default();
+        let ids = taken.into_iter().chain(left.into_iter().map(|assignment| assignment.job.id));
+        let returned: Vec<_> = ids.map(|id| Report::Returned { desk: self.desk.clone(), id }).collect();
+        if !returned.is_empty() {
+            send(&self.office, returned);
         }
-    });
+    }
 }
 
 #[cfg(test)]

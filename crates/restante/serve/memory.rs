@@ -51,6 +51,12 @@ impl Memory {
         true
     }
 
+    /// A share for an attempt that holds another already: two that waited for one another's would wait for ever.
+    pub(crate) fn for_next_attempt(&self, bytes: u64) -> Option<Share> {
+        let steps = steps(usize::try_from(bytes).ok()?.div_ceil(STEP_BYTES));
+        self.0.clone().try_acquire_many_owned(steps).ok().map(|permit| Share(Some(permit)))
+    }
+
     /// Waits for a share for an attempt. What is larger than all that attempts may count on gets that much.
     pub(crate) async fn for_attempt(&self, bytes: u64) -> Share {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(FOR_ATTEMPTS_BYTES);

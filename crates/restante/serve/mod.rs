@@ -6,8 +6,10 @@
 //! ```
 
 mod admin;
+mod ahead;
 pub(crate) mod attempt;
 pub(crate) mod couriers;
+mod desk;
 mod http;
 pub(crate) mod index;
 mod intake;
@@ -21,6 +23,7 @@ mod notify;
 mod relay;
 mod reload;
 mod session;
+mod settlements;
 mod shutdown;
 mod socket;
 mod sockets;
@@ -40,7 +43,6 @@ use restante_journal::{
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
 use sockets::{Inherited, Sockets};
-use std::collections::HashMap;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -255,11 +257,12 @@ fn office(
     Arc::new(couriers::Office {
         settings: restante_courier::Settings::new(config.hostname.clone()),
         storage: storage.clone(),
-        journal: journal.clone(),
+        settlements: settlements::Settlements::new(journal.clone()),
         seed: clock::entropy(),
         reports,
         memory,
         in_clear: couriers::InClear::default(),
+        manners: ahead::Manners::default(),
     })
 }
 
@@ -310,7 +313,7 @@ impl Daemon {
         let relay = relay::RelayTask {
             relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
             office: office(config, &storage, &journal, report_sender, memory.clone()),
-            next_hops: config.routes.iter().map(next_hops).collect(),
+            desks: config.routes.iter().map(next_hops).map(relay::desk).collect(),
             facts,
             reports,
             requests,
@@ -318,7 +321,6 @@ impl Daemon {
             log: log.handle.clone(),
             index,
             metrics: metrics.clone(),
-            idle: HashMap::new(),
         };
         let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
         settings.starttls = true;
@@ -422,6 +424,7 @@ fn route_settings(route: &Route) -> RouteSettings {
         next_hops: route.primary.iter().map(ToString::to_string).collect(),
         recipients: route.recipients.clone(),
         max_connections: MAX_CONNECTIONS_DEFAULT,
+        attempts_ahead: couriers::ATTEMPTS_AHEAD,
     }
 }
 

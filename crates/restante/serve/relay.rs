@@ -1,7 +1,8 @@
 //! The relay's task: the one owner of the relay. Facts and reports go in, attempts and probes come out, one at a time.
 
 use super::attempt::Job;
-use super::couriers::{self, Assignment, Office, Report};
+use super::couriers::{self, Office, Report};
+use super::desk::{Assignment, Desk};
 use super::index::IndexHandle;
 use super::journal::Recorded;
 use super::log::{Line, LogHandle};
@@ -10,7 +11,7 @@ use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, TransactionId};
 use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
-use restante_relay::{Action, Event, Flush, Relay, RouteState, RouteStatus, Routes};
+use restante_relay::{Action, Event, Flush, MAX_CONNECTIONS_DEFAULT, Relay, RouteState, RouteStatus, Routes};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,7 +60,7 @@ pub(crate) struct Chosen {
 pub(crate) struct RelayTask {
     pub(crate) relay: Relay,
     pub(crate) office: Arc<Office>,
-    pub(crate) next_hops: NextHops,
+    pub(crate) desks: HashMap<RouteName, Arc<Desk>>,
     pub(crate) facts: mpsc::Receiver<Vec<Recorded>>,
     pub(crate) reports: mpsc::Receiver<Report>,
     pub(crate) requests: mpsc::Receiver<Request>,
@@ -67,7 +68,11 @@ pub(crate) struct RelayTask {
     pub(crate) log: LogHandle,
     pub(crate) index: IndexHandle,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) idle: HashMap<RouteName, Vec<mpsc::Sender<Assignment>>>,
+}
+
+/// The desk of a route whose mail goes to these.
+pub(crate) fn desk((route, next_hops): (RouteName, Arc<[Target]>)) -> (RouteName, Arc<Desk>) {
+    (route.clone(), Desk::new(route, next_hops, MAX_CONNECTIONS_DEFAULT))
 }
 
 impl RelayTask {
@@ -85,11 +90,12 @@ impl RelayTask {
                     Some(batch) => self.take_facts(batch),
                     None => return,
                 },
-                Some(report) = self.reports.recv() => self.take_report(report, stopped),
+                Some(report) = self.reports.recv() => self.take_report(report),
                 Some(request) = self.requests.recv() => self.answer(request),
                 _ = stopping.wait_for(|stop| *stop), if !stopped => {
                     stopped = true;
-                    self.idle.clear();
+                    let open: Vec<_> = self.desks.values().cloned().collect();
+                    open.iter().for_each(|desk| self.close(desk));
                 }
                 () = super::session::until(next) => {}
             }
@@ -103,11 +109,13 @@ impl RelayTask {
                 Action::Attempt { id, route, position, recipients, attempt } => {
                     let content_len = self.relay.ledger().get(id).map_or(0, |t| t.content_len);
                     let job = Job { id, position, recipients, attempt };
-                    self.hand_over(route, Assignment { job, content_len });
+                    let desk = self.desk(route);
+                    if let Some((seat, first)) = desk.give(Assignment { job, content_len }) {
+                        tokio::spawn(couriers::run(desk, self.office.clone(), seat, first));
+                    }
                 }
                 Action::Probe { route } => {
-                    let next_hops = self.next_hops.get(&route).cloned().unwrap_or_default();
-                    tokio::spawn(couriers::probe(route, next_hops, self.office.clone()));
+                    tokio::spawn(couriers::probe(self.desk(route), self.office.clone()));
                 }
             }
         }
@@ -121,16 +129,17 @@ impl RelayTask {
         }
     }
 
-    /// To a courier with an open connection if there is one, else to a new one.
-    fn hand_over(&mut self, route: RouteName, mut job: Assignment) {
-        while let Some(courier) = self.idle.get_mut(&route).and_then(Vec::pop) {
-            match courier.try_send(job) {
-                Ok(()) => return,
-                Err(mpsc::error::TrySendError::Closed(back) | mpsc::error::TrySendError::Full(back)) => job = back,
-            }
+    fn desk(&mut self, route: RouteName) -> Arc<Desk> {
+        // Only configured routes have anything to do, and each of those has a desk.
+        let new = |route: &RouteName| desk((route.clone(), Arc::from([]))).1;
+        self.desks.entry(route).or_insert_with_key(new).clone()
+    }
+
+    /// What waits there is due again.
+    fn close(&mut self, desk: &Desk) {
+        for Assignment { job, .. } in desk.close() {
+            self.relay.attempt_outdated(job.id, &desk.route);
         }
-        let next_hops = self.next_hops.get(&route).cloned().unwrap_or_default();
-        tokio::spawn(couriers::run(route, next_hops, self.office.clone(), job));
     }
 
     fn take_facts(&mut self, batch: Vec<Recorded>) {
@@ -166,45 +175,41 @@ impl RelayTask {
         self.log.write_all(named.into_iter().map(|id| Line::waiting(id, route, why)));
     }
 
-    fn take_report(&mut self, report: Report, stopped: bool) {
+    fn take_report(&mut self, report: Report) {
         match report {
-            Report::Idle { .. } if stopped => {}
-            // Its connection leads to a primary of before: dropped, it says good-bye.
-            Report::Idle { route, next_hops, .. } if !self.goes_to(&route, &next_hops) => {}
-            Report::Idle { route, courier, .. } => self.idle.entry(route).or_default().push(courier),
             // A primary of before that hangs for a minute says nothing of the one of now.
-            Report::Failed { id, route, next_hops, .. } if !self.goes_to(&route, &next_hops) => {
-                self.relay.attempt_outdated(id, &route);
-            }
-            Report::Failed { id, route, why, .. } => self.relay.attempt_failed(id, &route, why, clock::now()),
-            Report::Probed { route, next_hops, result } => {
+            Report::Failed { desk, id, .. } if !self.is_of_now(&desk) => self.relay.attempt_outdated(id, &desk.route),
+            Report::Failed { desk, id, why } => self.relay.attempt_failed(id, &desk.route, why, clock::now()),
+            Report::Returned { desk, id } => self.relay.attempt_outdated(id, &desk.route),
+            Report::Probed { desk, result } => {
                 // What a primary of before answered says nothing of the one of now.
-                if self.goes_to(&route, &next_hops) {
-                    self.relay.probe_ended(&route, result, clock::now());
+                if self.is_of_now(&desk) {
+                    self.relay.probe_ended(&desk.route, result, clock::now());
                 }
             }
         }
     }
 
-    /// Whether these are the route's next hops of now: the same value, not the same addresses. A route that was gone
+    /// Whether it leads to the route's next hops of now: the same desk, not the same addresses. A route that was gone
     /// meanwhile begins afresh.
-    fn goes_to(&self, route: &RouteName, next_hops: &Arc<[Target]>) -> bool {
-        self.next_hops.get(route).is_some_and(|now| Arc::ptr_eq(now, next_hops))
+    fn is_of_now(&self, desk: &Arc<Desk>) -> bool {
+        self.desks.get(&desk.route).is_some_and(|now| Arc::ptr_eq(now, desk))
     }
 
     fn set_routes(&mut self, routes: &Routes, next_hops: NextHops) {
-        let kept = |(route, hops): (RouteName, Arc<[Target]>)| {
-            let hops = self.next_hops.get(&route).filter(|before| **before == hops).cloned().unwrap_or(hops);
-            (route, hops)
-        };
-        let next_hops: NextHops = next_hops.into_iter().map(kept).collect();
-        let before = std::mem::replace(&mut self.next_hops, next_hops);
-        self.idle.retain(|route, _| {
-            before.get(route).is_some_and(|hops| match self.next_hops.get(route) {
-                Some(now) => Arc::ptr_eq(now, hops),
-                None => false,
-            })
-        });
+        let mut before = std::mem::take(&mut self.desks);
+        for (route, hops) in next_hops {
+            let kept = before.remove(&route);
+            match kept {
+                Some(desk) if desk.next_hops == hops => self.desks.insert(route, desk),
+                other => {
+                    before.extend(other.map(|desk| (route.clone(), desk)));
+                    self.desks.extend([desk((route, hops))]);
+                    None
+                }
+            };
+        }
+        before.values().for_each(|desk| self.close(desk));
         self.relay.set_routes(routes, clock::now());
     }
 

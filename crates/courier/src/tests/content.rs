@@ -21,7 +21,7 @@ async fn arrived(header: &[u8], content: &[u8]) -> Vec<u8> {
         trace_header: header,
         size_bytes: content.len() as u64,
     };
-    assert_eq!(told(&connection.deliver(&mail, &mut InMemory(content)).await.results), ["250 taken"]);
+    assert_eq!(told(&connection.deliver(&mail, &mut InMemory(content), None).await.results), ["250 taken"]);
     drop(connection);
     let seen = server.finish().await;
     assert_eq!(seen.rest, b"");

@@ -65,7 +65,7 @@ async fn parameters_are_only_sent_where_they_were_offered() {
             .send("250 ok\r\n");
         let server = script.start().await;
         let mut connection = connected(&server).await;
-        assert_eq!(told(&connection.deliver(&mail, &mut InMemory(b"\xe9\r\n")).await.results), ["250 ok"]);
+        assert_eq!(told(&connection.deliver(&mail, &mut InMemory(b"\xe9\r\n"), None).await.results), ["250 ok"]);
         connection.quit().await;
     }
 }

@@ -1,5 +1,6 @@
 //! The client against a scripted server: each test is named by the failure it guards against.
 
+mod ahead;
 mod content;
 mod dialogue;
 mod handshake;
@@ -44,7 +45,7 @@ async fn deliver_from(
         trace_header: HEADER,
         size_bytes,
     };
-    connection.deliver(&mail, content).await
+    connection.deliver(&mail, content, None).await
 }
 
 async fn deliver(connection: &mut Connection, recipients: &[&str]) -> Vec<RecipientResult> {

@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 enum Step {
     Send(Vec<u8>),
     Expect(String),
-    Content,
+    /// With nothing behind it, or (true) with commands in the same write.
+    Content(bool),
     /// No byte may have come yet behind what was expected.
     Silence,
     /// Anything at all, lines or not.
@@ -64,7 +65,17 @@ impl Script {
 
     /// Content up to the final dot.
     pub(super) fn content(self) -> Self {
-        self.then(Step::Content)
+        self.then(Step::Content(false))
+    }
+
+    /// Content with what was sent ahead in the same write behind it.
+    pub(super) fn content_and_more(self) -> Self {
+        self.then(Step::Content(true))
+    }
+
+    /// Nothing has come yet behind what was read.
+    pub(super) fn silence(self) -> Self {
+        self.then(Step::Silence)
     }
 
     pub(super) fn hear(self) -> Self {
@@ -201,8 +212,9 @@ impl Peer {
                     assert!(line.starts_with(&prefix), "expected {prefix:?}, got {line:?}");
                     self.seen.commands.push(line);
                 }
-                Step::Content => {
+                Step::Content(and_more) => {
                     let message = self.message().await;
+                    assert_eq!(!self.unread.is_empty(), and_more, "{:?}", String::from_utf8_lossy(&self.unread));
                     self.seen.messages.push(message);
                 }
                 Step::Silence => assert_eq!(String::from_utf8_lossy(&self.unread), ""),

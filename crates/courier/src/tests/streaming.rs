@@ -86,7 +86,7 @@ async fn content_without_a_header_that_cannot_be_read_is_not_an_empty_message() 
             trace_header: b"",
             size_bytes,
         };
-        let results = connection.deliver(&mail, &mut content).await.results;
+        let results = connection.deliver(&mail, &mut content, None).await.results;
         assert!(matches!(results[..], [RecipientResult::Lost { stage: Stage::Content, .. }]), "{results:?}");
         drop(connection);
         assert_eq!(server.finish().await.rest, b"");

@@ -218,17 +218,19 @@ async fn a_source_that_fails_yields_no_dot_through_tls() {
     impl Content for Fails {
         fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
             self.0 = self.0.checked_sub(1).ok_or("gone")?;
-            Ok(Some(b"line\r\n".to_vec()))
+            // More than is held back for the dot.
+            Ok(Some(b"line\r\n".repeat(8_000)))
         }
     }
     let config = server_config(&TLS13);
     let server = encrypted(&config).pipelined(1, GO).start().await;
     let mut connection = connected(&server).await;
-    let results = deliver_from(&mut connection, &ONE, &mut Fails(2), 600).await.results;
+    let results = deliver_from(&mut connection, &ONE, &mut Fails(2), 100_000).await.results;
     assert_eq!(told(&results), ["lost: our own copy cannot be read: gone while sending the content"]);
     assert!(!connection.is_usable());
     drop(connection);
-    assert_eq!(server.finish().await.rest, [HEADER, b"line\r\nline"].concat());
+    let sent = [HEADER, &b"line\r\n".repeat(16_000)].concat();
+    assert_eq!(Some(&server.finish().await.rest[..]), sent.strip_suffix(b"\r\n"));
 }
 
 #[tokio::test]

@@ -28,6 +28,7 @@ pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
         next_hops: vec![format!("mail{n}.{route}.test:25")],
         recipients: None,
         max_connections: *max_connections,
+        attempts_ahead: 0,
     };
     Arc::new(Routes::new(list.iter().map(settings).collect()).unwrap())
 }

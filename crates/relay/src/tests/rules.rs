@@ -1,9 +1,10 @@
 //! Each rule of the schedule, named by what would go wrong without it.
 
 use crate::tests::facts::{accepted, attempted, deferred, held, id, ms, name, operated, place, routes, sent};
-use crate::{Action, ConnectionTrouble, Event, Flush, Relay, RouteState, TransactionState};
+use crate::{Action, ConnectionTrouble, Event, Flush, Relay, RouteSettings, RouteState, Routes, TransactionState};
 use restante_envelope::Timestamp;
 use restante_ledger::{Action as Operation, Cause, Fact, Ledger, Outcome};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A relay under test, and a count of facts for their positions.
@@ -86,6 +87,26 @@ fn mail_goes_in_order_of_acceptance_and_within_the_limit() {
     bench.apply(&attempted(id(2), 5, vec![(0, sent())]), 5);
     assert_eq!(bench.relay.poll_timeout(), Some(Timestamp::default()));
     assert_eq!(bench.polled(5), ["3 a [0] #1"]);
+}
+
+#[test]
+fn a_connection_has_its_next_message_at_hand_and_no_more_than_that() {
+    let settings = RouteSettings { attempts_ahead: 1, ..routes(&[("a", 2, 0)]).get(&name("a")).unwrap().clone() };
+    let routes = Arc::new(Routes::new(vec![settings]).unwrap());
+    let mut bench = Bench { relay: Relay::new(routes, Ledger::new(), 7, ms(0)), facts: 0 };
+    for n in 1..=5 {
+        bench.apply(&accepted(n, &["a"], 0, None), 0);
+    }
+    bench.polled(0);
+    bench.probe(Ok(()), 0);
+    assert_eq!(bench.polled(0), ["1 a [0] #1", "2 a [0] #1", "3 a [0] #1"]);
+    // The third never got a connection: it keeps its turn, however often.
+    for _ in 0..9 {
+        bench.relay.attempt_outdated(id(3), &name("a"));
+        assert_eq!(bench.polled(0), ["3 a [0] #1"]);
+    }
+    bench.apply(&attempted(id(1), 5, vec![(0, sent())]), 5);
+    assert_eq!(bench.polled(5), ["4 a [0] #1"]);
 }
 
 #[test]
