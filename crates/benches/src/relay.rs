@@ -33,6 +33,7 @@ fn relay(ledger: Ledger, probe: Result<(), String>) -> Relay {
         next_hops: vec!["mail.example.test:25".into()],
         recipients: None,
         max_connections: MAX_CONNECTIONS_DEFAULT,
+        attempts_ahead: 0,
     };
     let routes = Arc::new(Routes::new(vec![settings]).unwrap());
     let mut relay = Relay::new(routes, ledger, 7, facts::at(0));

@@ -128,9 +128,10 @@ mod tests {
     use restante_ledger::Timings;
     use std::sync::atomic::Ordering;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn what_a_full_disk_refused_is_offered_until_it_is_durable() {
-        let (journal, offered) = Journal::full();
+        let data = tempfile::tempdir().unwrap();
+        let (journal, offered) = Journal::full(crate::cli::journal::testing::writer(data.path()));
         let settlements = Settlements::new(journal);
         for n in 0..2 {
             let id = TransactionId::from_bits(n);
@@ -138,8 +139,8 @@ mod tests {
                 Attempted { id, at: clock::now(), next_hop: None, timings: Timings::default(), results: Vec::new() };
             settlements.record(fact, None).await;
         }
-        while offered.load(Ordering::Relaxed) < 6 {
-            tokio::time::sleep(FULL_RETRY).await;
+        while offered.load(Ordering::Relaxed) < 4 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let open = settlements.open();
         assert!(open.watched && open.waiting.len() + open.refused.len() <= 2);
