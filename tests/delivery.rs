@@ -5,6 +5,7 @@ use crate::harness::client::Message;
 use crate::harness::{Client, Daemon, OURS, Serve, Sink, cli, eventually, queued_id, scratch};
 use serde_json::Value;
 use std::fs;
+use tempfile::TempDir;
 
 /// One message for `box@example.test`; its id.
 fn send_one(daemon: &Daemon, message: &Message, to: &[&str]) -> String {
@@ -134,6 +135,45 @@ fn a_lost_reply_after_the_final_dot_costs_a_duplicate_and_no_message() {
     });
     daemon.wait_until_empty();
     assert!(primary.received().iter().all(|r| r.content == message.content));
+}
+
+/// A backlog of `count` messages for a primary that is away until now.
+fn backlog(primary: &mut Sink, count: u64) -> (TempDir, Daemon) {
+    let directory = scratch();
+    let daemon = Serve::new(directory.path(), primary.port).start();
+    let mut client = Client::ehlo(daemon.smtp);
+    for n in 0..count {
+        queued_id(
+            &client.send("s@example.net", &["box@example.test"], &Message::new("backlog", n, 500).content).unwrap(),
+        );
+    }
+    primary.open();
+    (directory, daemon)
+}
+
+#[test]
+fn a_backlog_goes_out_over_no_more_connections_than_a_route_may_have() {
+    let mut primary = Sink::closed();
+    let (_directory, daemon) = backlog(&mut primary, 300);
+    daemon.wait_until_empty();
+    assert_eq!(primary.count(), 300);
+    // The probe's connection among them, and the commands of one message behind the dot of another.
+    assert!(primary.connections_at_once() <= 20, "{}", primary.connections_at_once());
+    assert!(primary.spoken_to_ahead() > 0);
+}
+
+#[test]
+fn a_primary_that_hangs_up_when_spoken_to_ahead_costs_one_message_in_doubt() {
+    let mut primary = Sink::closed().hating_commands_ahead();
+    let (_directory, daemon) = backlog(&mut primary, 100);
+    eventually("all but the one in doubt", || (primary.count() >= 99).then_some(()));
+    eventually("the one in doubt", || {
+        daemon.ask(&["queue", "flush", "--all"]);
+        (primary.count() == 100).then_some(())
+    });
+    daemon.wait_until_empty();
+    assert_eq!(primary.spoken_to_ahead(), 1);
+    assert!(daemon.stderr().contains("took no commands ahead of its replies"), "{}", daemon.stderr());
 }
 
 #[test]

@@ -31,6 +31,11 @@ struct State {
     received: Vec<Received>,
     violations: Vec<String>,
     connections: usize,
+    /// The most that were open at once.
+    open_max: usize,
+    /// Closes where a command stands behind the final dot before its reply, without one.
+    hates_ahead: bool,
+    spoken_to_ahead: usize,
     /// Reply to RCPT, by address.
     rcpt: HashMap<String, String>,
     /// RCPT commands seen, whatever the reply.
@@ -83,6 +88,22 @@ impl Sink {
     pub fn by_transaction(self) -> Self {
         self.state().by_transaction = true;
         self
+    }
+
+    /// Hangs up, without a reply, on whoever sends a command behind the final dot before its reply.
+    pub fn hating_commands_ahead(self) -> Self {
+        self.state().hates_ahead = true;
+        self
+    }
+
+    /// How often a command stood behind the final dot before its reply.
+    pub fn spoken_to_ahead(&self) -> usize {
+        self.state().spoken_to_ahead
+    }
+
+    /// The most connections that were open at once.
+    pub fn connections_at_once(&self) -> usize {
+        self.state().open_max
     }
 
     /// Listens. The primary is back.
@@ -166,6 +187,7 @@ fn register(stream: &TcpStream, state: &Mutex<State>) -> usize {
     state.connections += 1;
     let number = state.connections;
     state.open.insert(number, stream.try_clone().unwrap());
+    state.open_max = state.open_max.max(state.open.len());
     number
 }
 
@@ -226,6 +248,13 @@ fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
             }
             say("354 Go ahead")?;
             let data = read_data(&mut input)?;
+            if !input.buffer().is_empty() {
+                let mut state = state.lock().unwrap();
+                state.spoken_to_ahead += 1;
+                if state.hates_ahead {
+                    return Ok(());
+                }
+            }
             let sender = from.take().ok_or_else(|| Broken::Violation("DATA without MAIL".to_owned()))?;
             let reply = record(data, sender, std::mem::take(&mut to), state)?;
             if reply.is_empty() {

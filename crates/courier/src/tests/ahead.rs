@@ -10,7 +10,7 @@ const GO: &str = "250 ok\r\n250 ok\r\n354 go\r\n";
 const TWO: [&str; 2] = ["a@example.test", "b@example.test"];
 
 /// Delivers to `recipients`, with the commands to `next` sent ahead.
-async fn deliver_before(connection: &mut Connection, recipients: &[&str], next: &[&str]) -> Delivery {
+pub(super) async fn deliver_before(connection: &mut Connection, recipients: &[&str], next: &[&str]) -> Delivery {
     let content = &mut InMemory(CONTENT);
     deliver_before_from(connection, recipients, next, content).await
 }

@@ -161,6 +161,21 @@ async fn encryption_that_is_switched_off_is_not_asked_for() {
 }
 
 #[tokio::test]
+async fn what_is_sent_ahead_through_tls_is_sent_behind_the_whole_dot() {
+    for version in [&TLS12, &TLS13] {
+        let config = server_config(version);
+        let script = encrypted(&config).pipelined(1, GO).content_and_more().pipelined(1, &format!("250 one\r\n{GO}"));
+        let server = script.content().send("250 two\r\n").expect("QUIT").send("221 bye\r\n").start().await;
+        let mut connection = connected(&server).await;
+        assert_eq!(told(&ahead::deliver_before(&mut connection, &ONE, &ONE).await.results), ["250 one"]);
+        assert!(connection.is_promised() && !connection.peer_closed());
+        assert_eq!(told(&deliver(&mut connection, &ONE).await), ["250 two"]);
+        connection.quit().await;
+        assert_eq!(server.finish().await.messages, vec![[HEADER, CONTENT].concat(); 2]);
+    }
+}
+
+#[tokio::test]
 async fn large_messages_arrive_whole_through_tls() {
     // TLS records hold 16 KiB, rustls and the chunks 64.
     let border = 64 * 1024 - HEADER.len();
