@@ -5,51 +5,54 @@
 //! space is lost to alignment. Memory is given back as entries go, wherever they go from.
 
 use restante_envelope::TransactionId;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Entries in a chunk: enough that what a chunk itself costs (about 150 bytes) does not count, few enough that an entry
 /// is removed from the middle by moving 2 KiB.
 const CHUNK_LEN_MAX: usize = 128;
+/// Entries that room is kept for: a queue that is empty most of the time, with a message now and then, allocates nothing.
+const ROOM_KEPT: usize = 4;
 
-/// A map from identifiers, sorted by them. Every operation takes a time logarithmic in the number of entries; those at
-/// either end take less.
+/// A map from identifiers, sorted by them. A search halves, and so takes a time logarithmic in the number of entries.
+/// Entries come and go at either end in constant time. One that comes or goes anywhere else moves a part of its chunk;
+/// one in 64 of those at the most makes or ends a chunk, and moves a part of the list of chunks: 0.6 bytes for each entry.
 #[derive(Debug, Clone)]
 pub struct IdMap<V> {
-    /// None is empty. The key of a chunk is not larger than its first identifier, and larger than any in front of it.
-    chunks: BTreeMap<TransactionId, Chunk<V>>,
+    /// None is empty, unless it is the only one. Each has an identifier not larger than its first, and larger than any in
+    /// front of it.
+    chunks: Sorted<Sorted<V>>,
     len: usize,
 }
 
-/// Sorted; `values` are in the order of `ids`.
+/// `values` are in the order of `ids`.
 #[derive(Debug, Clone)]
-struct Chunk<V> {
+struct Sorted<V> {
     ids: VecDeque<TransactionId>,
     values: VecDeque<V>,
 }
 
 impl<V> Default for IdMap<V> {
     fn default() -> Self {
-        Self { chunks: BTreeMap::new(), len: 0 }
+        Self { chunks: Sorted::default(), len: 0 }
     }
 }
 
-impl<V> Default for Chunk<V> {
+impl<V> Default for Sorted<V> {
     fn default() -> Self {
         Self { ids: VecDeque::new(), values: VecDeque::new() }
     }
 }
 
-impl<V> Chunk<V> {
+impl<V> Sorted<V> {
     fn insert(&mut self, at: usize, id: TransactionId, value: V) {
         self.ids.insert(at, id);
         self.values.insert(at, value);
     }
 
-    fn remove(&mut self, at: usize) -> Option<V> {
-        self.ids.remove(at);
-        let value = self.values.remove(at);
+    fn remove(&mut self, at: usize) -> Option<(TransactionId, V)> {
+        let removed = self.ids.remove(at).zip(self.values.remove(at));
         self.shrink();
-        value
+        removed
     }
 
     fn split_off(&mut self, at: usize) -> Self {
@@ -61,9 +64,9 @@ impl<V> Chunk<V> {
     /// So that few entries in many chunks hold no more memory than a multiple of their own.
     fn shrink(&mut self) {
         let len = self.ids.len();
-        if len * 4 <= self.ids.capacity() {
-            self.ids.shrink_to(len * 2);
-            self.values.shrink_to(len * 2);
+        if len * 4 <= self.ids.capacity() && self.ids.capacity() > ROOM_KEPT {
+            self.ids.shrink_to(ROOM_KEPT.max(len * 2));
+            self.values.shrink_to(ROOM_KEPT.max(len * 2));
         }
     }
 }
@@ -81,8 +84,13 @@ impl<V> IdMap<V> {
 
     /// The entry with the smallest identifier.
     pub fn first(&self) -> Option<(TransactionId, &V)> {
-        let (_, chunk) = self.chunks.first_key_value()?;
+        let chunk = self.chunks.values.front()?;
         Some((*chunk.ids.front()?, chunk.values.front()?))
+    }
+
+    /// The chunk that has `id`, if one has.
+    fn chunk_of(&self, id: TransactionId) -> Option<usize> {
+        self.chunks.ids.partition_point(|first| *first <= id).checked_sub(1)
     }
 
     /// Whether `id` has an entry.
@@ -92,80 +100,83 @@ impl<V> IdMap<V> {
 
     /// The value of `id`.
     pub fn get(&self, id: TransactionId) -> Option<&V> {
-        let (_, chunk) = self.chunks.range(..=id).next_back()?;
+        let chunk = self.chunks.values.get(self.chunk_of(id)?)?;
         chunk.values.get(chunk.ids.binary_search(&id).ok()?)
     }
 
     /// The value of `id`, to be changed.
     pub fn get_mut(&mut self, id: TransactionId) -> Option<&mut V> {
-        let (_, chunk) = self.chunks.range_mut(..=id).next_back()?;
+        let number = self.chunk_of(id)?;
+        let chunk = self.chunks.values.get_mut(number)?;
         chunk.values.get_mut(chunk.ids.binary_search(&id).ok()?)
     }
 
     /// Gives `id` a value; returns the one it had.
     pub fn insert(&mut self, id: TransactionId, value: V) -> Option<V> {
-        let Some((_, chunk)) = self.chunks.range_mut(..=id).next_back() else {
-            self.insert_in_front(id, value);
+        let number = self.chunk_of(id).unwrap_or(0);
+        let Some(chunk) = self.chunks.values.get_mut(number) else {
+            self.insert_chunk(0, id, value);
             return None;
         };
         let at = match chunk.ids.binary_search(&id) {
             Ok(at) => return chunk.values.get_mut(at).map(|old| std::mem::replace(old, value)),
             Err(at) => at,
         };
-        self.len += 1;
         if chunk.ids.len() < CHUNK_LEN_MAX {
             chunk.insert(at, id, value);
+            self.len += 1;
+            // It may be the smallest of all.
+            if let Some(first) = self.chunks.ids.get_mut(number) {
+                *first = id.min(*first);
+            }
             return None;
         }
         // A full chunk stays full if the new entry comes behind it, as nearly every one does.
-        let middle = if at == CHUNK_LEN_MAX { at } else { CHUNK_LEN_MAX / 2 };
-        let mut rest = chunk.split_off(middle);
-        match at.checked_sub(middle) {
-            Some(at) => rest.insert(at, id, value),
-            None => chunk.insert(at, id, value),
+        if at == CHUNK_LEN_MAX {
+            self.insert_chunk(number + 1, id, value);
+            return None;
         }
-        self.chunks.extend(rest.ids.front().copied().map(|first| (first, rest)));
-        None
+        let rest = chunk.split_off(CHUNK_LEN_MAX / 2);
+        if let Some(first) = rest.ids.front().copied() {
+            self.chunks.insert(number + 1, first, rest);
+        }
+        // There is room now.
+        self.insert(id, value)
     }
 
-    /// `id` is smaller than every chunk's key.
-    fn insert_in_front(&mut self, id: TransactionId, value: V) {
-        let mut chunk = Chunk::default();
-        if let Some(first) = self.chunks.first_entry().filter(|first| first.get().ids.len() < CHUNK_LEN_MAX) {
-            chunk = first.remove();
-        }
+    /// A chunk of one, as number `number`.
+    fn insert_chunk(&mut self, number: usize, id: TransactionId, value: V) {
+        let mut chunk = Sorted::default();
         chunk.insert(0, id, value);
-        self.chunks.insert(id, chunk);
+        self.chunks.insert(number, id, chunk);
         self.len += 1;
     }
 
     /// Takes `id` out; returns its value.
     pub fn remove(&mut self, id: TransactionId) -> Option<V> {
-        let (key, chunk) = self.chunks.range_mut(..=id).next_back()?;
-        let value = chunk.remove(chunk.ids.binary_search(&id).ok()?);
-        if chunk.ids.is_empty() {
-            let key = *key;
-            self.chunks.remove(&key);
-        }
-        self.len -= 1;
-        value
+        let number = self.chunk_of(id)?;
+        let at = self.chunks.values.get(number)?.ids.binary_search(&id).ok()?;
+        self.remove_at(number, at).map(|(_, value)| value)
     }
 
     /// Takes out the entry with the smallest identifier.
     pub fn pop_first(&mut self) -> Option<(TransactionId, V)> {
-        let mut first = self.chunks.first_entry()?;
-        let id = *first.get().ids.front()?;
-        let value = first.get_mut().remove(0)?;
-        if first.get().ids.is_empty() {
-            first.remove();
+        self.remove_at(0, 0)
+    }
+
+    fn remove_at(&mut self, number: usize, at: usize) -> Option<(TransactionId, V)> {
+        let chunk = self.chunks.values.get_mut(number)?;
+        let removed = chunk.remove(at)?;
+        if chunk.ids.is_empty() && self.chunks.ids.len() > 1 {
+            self.chunks.remove(number);
         }
         self.len -= 1;
-        Some((id, value))
+        Some(removed)
     }
 
     /// All entries, sorted.
     pub fn iter(&self) -> impl Iterator<Item = (TransactionId, &V)> {
-        self.chunks.values().flat_map(|chunk| chunk.ids.iter().copied().zip(&chunk.values))
+        self.chunks.values.iter().flat_map(|chunk| chunk.ids.iter().copied().zip(&chunk.values))
     }
 }
 
@@ -173,6 +184,7 @@ impl<V> IdMap<V> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::collections::BTreeMap;
 
     fn id(n: u128) -> TransactionId {
         TransactionId::from_bits(n)
@@ -181,16 +193,25 @@ mod tests {
     impl<V> IdMap<V> {
         /// Chunks are in order, and none is empty or too large; returns the entries there is room for.
         fn room(&self) -> usize {
-            let bounds: Vec<_> =
-                self.chunks.iter().map(|(key, c)| [*key, *c.ids.front().unwrap(), *c.ids.back().unwrap()]).collect();
+            if self.is_empty() {
+                assert!(self.iter().next().is_none() && self.chunks.ids.len() <= 1);
+                return self.chunks.values.iter().map(|chunk| chunk.ids.capacity()).sum();
+            }
+            let bounds: Vec<_> = self
+                .chunks
+                .ids
+                .iter()
+                .zip(&self.chunks.values)
+                .map(|(key, c)| [*key, *c.ids.front().unwrap(), *c.ids.back().unwrap()])
+                .collect();
             assert!(bounds.concat().is_sorted());
             assert!(bounds.windows(2).all(|pair| pair[0][2] < pair[1][0]));
-            for chunk in self.chunks.values() {
+            for chunk in &self.chunks.values {
                 assert!(chunk.ids.len() <= CHUNK_LEN_MAX && chunk.ids.len() == chunk.values.len());
                 assert!(chunk.ids.iter().zip(chunk.ids.iter().skip(1)).all(|(a, b)| a < b));
             }
             assert_eq!(self.iter().count(), self.len());
-            self.chunks.values().map(|chunk| chunk.ids.capacity()).sum()
+            self.chunks.values.iter().map(|chunk| chunk.ids.capacity()).sum()
         }
     }
 
@@ -215,7 +236,7 @@ mod tests {
         assert_eq!(map.len(), 64);
         assert!(map.room() <= 4 * map.len(), "{}", map.room());
         while map.pop_first().is_some() {}
-        assert!(map.is_empty() && map.chunks.is_empty());
+        assert!(map.room() <= ROOM_KEPT && map.chunks.ids.capacity() <= ROOM_KEPT);
     }
 
     proptest! {

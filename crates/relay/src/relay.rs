@@ -66,8 +66,8 @@ pub struct Relay {
     by_name: BTreeMap<RouteName, usize>,
     /// The lane of each of the ledger's routes.
     by_ledger: Vec<usize>,
-    /// When each lane wants to be looked at; one entry at most for each, the same as its `wake`.
-    wakes: BTreeSet<(Timestamp, usize)>,
+    /// When each lane wants to be looked at, sorted; one entry at most for each, the same as its `wake`.
+    wakes: Vec<(Timestamp, usize)>,
     /// The lanes of the configured routes, in the configuration's order.
     configured: Vec<usize>,
     events: Vec<Event>,
@@ -110,15 +110,17 @@ impl Lane {
     }
 
     /// Notes when this, lane number `number`, wants to be looked at.
-    fn rewake(&mut self, number: usize, wakes: &mut BTreeSet<(Timestamp, usize)>) {
+    fn rewake(&mut self, number: usize, wakes: &mut Vec<(Timestamp, usize)>) {
         let wake = self.next_wake();
         if wake == self.wake {
             return;
         }
         if let Some(at) = std::mem::replace(&mut self.wake, wake) {
-            wakes.remove(&(at, number));
+            wakes.retain(|wake| *wake != (at, number));
         }
-        wakes.extend(wake.map(|at| (at, number)));
+        if let Some(at) = wake {
+            wakes.insert(wakes.partition_point(|wake| *wake < (at, number)), (at, number));
+        }
     }
 
     /// When [`Relay::look`] has something to do here. It must leave this later than `now`, or `poll` would not end.
@@ -137,7 +139,7 @@ impl Relay {
             lanes: Vec::new(),
             by_name: BTreeMap::new(),
             by_ledger: Vec::new(),
-            wakes: BTreeSet::new(),
+            wakes: Vec::new(),
             configured: Vec::new(),
             events: Vec::new(),
             seed,

@@ -46,7 +46,7 @@ pub(crate) struct Schedule {
     due: IdMap<()>,
     deferred: IdMap<Timestamp>,
     hold: IdMap<()>,
-    active: BTreeSet<TransactionId>,
+    active: IdMap<()>,
     /// Its attempt is over, and [`Self::place`] comes next.
     ended: Option<TransactionId>,
     deferred_by_time: BTreeSet<(Timestamp, TransactionId)>,
@@ -60,18 +60,18 @@ impl Schedule {
     /// Puts a transaction where the ledger says. What only the running daemon knows (active, flushed, a wait after
     /// broken connections) comes before that.
     pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
-        let known = self.ended.take_if(|ended| *ended == id).is_some() || self.unplace(id) || self.active.contains(&id);
+        let is_active = self.active.contains(id);
+        let known = is_active || self.ended.take_if(|ended| *ended == id).is_some() || self.unplace(id);
         match (place, known) {
             (Place::Settled, true) => self.bytes = self.bytes.saturating_sub(content_len),
             (Place::Settled, false) | (_, true) => {}
             (_, false) => self.bytes = self.bytes.saturating_add(content_len),
         }
         let wait = self.broken.get(&id).map_or(Timestamp::default(), |broken| broken.not_before);
-        let is_active = self.active.contains(&id);
         match place {
             Place::Settled => {
                 self.forgive(id);
-                self.active.remove(&id);
+                self.active.remove(id);
             }
             Place::Hold => {
                 self.forgive(id);
@@ -119,7 +119,7 @@ impl Schedule {
     }
 
     pub(crate) fn active_ids(&self) -> impl Iterator<Item = TransactionId> {
-        self.active.iter().copied()
+        self.active.iter().map(|(id, ())| id)
     }
 
     pub(crate) fn active(&self) -> usize {
@@ -133,7 +133,7 @@ impl Schedule {
     /// The oldest of the due ones becomes active.
     pub(crate) fn begin(&mut self) -> Option<TransactionId> {
         let (id, ()) = self.due.pop_first()?;
-        self.active.insert(id);
+        self.active.insert(id, ());
         Some(id)
     }
 
@@ -145,7 +145,7 @@ impl Schedule {
 
     /// Its attempt is over and nothing was recorded; [`Self::place`] comes next. False if there was no such attempt.
     pub(crate) fn unrecorded(&mut self, id: TransactionId) -> bool {
-        let was_active = self.active.remove(&id);
+        let was_active = self.active.remove(id).is_some();
         if was_active {
             self.ended = Some(id);
         }
@@ -191,7 +191,7 @@ impl Schedule {
 
     /// Makes one due; false if it is on hold or unknown.
     pub(crate) fn flush(&mut self, id: TransactionId) -> bool {
-        if self.active.contains(&id) {
+        if self.active.contains(id) {
             return true;
         }
         self.broken.remove(&id);
@@ -205,7 +205,7 @@ impl Schedule {
 
     pub(crate) fn state(&self, id: TransactionId) -> Option<TransactionState> {
         match id {
-            _ if self.active.contains(&id) => Some(TransactionState::Active),
+            _ if self.active.contains(id) => Some(TransactionState::Active),
             _ if self.deferred.contains(id) => Some(TransactionState::Deferred),
             _ if self.due.contains(id) => Some(TransactionState::Waiting),
             _ if self.hold.contains(id) => Some(TransactionState::Hold),
@@ -229,8 +229,7 @@ impl Schedule {
     }
 
     pub(crate) fn oldest(&self) -> Option<TransactionId> {
-        let waiting = [self.due.first(), self.hold.first()].into_iter().flatten().map(|(id, ())| id);
-        let deferred = self.deferred.first().map(|(id, _)| id);
-        waiting.chain(deferred).chain(self.active.first().copied()).min()
+        let first = [&self.due, &self.hold, &self.active].map(|ids| ids.first().map(|(id, ())| id));
+        first.into_iter().flatten().chain(self.deferred.first().map(|(id, _)| id)).min()
     }
 }
