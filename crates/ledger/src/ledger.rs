@@ -1,8 +1,8 @@
 //! The fold: facts in, state of every unsettled transaction and the balance out.
 
-use crate::{Accepted, Action, Attempted, Balance, Fact, Operated, Outcome, Position, RecipientIndex, Served};
+use crate::{Accepted, Action, Attempted, Balance, Fact, IdMap, Operated, Outcome, Position, RecipientIndex, Served};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
-use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 
 /// A route, by its place in [`Ledger::routes`].
 pub type RouteIndex = u16;
@@ -11,7 +11,7 @@ pub type RouteIndex = u16;
 /// lives on in the balance alone.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
-    transactions: BTreeMap<TransactionId, Transaction>,
+    transactions: IdMap<Transaction>,
     routes: Vec<RouteName>,
     balance: Balance,
     largest_id: Option<TransactionId>,
@@ -24,14 +24,62 @@ pub struct Ledger {
 pub struct Transaction {
     /// Where its `Accepted` record is.
     pub position: Position,
-    /// Where the last record that changed it is; tells the last reply or the operator's reason.
-    pub last_change: Option<Position>,
     /// When it was accepted.
     pub accepted_at: Timestamp,
     /// Bytes of content.
     pub content_len: u64,
     /// In the envelope's order.
-    pub recipients: Box<[RecipientEntry]>,
+    pub recipients: Recipients,
+}
+
+/// The recipients of a transaction: a slice of entries. Most messages have one recipient, and that one needs no
+/// allocation of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipients(Entries);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Entries {
+    One(RecipientEntry),
+    /// None, or more than one.
+    Many(Box<[RecipientEntry]>),
+}
+
+impl FromIterator<RecipientEntry> for Recipients {
+    fn from_iter<I: IntoIterator<Item = RecipientEntry>>(entries: I) -> Self {
+        let mut entries = entries.into_iter();
+        let first = entries.next();
+        match (first, entries.next()) {
+            (Some(only), None) => Self(Entries::One(only)),
+            (first, second) => Self(Entries::Many(first.into_iter().chain(second).chain(entries).collect())),
+        }
+    }
+}
+
+impl Deref for Recipients {
+    type Target = [RecipientEntry];
+    fn deref(&self) -> &[RecipientEntry] {
+        match &self.0 {
+            Entries::One(entry) => std::slice::from_ref(entry),
+            Entries::Many(entries) => entries,
+        }
+    }
+}
+
+impl DerefMut for Recipients {
+    fn deref_mut(&mut self) -> &mut [RecipientEntry] {
+        match &mut self.0 {
+            Entries::One(entry) => std::slice::from_mut(entry),
+            Entries::Many(entries) => entries,
+        }
+    }
+}
+
+impl<'a> IntoIterator for &'a Recipients {
+    type Item = &'a RecipientEntry;
+    type IntoIter = std::slice::Iter<'a, RecipientEntry>;
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// How one recipient stands.
@@ -117,17 +165,19 @@ impl Ledger {
         Self::default()
     }
 
-    /// Takes one fact, found at `position`. Facts come in the order of the journal.
-    pub fn apply(&mut self, position: Position, fact: &Fact) {
+    /// Takes one fact, found at `position`. Facts come in the order of the journal. Returns the transaction if all of it
+    /// is sent with this fact: it is not here any more.
+    pub fn apply(&mut self, position: Position, fact: &Fact) -> Option<Transaction> {
         match fact {
             Fact::Accepted(accepted) => {
                 let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
                 self.accept(position, accepted, state);
             }
-            Fact::Attempted(attempted) => self.attempted(position, attempted),
-            Fact::Operated(operated) => self.operated(position, operated),
+            Fact::Attempted(attempted) => return self.attempted(attempted),
+            Fact::Operated(operated) => self.operated(operated),
             Fact::Served(served) => self.served = Some(served.clone()),
         }
+        None
     }
 
     /// Takes an `Accepted` fact whose record is intact but whose content is not: all its recipients are quarantined.
@@ -140,10 +190,9 @@ impl Ledger {
         let entry = RecipientEntry { route: RouteIndex::MAX, attempts: 0, state: RecipientState::Quarantined };
         let transaction = Transaction {
             position,
-            last_change: None,
             accepted_at: Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0)),
             content_len: 0,
-            recipients: vec![entry; usize::from(recipients)].into(),
+            recipients: std::iter::repeat_n(entry, usize::from(recipients)).collect(),
         };
         self.insert(id, transaction);
     }
@@ -156,23 +205,21 @@ impl Ledger {
     }
 
     fn accept(&mut self, position: Position, accepted: &Accepted, state: RecipientState) {
-        let mut recipients = Vec::with_capacity(accepted.envelope.recipients.len());
-        for recipient in &accepted.envelope.recipients {
-            recipients.push(RecipientEntry { route: self.route_index(&recipient.route), attempts: 0, state });
-        }
+        let recipients = accepted.envelope.recipients.iter();
+        let recipients =
+            recipients.map(|r| RecipientEntry { route: self.route_index(&r.route), attempts: 0, state }).collect();
         let transaction = Transaction {
             position,
-            last_change: None,
             accepted_at: accepted.trace.received_at,
             content_len: accepted.content_len,
-            recipients: recipients.into(),
+            recipients,
         };
         self.insert(accepted.id, transaction);
     }
 
     /// The same identifier twice is one message: the first record counts.
     fn insert(&mut self, id: TransactionId, transaction: Transaction) {
-        if self.largest_id.is_some_and(|largest| id <= largest) && self.transactions.contains_key(&id) {
+        if self.largest_id.is_some_and(|largest| id <= largest) && self.transactions.contains(id) {
             self.without_effect += 1;
             return;
         }
@@ -185,41 +232,38 @@ impl Ledger {
         self.transactions.insert(id, transaction);
     }
 
-    fn attempted(&mut self, position: Position, attempted: &Attempted) {
-        for (index, outcome) in &attempted.results {
-            self.change(position, attempted.id, *index, outcome.into(), 1);
-        }
-        self.forget_history(attempted.id);
+    fn attempted(&mut self, attempted: &Attempted) -> Option<Transaction> {
+        let told = attempted.results.iter().map(|(index, outcome)| (*index, outcome.into()));
+        let is_history = self.change(attempted.id, told, 1);
+        is_history.then(|| self.transactions.remove(attempted.id)).flatten()
     }
 
-    fn operated(&mut self, position: Position, operated: &Operated) {
-        for index in &operated.recipients {
-            self.change(position, operated.id, *index, operated.action.into(), 0);
-        }
+    fn operated(&mut self, operated: &Operated) {
+        let told = operated.recipients.iter().map(|index| (*index, operated.action.into()));
+        self.change(operated.id, told, 0);
     }
 
-    fn change(&mut self, at: Position, id: TransactionId, index: RecipientIndex, told: RecipientState, attempts: u16) {
-        let found = self.transactions.get_mut(&id);
-        let Some((transaction, before, state)) = found.and_then(|t| {
-            let before = t.recipients.get(usize::from(index))?.state;
-            Some((t, before, before.after(told)?))
-        }) else {
-            self.without_effect += 1;
-            return;
-        };
-        transaction.last_change = Some(at);
-        if let Some(entry) = transaction.recipients.get_mut(usize::from(index)) {
+    /// Whether the transaction is history now.
+    fn change(
+        &mut self,
+        id: TransactionId,
+        told: impl Iterator<Item = (RecipientIndex, RecipientState)>,
+        attempts: u16,
+    ) -> bool {
+        let mut transaction = self.transactions.get_mut(id);
+        for (index, told) in told {
+            let entry = transaction.as_mut().and_then(|t| t.recipients.get_mut(usize::from(index)));
+            let Some((entry, state)) = entry.and_then(|entry| entry.state.after(told).map(|state| (entry, state)))
+            else {
+                self.without_effect += 1;
+                continue;
+            };
+            *self.balance.column(entry.state) -= 1;
+            *self.balance.column(state) += 1;
             entry.state = state;
             entry.attempts = entry.attempts.saturating_add(attempts);
         }
-        *self.balance.column(before) -= 1;
-        *self.balance.column(state) += 1;
-    }
-
-    fn forget_history(&mut self, id: TransactionId) {
-        if self.transactions.get(&id).is_some_and(Transaction::is_history) {
-            self.transactions.remove(&id);
-        }
+        transaction.is_some_and(|t| t.is_history())
     }
 
     fn route_index(&mut self, name: &RouteName) -> RouteIndex {
@@ -233,12 +277,12 @@ impl Ledger {
 
     /// The transaction, unless it is unknown or all of it was sent.
     pub fn get(&self, id: TransactionId) -> Option<&Transaction> {
-        self.transactions.get(&id)
+        self.transactions.get(id)
     }
 
     /// Every transaction that is not wholly sent, in order of acceptance. Quarantined ones are among them.
     pub fn iter(&self) -> impl Iterator<Item = (TransactionId, &Transaction)> {
-        self.transactions.iter().map(|(id, t)| (*id, t))
+        self.transactions.iter()
     }
 
     /// The name of a route, unless the record that named it is unreadable.
@@ -392,13 +436,13 @@ mod tests {
                     id: id(who), at: Timestamp::default(), action, recipients: vec![index], actor: "a".into(), reason: "r".into(),
                 });
                 match kind {
-                    0 => ledger.apply(place, &Fact::Accepted(accepted(who, usize::from(index) + 1))),
+                    0 => _ = ledger.apply(place, &Fact::Accepted(accepted(who, usize::from(index) + 1))),
                     1 => ledger.apply_lost(place, id(who), index),
-                    2 => ledger.apply(place, &attempted(who, vec![(index, sent())])),
-                    3 => ledger.apply(place, &attempted(who, vec![(index, Outcome::Held(local))])),
-                    4 => ledger.apply(place, &attempted(who, vec![(index, Outcome::Quarantined(local))])),
-                    5 => ledger.apply(place, &operated(Action::Hold)),
-                    _ => ledger.apply(place, &operated(Action::Release)),
+                    2 => _ = ledger.apply(place, &attempted(who, vec![(index, sent())])),
+                    3 => _ = ledger.apply(place, &attempted(who, vec![(index, Outcome::Held(local))])),
+                    4 => _ = ledger.apply(place, &attempted(who, vec![(index, Outcome::Quarantined(local))])),
+                    5 => _ = ledger.apply(place, &operated(Action::Hold)),
+                    _ => _ = ledger.apply(place, &operated(Action::Release)),
                 }
                 prop_assert!(ledger.balance().is_even());
             }

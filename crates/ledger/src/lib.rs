@@ -16,6 +16,7 @@
 
 mod balance;
 mod fact;
+mod id_map;
 mod ledger;
 
 pub use balance::Balance;
@@ -23,4 +24,5 @@ pub use fact::{
     Accepted, Action, Attempted, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, RouteRecord,
     Served, Timings,
 };
-pub use ledger::{Ledger, RecipientEntry, RecipientState, RouteIndex, Transaction};
+pub use id_map::IdMap;
+pub use ledger::{Ledger, RecipientEntry, RecipientState, Recipients, RouteIndex, Transaction};

@@ -10,11 +10,19 @@ use restante_envelope::{RouteName, Timestamp};
 use std::fmt;
 use std::time::Duration;
 
-/// After one broken connection: long enough for a mail server's reload, too short to be noticed.
+/// After one broken connection: long enough for a mail server's restart, too short to be noticed. Not shorter, for a
+/// primary that takes probes and breaks under mail has no other rest: each probe that succeeds lets all attempts go.
 const PROBE_SUSPECT_MS: u64 = 1_000;
-/// In the first hour of an outage, so that mail flows seconds after a reboot. A connection every two seconds costs
-/// nobody anything.
+/// Up to the first hour of an outage the interval is this part of its age: a restart that takes four seconds is noticed
+/// in a quarter of one, a reboot in two.
+const PROBE_PER_AGE: u64 = 16;
+/// The shortest interval. Only a primary that is not there at all is asked so often, and only for four seconds.
+const PROBE_MIN_MS: u64 = 250;
+/// The longest interval in the first hour. A connection every two seconds costs nobody anything.
 const PROBE_EARLY_MS: u64 = 2_000;
+/// A probe that takes longer than this to fail met a server that is there and struggles, or a path that is slow: it has
+/// two seconds to itself. A refusal by a machine without a mail server comes at once.
+const PROBE_FAST_MS: u64 = 100;
 /// How long an outage counts as young: reboots and upgrades are over by then.
 const EARLY_SECS: u64 = 3_600;
 /// Later: an outage of hours is noticed 15 s late at most, and a log of refused connections stays readable.
@@ -56,7 +64,8 @@ pub(crate) struct Health {
     /// First sign of the trouble that is going on.
     trouble_began: Timestamp,
     next_probe: Timestamp,
-    probing: bool,
+    /// When the probe began that is under way.
+    probing: Option<Timestamp>,
     /// Probes so far: each draws its own jitter.
     probes: u64,
 }
@@ -70,7 +79,7 @@ impl Health {
             reason: "not probed yet".into(),
             trouble_began: now,
             next_probe: now,
-            probing: false,
+            probing: None,
             probes: 0,
         }
     }
@@ -86,7 +95,7 @@ impl Health {
 
     /// When the next probe is due; none while the primary is up or a probe is under way.
     pub(crate) fn next_probe(&self) -> Option<Timestamp> {
-        (!self.is_up() && !self.probing).then_some(self.next_probe)
+        (!self.is_up() && self.probing.is_none()).then_some(self.next_probe)
     }
 
     /// Probes as soon as possible.
@@ -97,17 +106,25 @@ impl Health {
     /// A probe begins. The next is timed from here, not from its end, so that one which hangs until its time is out
     /// does not stretch the interval further.
     pub(crate) fn probe_begins(&mut self, salt: u64, now: Timestamp) {
-        let young = now.since(self.trouble_began) < Duration::from_secs(EARLY_SECS);
-        let interval = Duration::from_millis(if young { PROBE_EARLY_MS } else { PROBE_LATE_MS });
-        self.probing = true;
+        self.probing = Some(now);
         self.probes += 1;
         let draw = jitter::draw(salt, 0, self.probes);
-        self.next_probe = now + jitter::spread(interval, PROBE_JITTER_PERCENT, draw);
+        self.next_probe = now + jitter::spread(self.interval(now), PROBE_JITTER_PERCENT, draw);
+    }
+
+    fn interval(&self, now: Timestamp) -> Duration {
+        let age = now.since(self.trouble_began);
+        if age >= Duration::from_secs(EARLY_SECS) {
+            return Duration::from_millis(PROBE_LATE_MS);
+        }
+        let part_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX) / PROBE_PER_AGE;
+        Duration::from_millis(part_ms.clamp(PROBE_MIN_MS, PROBE_EARLY_MS))
     }
 
     pub(crate) fn probe_ended(&mut self, result: Result<(), String>, now: Timestamp) -> Option<Change> {
-        if !std::mem::take(&mut self.probing) {
-            return None;
+        let began = self.probing.take()?;
+        if result.is_err() && now.since(began) > Duration::from_millis(PROBE_FAST_MS) {
+            self.next_probe = self.next_probe.max(began + Duration::from_millis(PROBE_EARLY_MS));
         }
         match result {
             Ok(()) => {
@@ -154,14 +171,16 @@ mod tests {
         Err("refused".into())
     }
 
-    /// Probes fail from 0 on; the instants of all probes until `end_ms`.
-    fn failing_probes(salt: u64, end_ms: u64) -> Vec<u64> {
+    /// Probes fail from 0 on, each after `took_ms`; the instants at which they begin, until `end_ms`.
+    fn failing_probes(salt: u64, took_ms: u64, end_ms: u64) -> Vec<u64> {
         let mut health = Health::unknown(ms(0));
         let mut instants = Vec::new();
-        while let Some(at) = health.next_probe().filter(|at| *at <= ms(end_ms)) {
-            instants.push(at.unix_ms());
-            health.probe_begins(salt, at);
-            health.probe_ended(refused(), at);
+        let mut now = 0;
+        while let Some(at) = health.next_probe().map(|at| at.unix_ms().max(now)).filter(|at| *at <= end_ms) {
+            instants.push(at);
+            health.probe_begins(salt, ms(at));
+            now = at + took_ms;
+            health.probe_ended(refused(), ms(now));
         }
         instants
     }
@@ -176,13 +195,23 @@ mod tests {
     #[test]
     fn a_short_outage_is_watched_closely_and_a_long_one_calmly() {
         for salt in 0..20 {
-            let instants = failing_probes(salt, 7_200_000);
-            for pair in instants.windows(2) {
-                let allowed = if pair[0] < 3_600_000 { 1_500..=2_500 } else { 11_250..=18_750 };
+            for pair in failing_probes(salt, 0, 7_200_000).windows(2) {
+                let interval = if pair[0] < 3_600_000 { (pair[0] / 16).clamp(250, 2_000) } else { 15_000 };
+                let allowed = interval * 3 / 4 - 1..=interval * 5 / 4 + 1;
                 assert!(allowed.contains(&(pair[1] - pair[0])), "salt {salt}: {pair:?}");
             }
         }
-        assert_ne!(failing_probes(1, 60_000), failing_probes(2, 60_000));
+        assert_ne!(failing_probes(1, 0, 60_000), failing_probes(2, 0, 60_000));
+    }
+
+    #[test]
+    fn a_primary_that_struggles_is_left_in_peace_for_two_seconds() {
+        for took in [PROBE_FAST_MS + 1, 1_000, 20_000] {
+            for pair in failing_probes(3, took, 3_600_000).windows(2) {
+                let allowed = took.max(2_000)..=took.max(2_500);
+                assert!(allowed.contains(&(pair[1] - pair[0])), "{took}: {pair:?}");
+            }
+        }
     }
 
     #[test]

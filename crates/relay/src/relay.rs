@@ -10,7 +10,7 @@ use crate::status::{Event, RouteStatus, StateView, TransactionState};
 use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Attempted, Cause, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, RouteIndex, Transaction,
+    Cause, Fact, Ledger, Outcome, Position, RecipientEntry, RecipientIndex, RecipientState, RouteIndex, Transaction,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -66,8 +66,8 @@ pub struct Relay {
     by_name: BTreeMap<RouteName, usize>,
     /// The lane of each of the ledger's routes.
     by_ledger: Vec<usize>,
-    /// When each lane wants to be looked at; one entry at most for each, the same as its `wake`.
-    wakes: BTreeSet<(Timestamp, usize)>,
+    /// When each lane wants to be looked at, sorted; one entry at most for each, the same as its `wake`.
+    wakes: Vec<(Timestamp, usize)>,
     /// The lanes of the configured routes, in the configuration's order.
     configured: Vec<usize>,
     events: Vec<Event>,
@@ -103,6 +103,26 @@ impl Lane {
             && self.max_active.is_some_and(|max| self.schedule.active() < max)
     }
 
+    fn trouble(&mut self, why: &str, now: Timestamp, events: &mut Vec<Event>) {
+        if self.health.trouble(why, now).is_some() {
+            events.push(Event::PrimarySuspect { route: self.name.clone(), why: why.into() });
+        }
+    }
+
+    /// Notes when this, lane number `number`, wants to be looked at.
+    fn rewake(&mut self, number: usize, wakes: &mut Vec<(Timestamp, usize)>) {
+        let wake = self.next_wake();
+        if wake == self.wake {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut self.wake, wake) {
+            wakes.retain(|wake| *wake != (at, number));
+        }
+        if let Some(at) = wake {
+            wakes.insert(wakes.partition_point(|wake| *wake < (at, number)), (at, number));
+        }
+    }
+
     /// When [`Relay::look`] has something to do here. It must leave this later than `now`, or `poll` would not end.
     fn next_wake(&self) -> Option<Timestamp> {
         self.max_active?;
@@ -119,7 +139,7 @@ impl Relay {
             lanes: Vec::new(),
             by_name: BTreeMap::new(),
             by_ledger: Vec::new(),
-            wakes: BTreeSet::new(),
+            wakes: Vec::new(),
             configured: Vec::new(),
             events: Vec::new(),
             seed,
@@ -148,8 +168,9 @@ impl Relay {
     /// Puts what is pending on these lanes where the ledger says.
     fn schedule_ledger(&mut self, concerns: impl Fn(usize) -> bool) {
         for (id, transaction) in self.ledger.iter() {
-            for (lane, place) in places(&self.by_ledger, transaction).into_iter().filter(|(lane, _)| concerns(*lane)) {
-                if let Some(lane) = self.lanes.get_mut(lane) {
+            for (route, place) in places(transaction) {
+                let number = self.by_ledger.get(usize::from(route)).copied().filter(|number| concerns(*number));
+                if let Some(lane) = number.and_then(|number| self.lanes.get_mut(number)) {
                     lane.place(id, transaction.content_len, place);
                 }
             }
@@ -213,63 +234,30 @@ impl Relay {
             Fact::Accepted(accepted) => accepted.id,
             Fact::Attempted(attempted) => attempted.id,
             Fact::Operated(operated) => operated.id,
-            Fact::Served(_) => return self.ledger.apply(position, fact),
+            Fact::Served(_) => return drop(self.ledger.apply(position, fact)),
         };
-        // Looked at before: a transaction that is wholly sent is gone from the ledger afterwards.
-        let before = self.ledger.get(id).map(|t| (t.content_len, places(&self.by_ledger, t)));
-        match fact {
-            Fact::Attempted(attempted) => self.end_attempts(attempted, now),
-            Fact::Operated(_) => self.lanes_of(id).into_iter().for_each(|(lane, _)| self.forgive(lane, id)),
-            _ => {}
-        }
-        self.ledger.apply(position, fact);
+        let sent = self.ledger.apply(position, fact);
         self.learn_routes(now);
-        let after = self.ledger.get(id).map(|t| (t.content_len, places(&self.by_ledger, t)));
-        let (content_len, places) = match (before, after) {
-            (_, Some(after)) => after,
-            (Some((len, lanes)), None) => (len, lanes.into_iter().map(|(lane, _)| (lane, Place::Settled)).collect()),
-            (None, None) => return,
-        };
-        for (lane, place) in places {
-            if let Some(lane) = self.lanes.get_mut(lane) {
-                lane.place(id, content_len, place);
-            }
-            self.rewake(lane);
-        }
-    }
-
-    fn end_attempts(&mut self, attempted: &Attempted, now: Timestamp) {
-        let Some(transaction) = self.ledger.get(attempted.id) else { return };
-        let tried = |(index, outcome): &(RecipientIndex, Outcome)| {
-            let route = transaction.recipients.get(usize::from(*index))?.route;
-            let lane = *self.by_ledger.get(usize::from(route))?;
-            let broke = match outcome {
-                Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } => Some(why.clone()),
-                _ => None,
-            };
-            Some((lane, broke))
-        };
-        let ended: BTreeSet<_> = attempted.results.iter().filter_map(tried).collect();
-        for (lane, broke) in ended {
-            if let Some(lane) = self.lanes.get_mut(lane) {
-                lane.schedule.recorded(attempted.id);
-            }
-            if let Some(why) = broke {
-                self.trouble(lane, &why, now);
+        let Some(transaction) = sent.as_ref().or_else(|| self.ledger.get(id)) else { return };
+        if let Fact::Attempted(attempted) = fact {
+            for (index, outcome) in &attempted.results {
+                let recipient = transaction.recipients.get(usize::from(*index));
+                let number = recipient.and_then(|r| self.by_ledger.get(usize::from(r.route)));
+                let Some(lane) = number.and_then(|number| self.lanes.get_mut(*number)) else { continue };
+                lane.schedule.recorded(id);
+                if let Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } = outcome {
+                    lane.trouble(why, now, &mut self.events);
+                }
             }
         }
-    }
-
-    fn forgive(&mut self, lane: usize, id: TransactionId) {
-        if let Some(lane) = self.lanes.get_mut(lane) {
-            lane.schedule.forgive(id);
-        }
-    }
-
-    fn trouble(&mut self, lane: usize, why: &str, now: Timestamp) {
-        let Some(lane) = self.lanes.get_mut(lane) else { return };
-        if lane.health.trouble(why, now).is_some() {
-            self.events.push(Event::PrimarySuspect { route: lane.name.clone(), why: why.into() });
+        for (route, place) in places(transaction) {
+            let Some(number) = self.by_ledger.get(usize::from(route)).copied() else { continue };
+            let Some(lane) = self.lanes.get_mut(number) else { continue };
+            if matches!(fact, Fact::Operated(_)) {
+                lane.schedule.forgive(id);
+            }
+            lane.place(id, transaction.content_len, place);
+            lane.rewake(number, &mut self.wakes);
         }
     }
 
@@ -321,15 +309,9 @@ impl Relay {
     }
 
     fn rewake(&mut self, number: usize) {
-        let Some(lane) = self.lanes.get_mut(number) else { return };
-        let wake = lane.next_wake();
-        if wake == lane.wake {
-            return;
+        if let Some(lane) = self.lanes.get_mut(number) {
+            lane.rewake(number, &mut self.wakes);
         }
-        if let Some(at) = std::mem::replace(&mut lane.wake, wake) {
-            self.wakes.remove(&(at, number));
-        }
-        self.wakes.extend(wake.map(|at| (at, number)));
     }
 
     /// An attempt ended and nothing was recorded. The transaction is due again in its turn, and the primary is suspect.
@@ -348,7 +330,7 @@ impl Relay {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
             }
         }
-        self.trouble(number, &why.to_string(), now);
+        lane.trouble(&why.to_string(), now, &mut self.events);
         self.replace(number, id);
     }
 
@@ -364,12 +346,13 @@ impl Relay {
 
     /// Puts a transaction whose attempt is over back where the ledger says.
     fn replace(&mut self, number: usize, id: TransactionId) {
-        if let (Some(lane), Some(transaction)) = (self.lanes.get_mut(number), self.ledger.get(id)) {
-            for (_, place) in places(&self.by_ledger, transaction).into_iter().filter(|(lane, _)| *lane == number) {
-                lane.place(id, transaction.content_len, place);
-            }
+        let Some(lane) = self.lanes.get_mut(number) else { return };
+        if let Some(transaction) = self.ledger.get(id)
+            && let Some(place) = place_on(&self.by_ledger, transaction, number)
+        {
+            lane.place(id, transaction.content_len, place);
         }
-        self.rewake(number);
+        lane.rewake(number, &mut self.wakes);
     }
 
     /// The probe of a route's primary ended. Without effect if none was under way.
@@ -392,7 +375,7 @@ impl Relay {
         let (numbers, only): (Vec<usize>, _) = match which {
             Flush::All => ((0..self.lanes.len()).collect(), None),
             Flush::Route(name) => (self.by_name.get(&name).copied().into_iter().collect(), None),
-            Flush::Transaction(id) => (self.lanes_of(id).into_iter().map(|(lane, _)| lane).collect(), Some(id)),
+            Flush::Transaction(id) => (self.lanes_of(id), Some(id)),
         };
         let mut concerned = 0;
         for number in numbers {
@@ -478,28 +461,29 @@ impl Relay {
         Some(StateView { state, next, next_at })
     }
 
-    fn lanes_of(&self, id: TransactionId) -> Vec<(usize, Place)> {
-        self.ledger.get(id).map(|transaction| places(&self.by_ledger, transaction)).unwrap_or_default()
+    fn lanes_of(&self, id: TransactionId) -> Vec<usize> {
+        let routes = self.ledger.get(id).into_iter().flat_map(places);
+        routes.filter_map(|(route, _)| self.by_ledger.get(usize::from(route)).copied()).collect()
     }
 }
 
-/// Where a transaction belongs, on each lane that has one of its recipients.
-fn places(by_ledger: &[usize], transaction: &Transaction) -> Vec<(usize, Place)> {
-    let mut places: Vec<(usize, Place)> = Vec::new();
-    for recipient in &transaction.recipients {
-        let Some(lane) = by_ledger.get(usize::from(recipient.route)).copied() else { continue };
-        let place = match recipient.state {
-            RecipientState::Due => Place::Due,
-            RecipientState::Deferred(at) => Place::Deferred(at),
-            RecipientState::Hold => Place::Hold,
-            RecipientState::Sent | RecipientState::Quarantined => Place::Settled,
-        };
-        match places.iter_mut().find(|(known, _)| *known == lane) {
-            Some((_, first)) => *first = place.min(*first),
-            None => places.push((lane, place)),
-        }
-    }
-    places
+/// Where a transaction belongs, on each route that has one of its recipients.
+fn places(transaction: &Transaction) -> impl Iterator<Item = (RouteIndex, Place)> {
+    let recipients = &transaction.recipients;
+    // The first recipient of a route speaks for all of them.
+    let speaks = |(nth, recipient): &(usize, &RecipientEntry)| {
+        recipients.iter().take(*nth).all(|earlier| earlier.route != recipient.route)
+    };
+    recipients.iter().enumerate().filter(speaks).filter_map(move |(nth, speaker)| {
+        let on_route = recipients.iter().skip(nth).filter(|recipient| recipient.route == speaker.route);
+        on_route.map(|recipient| Place::from(recipient.state)).min().map(|place| (speaker.route, place))
+    })
+}
+
+/// Where a transaction belongs on this lane, if it has a recipient there.
+fn place_on(by_ledger: &[usize], transaction: &Transaction, lane: usize) -> Option<Place> {
+    let here = |recipient: &&RecipientEntry| by_ledger.get(usize::from(recipient.route)) == Some(&lane);
+    transaction.recipients.iter().filter(here).map(|recipient| Place::from(recipient.state)).min()
 }
 
 /// The recipients of a lane to be tried together; not empty if the transaction is due there.
@@ -510,14 +494,13 @@ fn due_recipients(
     flushed: bool,
     now: Timestamp,
 ) -> Vec<RecipientIndex> {
-    let first = places(by_ledger, transaction).into_iter().find(|(known, _)| *known == lane);
-    let until = match first {
+    let until = match place_on(by_ledger, transaction, lane) {
         _ if flushed => Timestamp::from_unix_ms(u64::MAX),
         // It was woken at this time, wherever the clock stepped since.
-        Some((_, Place::Deferred(at))) => at.max(now),
+        Some(Place::Deferred(at)) => at.max(now),
         _ => now,
     };
-    let is_due = |recipient: &restante_ledger::RecipientEntry| {
+    let is_due = |recipient: &RecipientEntry| {
         by_ledger.get(usize::from(recipient.route)) == Some(&lane)
             && match recipient.state {
                 RecipientState::Due => true,

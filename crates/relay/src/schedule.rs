@@ -1,8 +1,12 @@
 //! One route's transactions: which are due, which wait for a time, which are being delivered. Sets of identifiers and
 //! nothing more; knows no clock, no recipient, and not whether the primary is up.
+//!
+//! A transaction stands in one set at a time, and a million may wait: a due one costs its identifier, a deferred one its
+//! time and a place in the order of times besides. There is no timer for any of them, but one instant for all.
 
 use crate::status::{Counts, TransactionState};
 use restante_envelope::{Timestamp, TransactionId};
+use restante_ledger::{IdMap, RecipientState};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the ledger says of a transaction's recipients on one route; of several, the first in this order counts.
@@ -18,6 +22,17 @@ pub(crate) enum Place {
     Settled,
 }
 
+impl From<RecipientState> for Place {
+    fn from(state: RecipientState) -> Self {
+        match state {
+            RecipientState::Due => Self::Due,
+            RecipientState::Deferred(at) => Self::Deferred(at),
+            RecipientState::Hold => Self::Hold,
+            RecipientState::Sent | RecipientState::Quarantined => Self::Settled,
+        }
+    }
+}
+
 /// Connections that broke under a transaction since its last recorded attempt.
 #[derive(Debug, Clone, Copy, Default)]
 struct Broken {
@@ -27,14 +42,16 @@ struct Broken {
 
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    /// Every transaction with an unsettled recipient. Those in none of the sets below are on hold.
-    pending: BTreeSet<TransactionId>,
-    due: BTreeSet<TransactionId>,
-    deferred: BTreeMap<TransactionId, Timestamp>,
+    // Every transaction with an unsettled recipient is in one of these five.
+    due: IdMap<()>,
+    deferred: IdMap<Timestamp>,
+    hold: IdMap<()>,
+    active: IdMap<()>,
+    /// Its attempt is over, and [`Self::place`] comes next.
+    ended: Option<TransactionId>,
     deferred_by_time: BTreeSet<(Timestamp, TransactionId)>,
-    active: BTreeSet<TransactionId>,
     /// Due by an operator's word, whatever times the ledger holds; until the next recorded attempt.
-    flushed: BTreeSet<TransactionId>,
+    flushed: IdMap<()>,
     broken: BTreeMap<TransactionId, Broken>,
     bytes: u64,
 }
@@ -43,8 +60,8 @@ impl Schedule {
     /// Puts a transaction where the ledger says. What only the running daemon knows (active, flushed, a wait after
     /// broken connections) comes before that.
     pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
-        self.unplace(id);
-        let known = if place == Place::Settled { self.pending.remove(&id) } else { !self.pending.insert(id) };
+        let is_active = self.active.contains(id);
+        let known = is_active || self.ended.take_if(|ended| *ended == id).is_some() || self.unplace(id);
         match (place, known) {
             (Place::Settled, true) => self.bytes = self.bytes.saturating_sub(content_len),
             (Place::Settled, false) | (_, true) => {}
@@ -52,21 +69,30 @@ impl Schedule {
         }
         let wait = self.broken.get(&id).map_or(Timestamp::default(), |broken| broken.not_before);
         match place {
-            Place::Settled | Place::Hold => self.forgive(id),
-            Place::Due | Place::Deferred(_) if self.active.contains(&id) => {}
-            Place::Deferred(at) if !self.flushed.contains(&id) => self.defer(id, at.max(wait)),
-            Place::Due | Place::Deferred(_) if wait > Timestamp::default() => self.defer(id, wait),
-            Place::Due | Place::Deferred(_) => {
-                self.due.insert(id);
+            Place::Settled => {
+                self.forgive(id);
+                self.active.remove(id);
             }
+            Place::Hold => {
+                self.forgive(id);
+                if !is_active {
+                    self.hold.insert(id, ());
+                }
+            }
+            Place::Due | Place::Deferred(_) if is_active => {}
+            Place::Deferred(at) if !self.flushed.contains(id) => self.defer(id, at.max(wait)),
+            Place::Due | Place::Deferred(_) if wait > Timestamp::default() => self.defer(id, wait),
+            Place::Due | Place::Deferred(_) => _ = self.due.insert(id, ()),
         }
     }
 
-    fn unplace(&mut self, id: TransactionId) {
-        self.due.remove(&id);
-        if let Some(at) = self.deferred.remove(&id) {
+    /// False if it was in none of these.
+    fn unplace(&mut self, id: TransactionId) -> bool {
+        if let Some(at) = self.deferred.remove(id) {
             self.deferred_by_time.remove(&(at, id));
+            return true;
         }
+        self.due.remove(id).is_some() || self.hold.remove(id).is_some()
     }
 
     fn defer(&mut self, id: TransactionId, at: Timestamp) {
@@ -78,8 +104,8 @@ impl Schedule {
     pub(crate) fn wake(&mut self, now: Timestamp) {
         while let Some((at, id)) = self.deferred_by_time.first().copied().filter(|(at, _)| *at <= now) {
             self.deferred_by_time.remove(&(at, id));
-            self.deferred.remove(&id);
-            self.due.insert(id);
+            self.deferred.remove(id);
+            self.due.insert(id, ());
         }
     }
 
@@ -93,7 +119,7 @@ impl Schedule {
     }
 
     pub(crate) fn active_ids(&self) -> impl Iterator<Item = TransactionId> {
-        self.active.iter().copied()
+        self.active.iter().map(|(id, ())| id)
     }
 
     pub(crate) fn active(&self) -> usize {
@@ -101,25 +127,29 @@ impl Schedule {
     }
 
     pub(crate) fn is_flushed(&self, id: TransactionId) -> bool {
-        self.flushed.contains(&id)
+        self.flushed.contains(id)
     }
 
     /// The oldest of the due ones becomes active.
     pub(crate) fn begin(&mut self) -> Option<TransactionId> {
-        let id = self.due.pop_first()?;
-        self.active.insert(id);
+        let (id, ()) = self.due.pop_first()?;
+        self.active.insert(id, ());
         Some(id)
     }
 
     /// Its attempt is over and recorded; [`Self::place`] comes next.
     pub(crate) fn recorded(&mut self, id: TransactionId) {
-        self.active.remove(&id);
+        self.unrecorded(id);
         self.forgive(id);
     }
 
     /// Its attempt is over and nothing was recorded; [`Self::place`] comes next. False if there was no such attempt.
     pub(crate) fn unrecorded(&mut self, id: TransactionId) -> bool {
-        self.active.remove(&id)
+        let was_active = self.active.remove(id).is_some();
+        if was_active {
+            self.ended = Some(id);
+        }
+        was_active
     }
 
     /// Counts a connection that broke under it; returns how many did.
@@ -138,13 +168,13 @@ impl Schedule {
 
     /// Forgets flushes and broken connections.
     pub(crate) fn forgive(&mut self, id: TransactionId) {
-        self.flushed.remove(&id);
+        self.flushed.remove(id);
         self.broken.remove(&id);
     }
 
     /// Forgets all flushes and broken connections.
     pub(crate) fn forgive_all(&mut self) {
-        self.flushed.clear();
+        self.flushed = IdMap::default();
         self.broken.clear();
     }
 
@@ -152,46 +182,45 @@ impl Schedule {
     pub(crate) fn flush_all(&mut self) -> usize {
         self.broken.clear();
         self.deferred_by_time.clear();
-        for id in std::mem::take(&mut self.deferred).into_keys() {
-            self.due.insert(id);
-            self.flushed.insert(id);
+        for (id, _) in std::mem::take(&mut self.deferred).iter() {
+            self.due.insert(id, ());
+            self.flushed.insert(id, ());
         }
         self.due.len() + self.active.len()
     }
 
     /// Makes one due; false if it is on hold or unknown.
     pub(crate) fn flush(&mut self, id: TransactionId) -> bool {
-        if self.active.contains(&id) {
+        if self.active.contains(id) {
             return true;
         }
         self.broken.remove(&id);
-        let moves = self.deferred.contains_key(&id) || self.due.contains(&id);
+        let moves = !self.hold.contains(id) && self.unplace(id);
         if moves {
-            self.unplace(id);
-            self.due.insert(id);
-            self.flushed.insert(id);
+            self.due.insert(id, ());
+            self.flushed.insert(id, ());
         }
         moves
     }
 
     pub(crate) fn state(&self, id: TransactionId) -> Option<TransactionState> {
         match id {
-            _ if self.active.contains(&id) => Some(TransactionState::Active),
-            _ if self.deferred.contains_key(&id) => Some(TransactionState::Deferred),
-            _ if self.due.contains(&id) => Some(TransactionState::Waiting),
-            _ if self.pending.contains(&id) => Some(TransactionState::Hold),
+            _ if self.active.contains(id) => Some(TransactionState::Active),
+            _ if self.deferred.contains(id) => Some(TransactionState::Deferred),
+            _ if self.due.contains(id) => Some(TransactionState::Waiting),
+            _ if self.hold.contains(id) => Some(TransactionState::Hold),
             _ => None,
         }
     }
 
     /// When a deferred one becomes due.
     pub(crate) fn due_at(&self, id: TransactionId) -> Option<Timestamp> {
-        self.deferred.get(&id).copied()
+        self.deferred.get(id).copied()
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let [active, deferred, waiting] = [self.active.len(), self.deferred.len(), self.due.len()].map(|n| n as u64);
-        let hold = (self.pending.len() as u64).saturating_sub(active + deferred + waiting);
+        let lens = [self.active.len(), self.deferred.len(), self.due.len(), self.hold.len()];
+        let [active, deferred, waiting, hold] = lens.map(|n| n as u64);
         Counts { active, deferred, waiting, hold }
     }
 
@@ -200,6 +229,7 @@ impl Schedule {
     }
 
     pub(crate) fn oldest(&self) -> Option<TransactionId> {
-        self.pending.first().copied()
+        let first = [&self.due, &self.hold, &self.active].map(|ids| ids.first().map(|(id, ())| id));
+        first.into_iter().flatten().chain(self.deferred.first().map(|(id, _)| id)).min()
     }
 }

@@ -168,7 +168,7 @@ fn one_broken_connection_stops_all_attempts_until_a_probe_succeeds() {
     assert_eq!((status.state, status.reason.as_str(), status.since), (RouteState::Down, "refused", ms(1_100)));
     assert_eq!(bench.relay.take_events(), [Event::PrimaryDown { route: name("a"), why: "refused".into() }]);
     let next = bench.relay.poll_timeout().unwrap();
-    assert!((ms(2_600)..=ms(3_600)).contains(&next), "{next}");
+    assert!((ms(1_280)..=ms(1_420)).contains(&next), "{next}");
     assert_eq!(bench.polled(next.unix_ms()), ["probe a"]);
     bench.probe(Ok(()), 4_100);
     let down_for = Some(Duration::from_secs(4));

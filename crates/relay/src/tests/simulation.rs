@@ -16,9 +16,10 @@ const SEEDS: u64 = 300;
 const CALM_AT_MS: u64 = 2 * 3_600_000;
 /// Virtual time by which all must be delivered: the longest wait is an hour.
 const END_MS: u64 = CALM_AT_MS + 3 * 3_600_000;
-const PROBE_MS: u64 = 20;
-/// Two seconds and a quarter of them, and the probe itself.
-const RETURN_NOTICED_MS: u64 = 2_500 + PROBE_MS;
+/// How long a probe takes, by route: the second one's primary is slow to say no.
+const PROBE_MS: [u64; ROUTES.len()] = [20, 150];
+/// The rest after a broken connection, the longest wait of all for a primary that was away for a few seconds.
+const SUSPECT_MS: u64 = 1_000;
 const MESSAGES: u128 = 40;
 const ROUTES: [&str; 2] = ["a", "b"];
 
@@ -177,7 +178,7 @@ impl Simulation {
                 let Primary { there: ok, generation, configured, .. } = self.primaries[route];
                 assert!(configured, "a probe of a route that is not configured");
                 let epoch = self.epoch;
-                self.later(PROBE_MS, Happening::ProbeEnds { epoch, route, generation, ok });
+                self.later(PROBE_MS[route], Happening::ProbeEnds { epoch, route, generation, ok });
             }
             Action::Attempt { id, route, position, recipients, .. } => {
                 let route = index_of(&route);
@@ -360,7 +361,11 @@ impl Simulation {
         let young = self.now - primary.trouble_since < 3_590_000;
         if !primary.up && young && counts.waiting > 0 && counts.active < primary.max_connections as u64 {
             let (back_at, operations) = (self.now, self.operations);
-            self.later(RETURN_NOTICED_MS, Happening::MustHaveTried { route, back_at, operations });
+            // A sixteenth of the outage, but two seconds at the most, or always if it is slow; and a quarter of that as jitter.
+            let age = self.now - self.primaries[route].trouble_since;
+            let interval = if PROBE_MS[route] > 100 { 2_000 } else { (age / 16).clamp(250, 2_000) };
+            let noticed = SUSPECT_MS.max(interval * 5 / 4) + PROBE_MS[route];
+            self.later(noticed, Happening::MustHaveTried { route, back_at, operations });
         }
     }
 
