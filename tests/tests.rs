@@ -18,6 +18,8 @@ mod encryption;
 #[cfg(test)]
 mod encryption_out;
 #[cfg(test)]
+mod footprint;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod index;

@@ -95,8 +95,8 @@ impl FrameHeader {
         put.u32(self.content_crc);
         let crc = crc32c::crc32c(&put.0);
         let mut bytes = [0; HEADER_BYTES];
-        let fields = MAGIC.iter().chain(crc.to_le_bytes().iter()).copied().chain(put.0).collect::<Vec<u8>>();
-        bytes.copy_from_slice(&fields);
+        let fields = MAGIC.iter().copied().chain(crc.to_le_bytes()).chain(put.0);
+        bytes.iter_mut().zip(fields).for_each(|(byte, field)| *byte = field);
         (bytes, crc)
     }
 

@@ -1,7 +1,7 @@
 //! Reads single records by their position, and checks them again: what rotted since the start must not be delivered.
 
 use crate::content::Content;
-use crate::frame::{FrameHeader, HEADER_BYTES};
+use crate::frame::{FLAG_BLOB, FrameHeader, HEADER_BYTES, Kind};
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};
 use crate::record::decode_frame;
 use crate::scan::find_tag;
@@ -34,6 +34,9 @@ pub enum ReadError {
         what: &'static str,
     },
 }
+
+/// What one read of [`Reader::head`] takes: the record header, the envelope and the headers of nearly all mail.
+const HEAD_READ_BYTES: usize = 8 << 10;
 
 /// Opens segments as needed and keeps the last one open: neighbours in the journal are read one after the other.
 #[derive(Debug)]
@@ -87,6 +90,29 @@ impl<S: Storage> Reader<S> {
             },
         };
         Ok(Stored { fact, content })
+    }
+
+    /// The first `bytes` of the content of message `id`, accepted at `position`, if its record header says that it is: a look
+    /// at its headers. The content is not checked, so nobody may deliver or decide by this. A blob's first piece, which may be
+    /// longer, is checked.
+    pub fn head(&mut self, position: Position, id: TransactionId, bytes: usize) -> Result<Vec<u8>, ReadError> {
+        let damaged = |what| ReadError::Damaged { position, what };
+        let (tag, file) = self.segment(position.segment)?;
+        let mut read = vec![0; HEAD_READ_BYTES];
+        let n = file.read_at(position.offset, &mut read)?;
+        read.truncate(n);
+        let header = FrameHeader::decode(&read)
+            .filter(|h| h.offset == position.offset && h.tag == tag && h.kind == Kind::Accepted && h.id == id)
+            .ok_or(damaged("record header"))?;
+        if header.flags & FLAG_BLOB != 0 {
+            return Ok(self.message(position)?.content.next_chunk()?.unwrap_or_default());
+        }
+        let want = bytes.min(header.content_len as usize);
+        let start = usize::try_from(header.content_offset() - position.offset).unwrap_or(usize::MAX);
+        if let Some(head) = read.get(start..start.saturating_add(want)) {
+            return Ok(head.to_vec());
+        }
+        read_exactly(file, header.content_offset(), want)?.ok_or(damaged("content"))
     }
 
     /// The envelope of the message accepted at `position`, if the record is that of `id`.

@@ -25,6 +25,8 @@ const FILL_SMALL_BYTES: u64 = 64 << 10;
 const BATCH_FRAMES_MAX: usize = 1024;
 /// Bounds the memory of a batch and how long the first in it waits for the sync. One message may go beyond it.
 const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Kept between batches: fifty usual messages. What a crowd of large ones takes goes back to the system.
+const SPARE_BYTES_MAX: usize = 256 << 10;
 /// In records that are about no transaction.
 const NO_ID: TransactionId = TransactionId::from_bits(0);
 
@@ -113,6 +115,8 @@ pub struct Writer<S: Storage> {
     sequence: u64,
     totals: Totals,
     batch: Batch,
+    /// The bytes of the batch before, emptied: to be filled again, not to be had from the system anew.
+    spare: Vec<u8>,
     /// What the first frame of the next segment must tell.
     succession: Option<Succession>,
     failure: Option<String>,
@@ -174,6 +178,7 @@ impl<S: Storage> Writer<S> {
             sequence: replay.last_sequence,
             totals: replay.totals,
             batch: Batch::default(),
+            spare: Vec::new(),
             succession: None,
             failure: None,
         };
@@ -197,6 +202,9 @@ impl<S: Storage> Writer<S> {
 
     /// A segment to write into, and its first frame where one is owed.
     fn begin_batch(&mut self, now: Timestamp) -> Result<(), CommitError> {
+        if self.batch.bytes.capacity() == 0 {
+            self.batch.bytes = std::mem::take(&mut self.spare);
+        }
         if self.segment.is_none() {
             self.begin_segment(now)?;
         }
@@ -212,11 +220,6 @@ impl<S: Storage> Writer<S> {
     /// Whether the batch takes another record. Memory and waiting are bounded by this.
     pub fn has_room(&self) -> bool {
         self.batch.named.len() < BATCH_FRAMES_MAX && self.batch.bytes.len() < BATCH_BYTES_MAX
-    }
-
-    /// Whether a commit would write anything.
-    pub fn is_batch_empty(&self) -> bool {
-        self.batch.named.is_empty()
     }
 
     /// Why this writer will never write again, if so.
@@ -271,6 +274,9 @@ impl<S: Storage> Writer<S> {
                 Some(_) => Ok(()),
             });
         }
+        self.spare = batch.bytes;
+        self.spare.clear();
+        self.spare.shrink_to(SPARE_BYTES_MAX);
         Ok(Durable { receipts: batch.receipts })
     }
 
@@ -380,7 +386,7 @@ impl<S: Storage> Writer<S> {
             batch_start: self.segment.as_ref().map_or(0, |s| s.end),
             transactions: self.totals.transactions + self.batch.accepted.transactions,
             recipients: self.totals.recipients + self.batch.accepted.recipients,
-            named: self.batch.named.clone(),
+            named: std::mem::take(&mut self.batch.named),
         };
         self.push(&Prepared::new(Kind::Mark, None, 0, mark.encode(), Vec::new()), NO_ID);
     }

@@ -96,6 +96,12 @@ impl Client {
         }
     }
 
+    /// The connection, for who goes on in another way. Nothing may have been sent to us unasked.
+    pub fn into_stream(self) -> TcpStream {
+        assert!(self.stream.buffer().is_empty(), "the server said more than it was asked");
+        self.stream.into_inner()
+    }
+
     /// Sends bytes as they are.
     pub fn raw(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)

@@ -1,12 +1,11 @@
 //! The database: opened and checked, fed with facts, its cursor moved with them.
 
 use crate::error::IndexError;
-use crate::rows::{instant, timestamp};
-use crate::state;
+use crate::fold::Fold;
 use crate::summary::Summary;
-use restante_envelope::{Timestamp, TransactionId};
-use restante_ledger::{Accepted, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState};
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use restante_envelope::TransactionId;
+use restante_ledger::{Accepted, Fact, Position};
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use std::path::Path;
 use std::time::Duration;
 
@@ -217,13 +216,14 @@ impl Index {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let before = read_cursor(&transaction)?;
         let mut cursor = before;
-        let mut table = Table { transaction: &transaction, keep: self.keep };
+        let mut fold = Fold::new(&transaction, self.keep)?;
         for change in batch {
             if cursor.is_none_or(|cursor| change.position > cursor) {
-                table.apply(change)?;
+                fold.apply(change)?;
                 cursor = Some(change.position);
             }
         }
+        fold.store()?;
         if let Some(cursor) = cursor.filter(|_| cursor != before) {
             transaction
                 .prepare_cached("UPDATE meta SET segment = ?, offset = ?")?
@@ -256,198 +256,4 @@ fn read_cursor(connection: &Connection) -> Result<Option<Position>, IndexError> 
     let found = connection.prepare_cached("SELECT segment, offset FROM meta")?.query_row([], read)?;
     let (Some(segment), Some(offset)) = found else { return Ok(None) };
     Ok(Some(Position { segment: segment.cast_unsigned(), offset: offset.cast_unsigned() }))
-}
-
-/// The tables, within a transaction of SQLite's.
-struct Table<'a> {
-    transaction: &'a Transaction<'a>,
-    keep: Keep,
-}
-
-/// What a record says of one recipient.
-struct Told {
-    state: RecipientState,
-    /// What the next hop said, if it did.
-    reply: Option<String>,
-    /// Why it is deferred or on hold, where no reply tells.
-    reason: Option<String>,
-    attempts: u16,
-    at: Timestamp,
-}
-
-impl Table<'_> {
-    fn apply(&mut self, change: &Change) -> Result<(), IndexError> {
-        let summary = change.summary.as_ref();
-        match &change.event {
-            Event::Fact(Fact::Accepted(accepted)) => {
-                let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
-                self.accept(change.position, accepted, state, summary)
-            }
-            Event::Fact(Fact::Attempted(attempted)) => self.attempted(attempted),
-            Event::Fact(Fact::Operated(operated)) => self.operated(operated),
-            Event::Fact(Fact::Served(_)) => Ok(()),
-            Event::Damaged(accepted) => self.accept(change.position, accepted, RecipientState::Quarantined, summary),
-            Event::Lost { id, recipients } => self.lost(change.position, *id, *recipients),
-        }
-    }
-
-    /// The same identifier twice is one message: the first record counts.
-    fn accept(
-        &self,
-        position: Position,
-        accepted: &Accepted,
-        state: RecipientState,
-        summary: Option<&Summary>,
-    ) -> Result<(), IndexError> {
-        let (trace, recipients) = (&accepted.trace, &accepted.envelope.recipients);
-        let pending = if state.is_settled() { 0 } else { i64::try_from(recipients.len()).unwrap_or(i64::MAX) };
-        let summary = summary.cloned().unwrap_or_default();
-        let inserted = self
-            .transaction
-            .prepare_cached(
-                "INSERT INTO transactions (id, segment, offset, accepted_at, size, sender, client, helo, tls, hold,
-                     subject, header_from, message_id, pending)
-                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
-            )?
-            .execute(params![
-                accepted.id.to_bits().to_be_bytes(),
-                position.segment.cast_signed(),
-                position.offset.cast_signed(),
-                instant(trace.received_at),
-                accepted.content_len.cast_signed(),
-                accepted.envelope.reverse_path.as_str(),
-                trace.client.to_string(),
-                trace.helo,
-                trace.tls,
-                accepted.hold,
-                summary.subject,
-                summary.from,
-                summary.message_id,
-                pending,
-            ])?;
-        if inserted == 0 {
-            return Ok(());
-        }
-        let n = self.transaction.last_insert_rowid();
-        let mut insert = self.transaction.prepare_cached(
-            "INSERT INTO recipients (n, nth, addr, domain, route, state, reason, attempts, changed_at)
-             VALUES (?, ?, ?, ?, ?, ?, ?, 0, ?)",
-        )?;
-        for (nth, recipient) in (0_i64..).zip(recipients) {
-            let path = &recipient.forward_path;
-            insert.execute(params![
-                n,
-                nth,
-                path.as_str(),
-                path.domain().map(str::to_ascii_lowercase),
-                recipient.route.as_str(),
-                state::word(state),
-                accepted.hold.as_ref().filter(|_| state == RecipientState::Hold),
-                instant(trace.received_at),
-            ])?;
-        }
-        Ok(())
-    }
-
-    /// When it was accepted stands in its name.
-    fn lost(&self, position: Position, id: TransactionId, recipients: u16) -> Result<(), IndexError> {
-        let at = instant(Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0)));
-        let (segment, offset) = (position.segment.cast_signed(), position.offset.cast_signed());
-        let inserted = self
-            .transaction
-            .prepare_cached(
-                "INSERT INTO transactions (id, segment, offset, accepted_at, size, pending) VALUES (?, ?, ?, ?, 0, 0)
-                 ON CONFLICT (id) DO NOTHING",
-            )?
-            .execute(params![id.to_bits().to_be_bytes(), segment, offset, at])?;
-        if inserted == 0 {
-            return Ok(());
-        }
-        let n = self.transaction.last_insert_rowid();
-        let mut insert = self
-            .transaction
-            .prepare_cached("INSERT INTO recipients (n, nth, state, attempts, changed_at) VALUES (?, ?, ?, 0, ?)")?;
-        for nth in 0..recipients {
-            insert.execute(params![n, nth, state::word(RecipientState::Quarantined), at])?;
-        }
-        Ok(())
-    }
-
-    fn attempted(&self, attempted: &Attempted) -> Result<(), IndexError> {
-        let Some(n) = self.find(attempted.id)? else { return Ok(()) };
-        for (nth, outcome) in &attempted.results {
-            let (reply, reason) = match outcome {
-                Outcome::Sent(reply) => (Some(reply.to_string()), None),
-                Outcome::Deferred { cause, .. } | Outcome::Held(cause) | Outcome::Quarantined(cause) => match cause {
-                    Cause::Reply(reply) => {
-                        let reply = reply.to_string();
-                        let reason = matches!(outcome, Outcome::Held(_)).then(|| reply.clone());
-                        (Some(reply), reason)
-                    }
-                    other => (None, Some(other.to_string())),
-                },
-            };
-            self.change(n, *nth, Told { state: outcome.into(), reply, reason, attempts: 1, at: attempted.at })?;
-        }
-        if self.keep == Keep::Unsent {
-            self.forget_if_sent(n)?;
-        }
-        Ok(())
-    }
-
-    fn operated(&self, operated: &Operated) -> Result<(), IndexError> {
-        let Some(n) = self.find(operated.id)? else { return Ok(()) };
-        let state = RecipientState::from(operated.action);
-        let reason = (state == RecipientState::Hold).then(|| format!("{}: {}", operated.actor, operated.reason));
-        for nth in &operated.recipients {
-            let (reason, at) = (reason.clone(), operated.at);
-            self.change(n, *nth, Told { state, reply: None, reason, attempts: 0, at })?;
-        }
-        Ok(())
-    }
-
-    fn find(&self, id: TransactionId) -> Result<Option<i64>, IndexError> {
-        let mut find = self.transaction.prepare_cached("SELECT n FROM transactions WHERE id = ?")?;
-        Ok(find.query_row(params![id.to_bits().to_be_bytes()], |row| row.get(0)).optional()?)
-    }
-
-    fn change(&self, n: i64, nth: RecipientIndex, told: Told) -> Result<(), IndexError> {
-        let mut find =
-            self.transaction.prepare_cached("SELECT state, next_at FROM recipients WHERE n = ? AND nth = ?")?;
-        let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?));
-        let Some((word, next_at)) = find.query_row(params![n, nth], read).optional()? else { return Ok(()) };
-        let before = state::parse(&word, next_at.map(timestamp));
-        let before = before.ok_or_else(|| IndexError::Unusable(format!("a recipient is {word}")))?;
-        let Some(state) = before.after(told.state) else { return Ok(()) };
-        // Frozen by an operator while the attempt was under way: his reason stands.
-        let frozen = before == RecipientState::Hold && state != told.state;
-        let update = self.transaction.prepare_cached(
-            "UPDATE recipients SET state = ?3, next_at = ?4, last_reply = coalesce(?5, last_reply),
-                 reason = CASE WHEN ?6 THEN reason ELSE ?7 END, attempts = attempts + ?8, changed_at = ?9
-             WHERE n = ?1 AND nth = ?2",
-        );
-        let next_at = state::next_at(state).map(instant);
-        let (word, at) = (state::word(state), instant(told.at));
-        update?.execute(params![n, nth, word, next_at, told.reply, frozen, told.reason, told.attempts, at])?;
-        if before.is_settled() != state.is_settled() {
-            let step = if state.is_settled() { -1 } else { 1 };
-            let mut count =
-                self.transaction.prepare_cached("UPDATE transactions SET pending = pending + ? WHERE n = ?")?;
-            count.execute(params![step, n])?;
-        }
-        Ok(())
-    }
-
-    fn forget_if_sent(&self, n: i64) -> Result<(), IndexError> {
-        let unsent = self
-            .transaction
-            .prepare_cached("SELECT EXISTS (SELECT 1 FROM recipients WHERE n = ? AND state <> ?)")?
-            .query_row(params![n, state::word(RecipientState::Sent)], |row| row.get::<_, bool>(0))?;
-        if !unsent {
-            for table in ["recipients", "transactions"] {
-                self.transaction.prepare_cached(&format!("DELETE FROM {table} WHERE n = ?"))?.execute(params![n])?;
-            }
-        }
-        Ok(())
-    }
 }

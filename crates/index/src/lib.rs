@@ -10,6 +10,7 @@
 #![warn(missing_docs)]
 
 mod error;
+mod fold;
 mod index;
 mod rows;
 mod state;

@@ -24,32 +24,39 @@ pub struct Summary {
 impl Summary {
     /// Of the first bytes of a message's content (RFC 5322); what is behind [`HEAD_BYTES_MAX`] is not looked at.
     pub fn of(content: &[u8]) -> Self {
-        let head = headers(content.get(..HEAD_BYTES_MAX).unwrap_or(content));
+        Self::of_head(content).unwrap_or_else(|| {
+            let head = content.get(..HEAD_BYTES_MAX).unwrap_or(content);
+            // The parser wants to see the end of the headers.
+            Self::parse(&[head, b"\r\n\r\n"].concat())
+        })
+    }
+
+    /// The same, if the headers end in `head`: more of the content says no more of them.
+    pub fn of_head(head: &[u8]) -> Option<Self> {
+        let head = head.get(..HEAD_BYTES_MAX).unwrap_or(head);
+        let mut end = 0;
+        for line in head.split_inclusive(|byte| *byte == b'\n') {
+            end += line.len();
+            if matches!(line, b"\r\n" | b"\n") {
+                return head.get(..end).map(Self::parse);
+            }
+        }
+        None
+    }
+
+    fn parse(headers: &[u8]) -> Self {
         let parser = MessageParser::new()
             .header_text(HeaderName::Subject)
             .header_address(HeaderName::From)
             .header_id(HeaderName::MessageId)
             .default_header_ignore();
-        let Some(message) = parser.parse_headers(&head) else { return Self::default() };
+        let Some(message) = parser.parse_headers(headers) else { return Self::default() };
         Self {
             subject: message.subject().and_then(clean),
             from: message.from().and_then(author),
             message_id: message.message_id().and_then(clean),
         }
     }
-}
-
-/// Up to the first empty line, and one such behind it: the parser wants to see the end of the headers.
-fn headers(content: &[u8]) -> Vec<u8> {
-    let mut head = Vec::with_capacity(1024);
-    for line in content.split_inclusive(|byte| *byte == b'\n') {
-        if matches!(line, b"\r\n" | b"\n") {
-            break;
-        }
-        head.extend_from_slice(line);
-    }
-    head.extend_from_slice(b"\r\n\r\n");
-    head
 }
 
 fn author(address: &Address<'_>) -> Option<String> {
@@ -113,6 +120,16 @@ mod tests {
         assert_eq!(summary(&long).0.map(|subject| subject.chars().count()), Some(FIELD_CHARS_MAX));
         let late = format!("X: {}\r\nSubject: late\r\n\r\n", "y".repeat(HEAD_BYTES_MAX));
         assert_eq!(summary(&late).0, None);
+    }
+
+    #[test]
+    fn a_head_that_was_cut_is_not_taken_for_the_headers() {
+        let text = "X: y\r\nSubject: hello\r\n\r\nbody\r\n";
+        let end = text.find("body").unwrap();
+        for cut in 0..text.len() {
+            let expected = (cut >= end).then(|| Summary::of(text.as_bytes()));
+            assert_eq!(Summary::of_head(&text.as_bytes()[..cut]), expected, "{cut}");
+        }
     }
 
     proptest! {

@@ -277,7 +277,9 @@ impl Host for Visitor<'_> {
             return Err(Trouble::Storage);
         }
         self.envelope = Some(envelope.clone());
-        self.content = Content { large, ..Content::default() };
+        // Not touched before it is filled, and accounted for as soon as something is in it.
+        let expected = if large { 0 } else { usize::try_from(declared_bytes).unwrap_or(0) };
+        self.content = Content { buffer: Vec::with_capacity(expected), large, ..Content::default() };
         Ok(())
     }
 

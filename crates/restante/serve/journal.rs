@@ -1,5 +1,12 @@
-//! The journal's thread: takes what queued up during the last sync, one write, one `fdatasync`, answers everyone who
-//! waited, passes the facts on. No timer: a lone message is synced at once, a crowd shares one sync.
+//! Group commit: one sync serves everybody who waits, and a lone message waits for nobody.
+//!
+//! There is one writer. Whoever hands over mail while nobody writes takes it and commits at once, on the spot: no other
+//! thread has to be woken for a message that comes alone. What comes meanwhile stands in line; the journal's thread takes all
+//! of it for the next batch, which so fills while a sync is in flight. No timer anywhere.
+//!
+//! The other design was the thread alone. Two hand-overs a message, there and back, cost a third of the time from the final
+//! dot to the 250 where a processor has gone to sleep in between (figures in crates/benches/README.md). The price is a worker
+//! of the runtime that waits for the disk, one at most; the runtime has another one, and idle workers take over its tasks.
 
 use super::memory::Share;
 use crate::clock;
@@ -7,15 +14,19 @@ use restante_envelope::TransactionId;
 use restante_journal::{CommitError, DirStorage, Prepared, Receipt, Writer};
 use restante_ledger::{Accepted, Fact, Position};
 use restante_smtp::{Resolution, Trouble};
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 
-/// Records waiting for the next batch. A batch takes 1,024; four of them in line is a disk that does not keep up, and
-/// then senders are told to come back.
-const QUEUE_RECORDS: usize = 4_096;
+/// Records in line. A batch takes 1,024; four of them in line is a disk that does not keep up, and then senders are told to
+/// come back.
+const LINE_RECORDS_MAX: usize = 4_096;
+/// After so many batches of one record, of which nobody waited for another's sync, the next message is taken to be alone, too.
+const ALONE: u8 = 4;
 /// After this long without work the last batch is proven by an empty mark.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -74,54 +85,116 @@ pub(crate) struct Recorded {
     pub(crate) about: Option<Arc<Accepted>>,
 }
 
-/// What the thread is told.
-enum Message {
-    Entry(Box<Entry>),
-    /// Make durable what is in line, then seal.
-    Close,
+/// The way to the journal.
+#[derive(Clone)]
+pub(crate) struct Journal(Arc<Shared>);
+
+struct Shared {
+    line: Mutex<Line>,
+    /// Calls the thread.
+    call: Condvar,
+    /// The line got shorter.
+    room: Notify,
+    failed: AtomicBool,
+    full: AtomicBool,
 }
 
-/// The way to the journal's thread.
-#[derive(Clone)]
-pub(crate) struct Journal {
-    entries: mpsc::Sender<Message>,
-    failed: Arc<AtomicBool>,
-    full: Arc<AtomicBool>,
+/// Who waits, and the pen while nobody writes.
+struct Line {
+    entries: VecDeque<Entry>,
+    /// Of these and of those that are being written.
+    length: usize,
+    pen: Option<Pen>,
+    /// The thread sleeps, and has not been called yet.
+    is_asleep: bool,
+    is_closing: bool,
+    /// No mark proves the last batch yet.
+    is_unproven: bool,
+    batches: u64,
+    /// Batches of one record, behind which nobody stood.
+    alone_in_a_row: u8,
+    /// How it ended, for the thread to return.
+    end: Option<CommitError>,
+}
+
+/// The right to write: there is one, and whoever holds it does.
+struct Pen {
+    writer: Writer<DirStorage>,
+    /// With the pen the sender is gone, and the relay's task ends.
+    facts: mpsc::Sender<Vec<Recorded>>,
+    /// Out of the line, and not staged yet.
+    taken: VecDeque<Entry>,
+    batch: Vec<Entry>,
 }
 
 impl Journal {
-    /// Queues a record without waiting; for mail at the door.
+    /// Hands over a record without waiting for room; for mail at the door. If nobody writes now, this does, and returns when
+    /// the record is durable.
     pub(crate) fn offer(&self, entry: Entry) -> Result<(), Refused> {
-        self.entries.try_send(Message::Entry(Box::new(entry))).map_err(|error| match error {
-            TrySendError::Full(_) => Refused::Busy,
-            TrySendError::Closed(_) => Refused::Failed,
-        })
+        let mut line = self.0.line();
+        line.is_open()?;
+        line.enter(entry);
+        match line.pen.take() {
+            // Told at once: there must be room for what the relay hears of it.
+            Some(pen) if line.alone_in_a_row >= ALONE && pen.facts.capacity() > 0 => {
+                drop(line);
+                self.0.hold(pen).lead();
+            }
+            Some(pen) => {
+                line.pen = Some(pen);
+                self.0.call(&mut line);
+            }
+            // Whoever has it looks at the line again before it is put back.
+            None => {}
+        }
+        Ok(())
     }
 
-    /// Queues a record, waiting for room; for settlements, which must not be dropped.
+    /// Hands over a record, waiting for room; for settlements, which must not be dropped, and nobody waits for. The thread
+    /// writes them.
     pub(crate) async fn submit(&self, entry: Entry) -> Result<(), Refused> {
-        self.entries.send(Message::Entry(Box::new(entry))).await.map_err(|_| Refused::Failed)
+        loop {
+            let mut room = pin!(self.0.room.notified());
+            // From here on none is missed.
+            room.as_mut().enable();
+            {
+                let mut line = self.0.line();
+                match line.is_open() {
+                    Ok(()) => {
+                        line.enter(entry);
+                        if line.pen.is_some() {
+                            self.0.call(&mut line);
+                        }
+                        return Ok(());
+                    }
+                    Err(Refused::Busy) => {}
+                    Err(refused) => return Err(refused),
+                }
+            }
+            room.await;
+        }
     }
 
     /// Lets the thread end, after what is in line now.
-    pub(crate) async fn close(&self) {
-        // An error says that it has ended already.
-        let _ended = self.entries.send(Message::Close).await;
+    pub(crate) fn close(&self) {
+        let mut line = self.0.line();
+        line.is_closing = true;
+        self.0.call(&mut line);
     }
 
     /// Says that the sync of a directory failed. The writer knows, and commits nothing; this ends the process at once.
     pub(crate) fn fail(&self) {
-        self.failed.store(true, Ordering::Relaxed);
+        self.0.failed.store(true, Ordering::Relaxed);
     }
 
     /// Whether a write or a sync failed: nothing will be durable any more.
     pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed)
+        self.0.failed.load(Ordering::Relaxed)
     }
 
     /// Whether the last batch met a full disk.
     pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        self.0.full.load(Ordering::Relaxed)
     }
 }
 
@@ -129,74 +202,208 @@ impl Journal {
 pub(crate) fn start(
     writer: Writer<DirStorage>,
     facts: mpsc::Sender<Vec<Recorded>>,
-    runtime: tokio::runtime::Handle,
 ) -> std::io::Result<(Journal, std::thread::JoinHandle<Result<(), CommitError>>)> {
-    let (sender, entries) = mpsc::channel(QUEUE_RECORDS);
-    let journal = Journal { entries: sender, failed: Arc::default(), full: Arc::default() };
-    let thread = Thread {
-        writer,
-        entries,
-        facts,
-        failed: journal.failed.clone(),
-        full: journal.full.clone(),
-        batch: Vec::new(),
-    };
-    let handle = std::thread::Builder::new().name("journal".into()).spawn(move || thread.run(&runtime))?;
+    let shared = Arc::new(Shared::new(Pen { writer, facts, taken: VecDeque::new(), batch: Vec::new() }));
+    let journal = Journal(shared.clone());
+    let handle = std::thread::Builder::new().name("journal".into()).spawn(move || shared.run())?;
     Ok((journal, handle))
 }
 
-struct Thread {
-    writer: Writer<DirStorage>,
-    entries: mpsc::Receiver<Message>,
-    facts: mpsc::Sender<Vec<Recorded>>,
-    failed: Arc<AtomicBool>,
-    full: Arc<AtomicBool>,
-    batch: Vec<Entry>,
+impl Line {
+    /// Whether it takes one more.
+    fn is_open(&self) -> Result<(), Refused> {
+        match self {
+            _ if self.is_closing || self.end.is_some() => Err(Refused::Failed),
+            _ if self.length >= LINE_RECORDS_MAX => Err(Refused::Busy),
+            _ => Ok(()),
+        }
+    }
+
+    fn enter(&mut self, entry: Entry) {
+        self.entries.push_back(entry);
+        self.length += 1;
+    }
 }
 
-impl Thread {
-    fn run(mut self, runtime: &tokio::runtime::Handle) -> Result<(), CommitError> {
-        // However this thread ends, whoever hands over mail must learn of it.
-        let _on_panic = FailedOnPanic(self.failed.clone());
+impl Shared {
+    fn new(pen: Pen) -> Self {
+        let line = Line {
+            entries: VecDeque::new(),
+            length: 0,
+            pen: Some(pen),
+            is_asleep: false,
+            is_closing: false,
+            is_unproven: true,
+            batches: 0,
+            alone_in_a_row: 0,
+            end: None,
+        };
+        Self {
+            line: Mutex::new(line),
+            call: Condvar::new(),
+            room: Notify::new(),
+            failed: AtomicBool::default(),
+            full: AtomicBool::default(),
+        }
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        // Nothing that is done under this lock can panic half-way.
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the thread, unless it is awake.
+    fn call(&self, line: &mut Line) {
+        if std::mem::take(&mut line.is_asleep) {
+            self.call.notify_one();
+        }
+    }
+
+    fn hold(&self, pen: Pen) -> Held<'_> {
+        Held { shared: self, pen: Some(pen) }
+    }
+
+    /// The thread.
+    fn run(&self) -> Result<(), CommitError> {
+        let mut line = self.line();
         loop {
-            match runtime.block_on(async { tokio::time::timeout(QUIET, self.entries.recv()).await }) {
-                Ok(Some(Message::Entry(entry))) => self.one_batch(*entry)?,
-                Ok(Some(Message::Close)) => self.entries.close(),
-                Ok(None) => return self.writer.close(),
-                Err(_quiet) => match self.writer.prove_last_batch() {
-                    Ok(()) | Err(CommitError::Full(_)) => {}
-                    Err(error) => return Err(self.stop(error)),
-                },
+            if let Some(error) = line.end.take() {
+                return Err(error);
+            }
+            match line.pen.take() {
+                Some(pen) if !line.entries.is_empty() || !pen.taken.is_empty() => {
+                    drop(line);
+                    self.hold(pen).lead();
+                    line = self.line();
+                }
+                Some(pen) if line.is_closing => {
+                    drop(line);
+                    return pen.writer.close();
+                }
+                // At home, or with somebody who calls if there is more to do.
+                pen => {
+                    line.pen = pen;
+                    line = self.rest(line);
+                }
             }
         }
     }
 
-    /// Everything that is waiting now, as far as one batch takes it.
-    fn one_batch(&mut self, first: Entry) -> Result<(), CommitError> {
-        let now = clock::now();
-        let mut outcome = self.writer.stage(&first.record, now);
-        self.batch.push(first);
-        while outcome.is_ok() && self.writer.has_room() {
-            match self.entries.try_recv() {
-                Ok(Message::Entry(entry)) => {
-                    outcome = self.writer.stage(&entry.record, now);
-                    self.batch.push(*entry);
-                }
-                Ok(Message::Close) => self.entries.close(),
-                Err(_) => break,
+    /// Sleeps until called. After a quiet moment the last batch is proven by an empty mark.
+    fn rest<'a>(&'a self, mut line: MutexGuard<'a, Line>) -> MutexGuard<'a, Line> {
+        line.is_asleep = true;
+        if !line.is_unproven {
+            return self.call.wait(line).unwrap_or_else(PoisonError::into_inner);
+        }
+        let before = line.batches;
+        let (mut line, wait) = self.call.wait_timeout(line, QUIET).unwrap_or_else(PoisonError::into_inner);
+        line.is_asleep = false;
+        if wait.timed_out()
+            && line.batches == before
+            && let Some(pen) = line.pen.take()
+        {
+            drop(line);
+            self.hold(pen).prove();
+            line = self.line();
+        }
+        line
+    }
+}
+
+/// The pen, in somebody's hand. It is put back, or the journal has failed.
+struct Held<'a> {
+    shared: &'a Shared,
+    pen: Option<Pen>,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // Only a panic leaves it here: whoever hands over mail must learn of it.
+        if self.pen.is_some() {
+            self.end(CommitError::Poisoned("the writer ended by a defect of ours, please report it".into()));
+        }
+    }
+}
+
+impl Held<'_> {
+    /// Commits what is in line, as far as one batch takes it, and puts the pen back.
+    fn lead(mut self) {
+        let Some(pen) = &mut self.pen else { return };
+        if pen.taken.is_empty() {
+            std::mem::swap(&mut pen.taken, &mut self.shared.line().entries);
+        }
+        let before = pen.taken.len();
+        match pen.one_batch(self.shared) {
+            Ok(()) => {
+                let done = before.saturating_sub(pen.taken.len());
+                self.put_back(done, true);
             }
+            Err(error) => self.end(error),
+        }
+    }
+
+    fn prove(mut self) {
+        match self.pen.as_mut().map(|pen| pen.writer.prove_last_batch()) {
+            None | Some(Ok(()) | Err(CommitError::Full(_))) => self.put_back(0, false),
+            Some(Err(error)) => self.end(error),
+        }
+    }
+
+    fn put_back(&mut self, done: usize, is_unproven: bool) {
+        let mut line = self.shared.line();
+        line.length = line.length.saturating_sub(done);
+        line.batches = line.batches.wrapping_add(1);
+        let waits = !line.entries.is_empty() || self.pen.as_ref().is_some_and(|pen| !pen.taken.is_empty());
+        line.alone_in_a_row = match done {
+            1 if !waits => line.alone_in_a_row.saturating_add(1),
+            0 => line.alone_in_a_row,
+            _ => 0,
+        };
+        // The first batch after a quiet time starts the thread's clock.
+        let was_unproven = std::mem::replace(&mut line.is_unproven, is_unproven);
+        line.pen = self.pen.take();
+        if waits || line.is_closing || (is_unproven && !was_unproven) {
+            self.shared.call(&mut line);
+        }
+        drop(line);
+        self.shared.room.notify_waiters();
+    }
+
+    /// Fail-stop: whoever waits is told, and nothing is ever written again.
+    fn end(&mut self, error: CommitError) {
+        self.shared.failed.store(true, Ordering::Relaxed);
+        let Some(mut pen) = self.pen.take() else { return };
+        let mut line = self.shared.line();
+        line.end = Some(error);
+        pen.batch.extend(pen.taken.drain(..).chain(line.entries.drain(..)));
+        self.shared.call(&mut line);
+        drop(line);
+        pen.refuse(Refused::Failed);
+        self.shared.room.notify_waiters();
+    }
+}
+
+impl Pen {
+    /// Everything that was taken, as far as one batch takes it.
+    fn one_batch(&mut self, shared: &Shared) -> Result<(), CommitError> {
+        let now = clock::now();
+        let mut outcome = Ok(());
+        while outcome.is_ok() && self.writer.has_room() {
+            let Some(entry) = self.taken.pop_front() else { break };
+            outcome = self.writer.stage(&entry.record, now);
+            self.batch.push(entry);
         }
         match outcome.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
-                self.is_full(None);
+                shared.is_full(None);
                 self.tell(durable.receipts());
                 self.check()
             }
             Err(CommitError::Full(error)) => {
-                self.is_full(Some(&error));
+                shared.is_full(Some(&error));
                 self.without_new_mail()
             }
-            Err(error) => Err(self.stop(error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -223,7 +430,7 @@ impl Thread {
                 self.refuse(Refused::Full);
                 Ok(())
             }
-            Err(error) => Err(self.stop(error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -231,17 +438,7 @@ impl Thread {
     fn check(&mut self) -> Result<(), CommitError> {
         match self.writer.failure() {
             None => Ok(()),
-            Some(why) => Err(self.stop(CommitError::Poisoned(why.to_owned()))),
-        }
-    }
-
-    /// Said once when it begins, and once when it ends.
-    fn is_full(&self, error: Option<&std::io::Error>) {
-        let was = self.full.swap(error.is_some(), Ordering::Relaxed);
-        match (was, error) {
-            (false, Some(error)) => tracing::warn!("no room for the journal, senders are told to come back: {error}"),
-            (true, None) => tracing::info!("there is room for the journal again"),
-            _ => {}
+            Some(why) => Err(CommitError::Poisoned(why.to_owned())),
         }
     }
 
@@ -256,8 +453,11 @@ impl Thread {
             answers.extend(entry.answer.map(|answer| (answer, *receipt)));
             recorded.push(Recorded { position: receipt.position(), fact: entry.fact, about: entry.about });
         }
-        // The relay is gone only when the process ends; the facts are on disk.
-        let _ended = self.facts.blocking_send(recorded);
+        // The relay is gone only when the process ends; the facts are on disk. A worker of the runtime, which must not
+        // block, writes only if there is room.
+        if let Err(TrySendError::Full(recorded)) = self.facts.try_send(recorded) {
+            let _ended = self.facts.blocking_send(recorded);
+        }
         for (answer, receipt) in answers {
             // Nobody there any more: the client left after its dot. The message is ours all the same.
             let _gone = answer.send(Ok(receipt));
@@ -271,29 +471,16 @@ impl Thread {
             }
         }
     }
-
-    /// Fail-stop: whoever waits is told, and nothing is ever written again.
-    fn stop(&mut self, error: CommitError) -> CommitError {
-        self.failed.store(true, Ordering::Relaxed);
-        self.refuse(Refused::Failed);
-        self.entries.close();
-        while let Ok(message) = self.entries.try_recv() {
-            if let Message::Entry(entry) = message {
-                self.batch.push(*entry);
-            }
-        }
-        self.refuse(Refused::Failed);
-        error
-    }
 }
 
-/// Says that the journal has failed when the thread ends by a panic.
-struct FailedOnPanic(Arc<AtomicBool>);
-
-impl Drop for FailedOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.store(true, Ordering::Relaxed);
+impl Shared {
+    /// Said once when it begins, and once when it ends.
+    fn is_full(&self, error: Option<&std::io::Error>) {
+        let was = self.full.swap(error.is_some(), Ordering::Relaxed);
+        match (was, error) {
+            (false, Some(error)) => tracing::warn!("no room for the journal, senders are told to come back: {error}"),
+            (true, None) => tracing::info!("there is room for the journal again"),
+            _ => {}
         }
     }
 }
@@ -302,18 +489,4 @@ impl Drop for FailedOnPanic {
 pub(crate) const NOT_YET: TransactionId = TransactionId::from_bits(0);
 
 #[cfg(test)]
-impl Journal {
-    /// One on a disk that stays full, and how many records it was offered.
-    pub(crate) fn full() -> (Self, Arc<std::sync::atomic::AtomicUsize>) {
-        let (sender, mut entries) = mpsc::channel(QUEUE_RECORDS);
-        let offered = Arc::<std::sync::atomic::AtomicUsize>::default();
-        let count = offered.clone();
-        tokio::spawn(async move {
-            while let Some(Message::Entry(entry)) = entries.recv().await {
-                count.fetch_add(1, Ordering::Relaxed);
-                entry.answer.map(|answer| answer.send(Err(Refused::Full)));
-            }
-        });
-        (Self { entries: sender, failed: Arc::default(), full: Arc::default() }, offered)
-    }
-}
+mod tests;

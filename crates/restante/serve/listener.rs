@@ -1,18 +1,21 @@
 //! Accepts connections and counts them: in all, and per client. Turns the surplus away with a 421.
 
 use super::session::{self, Door};
+use crate::clock;
 use crate::config::Limits;
 use restante_smtp::{RefusedConnection, Session};
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
+use tokio::task::{Id, JoinError, JoinSet};
 
 /// Connections the kernel completes for us while we are busy: a burst of senders is not told to go away.
 const BACKLOG: i32 = 4_096;
@@ -37,57 +40,50 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Accepts on all listeners until told to stop, then waits for the sessions to end.
 pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: watch::Receiver<Limits>) {
-    let (sender, mut connections) = mpsc::channel(64);
-    let mut acceptors = JoinSet::new();
-    for listener in listeners {
-        acceptors.spawn(accept(listener, sender.clone(), door.stopping.clone()));
-    }
-    drop(sender);
-    let mut stopping = door.stopping.clone();
-    let mut guests =
-        Guests { limits, per_client: HashMap::new(), sessions: JoinSet::new(), turned_away: JoinSet::new() };
-    let numbers = AtomicU64::new(crate::clock::now().unix_ms());
+    let mut stop = pin!(session::stop(door.stopping.clone()));
+    let mut guests = Guests {
+        limits,
+        per_client: HashMap::new(),
+        sessions: JoinSet::new(),
+        clients: HashMap::new(),
+        turned_away: JoinSet::new(),
+    };
+    let mut number = clock::now().unix_ms();
     loop {
         tokio::select! {
-            connection = connections.recv() => match connection {
-                Some((stream, client)) => guests.admit(stream, client, numbers.fetch_add(1, Ordering::Relaxed), &door),
-                None => break,
+            accepted = accept(&listeners) => match accepted {
+                Ok((stream, client)) => {
+                    // Replies are small and awaited: never held back to be joined with the next.
+                    let _best_effort = stream.set_nodelay(true);
+                    guests.admit(stream, canonical(client), number, &door);
+                    number += 1;
+                }
+                Err(error) => {
+                    tracing::warn!("cannot accept a connection: {error}");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
             },
-            Some(ended) = guests.sessions.join_next() => guests.gone(ended, &door),
+            Some(ended) = guests.sessions.join_next_with_id() => guests.gone(ended, &door),
             Some(_) = guests.turned_away.join_next() => {}
-            _ = stopping.wait_for(|stop| *stop) => break,
+            () = stop.as_mut() => break,
         }
     }
-    acceptors.shutdown().await;
-    while let Some(ended) = guests.sessions.join_next().await {
+    drop(listeners);
+    while let Some(ended) = guests.sessions.join_next_with_id().await {
         guests.gone(ended, &door);
     }
 }
 
-async fn accept(
-    listener: TcpListener,
-    connections: mpsc::Sender<(TcpStream, SocketAddr)>,
-    mut stopping: watch::Receiver<bool>,
-) {
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stopping.wait_for(|stop| *stop) => return,
-        };
-        match accepted {
-            Ok((stream, client)) => {
-                // Replies are small and awaited: never held back to be joined with the next.
-                let _best_effort = stream.set_nodelay(true);
-                if connections.send((stream, canonical(client))).await.is_err() {
-                    return;
-                }
-            }
-            Err(error) => {
-                tracing::warn!("cannot accept a connection: {error}");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
+/// The next connection on any of them.
+async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
+    poll_fn(|context| {
+        let ready = listeners.iter().find_map(|listener| match listener.poll_accept(context) {
+            Poll::Ready(accepted) => Some(accepted),
+            Poll::Pending => None,
+        });
+        ready.map_or(Poll::Pending, Poll::Ready)
+    })
+    .await
 }
 
 /// An IPv4 client on an IPv6 socket is an IPv4 client.
@@ -98,7 +94,9 @@ fn canonical(client: SocketAddr) -> SocketAddr {
 struct Guests {
     limits: watch::Receiver<Limits>,
     per_client: HashMap<IpAddr, u32>,
-    sessions: JoinSet<IpAddr>,
+    sessions: JoinSet<()>,
+    /// Whose session a task is: it is known even of one that panicked.
+    clients: HashMap<Id, IpAddr>,
     turned_away: JoinSet<()>,
 }
 
@@ -121,19 +119,20 @@ impl Guests {
         }
         *self.per_client.entry(ip).or_insert(0) += 1;
         door.metrics.connection_opened();
-        let door = door.clone();
-        self.sessions.spawn(async move {
-            // A task of its own: a panic ends this session, and the count is put right all the same.
-            if let Err(error) = tokio::spawn(session::serve(stream, client, number, door)).await {
-                tracing::error!("session {number:x} of {ip} ended by a defect of ours, please report it: {error}");
-            }
-            ip
-        });
+        let task = self.sessions.spawn(session::serve(stream, client, number, door.clone()));
+        self.clients.insert(task.id(), ip);
     }
 
-    fn gone(&mut self, ended: Result<IpAddr, tokio::task::JoinError>, door: &Arc<Door>) {
+    fn gone(&mut self, ended: Result<(Id, ()), JoinError>, door: &Arc<Door>) {
         door.metrics.connection_closed();
-        let Ok(ip) = ended else { return };
+        let id = match &ended {
+            Ok((id, ())) => *id,
+            Err(error) => error.id(),
+        };
+        let Some(ip) = self.clients.remove(&id) else { return };
+        if let Err(error) = ended {
+            tracing::error!("a session of {ip} ended by a defect of ours, please report it: {error}");
+        }
         if let Some(count) = self.per_client.get_mut(&ip) {
             *count -= 1;
             if *count == 0 {

@@ -8,24 +8,23 @@
 pub(crate) mod compress;
 pub(crate) mod files;
 mod line;
+mod queue;
 mod thread;
 
 use super::log_cursor::Cursor;
 use super::metrics::Metrics;
 pub(crate) use files::CURRENT;
 pub(crate) use line::Line;
+use queue::{Node, Queue};
 use restante_journal::DirStorage;
 use restante_ledger::Position;
 use std::io;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use thread::Writer;
 
-/// Lines waiting for the disk: a second or more of a busy server. A line is a map of up to 20 strings, some 4 KiB with
-/// the map's own slots, so about 64 MiB when full.
-const QUEUE_LINES: usize = 16_384;
+/// Text waiting for the disk: a busy server writes some 3 MB a second, so it is some seconds of one.
+const QUEUE_BYTES: usize = 8 << 20;
 
 /// When a file is put aside, and how long it is kept.
 #[derive(Debug, Clone)]
@@ -89,33 +88,33 @@ pub(crate) struct Past {
     pub(crate) end: Option<Position>,
 }
 
-/// What found no room in the queue. Set before any later line is queued, so whoever takes that one sees it.
-#[derive(Default)]
-struct Overflow {
-    /// Since they were last told of.
-    lines: AtomicU64,
-    /// The facts among them. Locked for an instant, and only when something is lost.
-    facts: Mutex<Option<Range>>,
-}
-
 /// The way to the log's thread. Never waits.
 #[derive(Clone)]
 pub(crate) struct LogHandle {
-    lines: SyncSender<Line>,
-    overflow: Arc<Overflow>,
+    sender: Arc<Sender>,
     metrics: Arc<Metrics>,
+}
+
+/// With the last handle this goes, and tells the thread.
+struct Sender(Arc<Queue>);
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 impl LogHandle {
     /// Hands a line over, or counts it as dropped.
     pub(crate) fn write(&self, line: Line) {
-        let position = line.position;
-        if self.lines.try_send(line).is_err() {
-            if let (Some(position), Ok(mut facts)) = (position, self.overflow.facts.lock()) {
-                *facts = Some(Range { first: position, last: position }.with(*facts));
-            }
-            self.overflow.lines.fetch_add(1, Ordering::Release);
-            self.metrics.log_dropped(1);
+        self.write_all([line]);
+    }
+
+    /// Hands lines over, in one go.
+    pub(crate) fn write_all(&self, lines: impl IntoIterator<Item = Line>) {
+        let dropped = self.sender.0.put(lines);
+        if dropped > 0 {
+            self.metrics.log_dropped(dropped);
         }
     }
 }
@@ -135,7 +134,7 @@ pub(crate) fn start(
     limits: LogLimits,
     past: Option<Past>,
 ) -> io::Result<Started> {
-    let (handle, lines, mut writer) = assemble(directory, node, metrics, limits, past, QUEUE_LINES)?;
+    let (handle, lines, mut writer) = assemble(directory, node, metrics, limits, past, QUEUE_BYTES)?;
     let thread = std::thread::Builder::new().name("log".into()).spawn(move || writer.run(&lines))?;
     Ok(Started { handle, thread })
 }
@@ -146,17 +145,18 @@ fn assemble(
     metrics: Arc<Metrics>,
     limits: LogLimits,
     past: Option<Past>,
-    queue_lines: usize,
-) -> io::Result<(LogHandle, Receiver<Line>, Writer)> {
+    queue_bytes: usize,
+) -> io::Result<(LogHandle, Arc<Queue>, Writer)> {
     std::fs::create_dir_all(&directory)?;
-    let (lines, receiver) = sync_channel(queue_lines);
-    let overflow = Arc::new(Overflow::default());
     let mut cursor = Cursor::open(&directory)?;
     if let Some(past) = &past {
         cursor.forget_beyond(past.end);
     }
-    let writer = Writer::new(directory, node, metrics.clone(), limits, overflow.clone(), cursor, past);
-    Ok((LogHandle { lines, overflow, metrics }, receiver, writer))
+    let node = Node::new(&node);
+    let queue = Arc::new(Queue::new(node.clone(), queue_bytes));
+    let handle = LogHandle { sender: Arc::new(Sender(queue.clone())), metrics: metrics.clone() };
+    let writer = Writer::new(directory, node, metrics, limits, cursor, past);
+    Ok((handle, queue, writer))
 }
 
 #[cfg(test)]

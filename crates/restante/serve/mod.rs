@@ -72,7 +72,7 @@ pub(crate) fn run(mut config: Config, flags: Flags, stop_with_stdin: bool) -> an
     limit_connections_to_files(&mut config);
     let inherited = Inherited::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let ended = runtime.block_on(start(config, flags, inherited, stop_with_stdin, runtime.handle().clone()));
+    let ended = runtime.block_on(start(config, flags, inherited, stop_with_stdin));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
     runtime.shutdown_timeout(Duration::from_millis(100));
     Ok(match ended? {
@@ -113,13 +113,7 @@ pub(crate) fn lock(storage: &DirStorage) -> Result<DirectoryLock, LockError> {
     }
 }
 
-async fn start(
-    config: Config,
-    flags: Flags,
-    inherited: Inherited,
-    stop_with_stdin: bool,
-    handle: tokio::runtime::Handle,
-) -> anyhow::Result<Ended> {
+async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_stdin: bool) -> anyhow::Result<Ended> {
     let data = config.data_dir.display().to_string();
     let storage = DirStorage::create_directory(&config.data_dir).with_context(|| format!("data directory {data}"))?;
     let signals = shutdown::Signals::catch().context("cannot listen for signals")?;
@@ -145,7 +139,7 @@ async fn start(
     notify::starting();
     let (boot, origin, writer) = open_journal(&config, &storage)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
-    let means = reload::Means { flags, hangups, handle };
+    let means = reload::Means { flags, hangups };
     let daemon = Daemon::assemble(&config, storage, boot, index, writer, tls, means)?;
     daemon.run(config, sockets, signals, stop_with_stdin).await?;
     Ok(Ended::Stopped)
@@ -302,7 +296,7 @@ impl Daemon {
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
-        let (journal, journal_thread) = journal::start(writer, fact_sender, means.handle.clone())?;
+        let (journal, journal_thread) = journal::start(writer, fact_sender)?;
         let (routes_now, routes_of_now) = watch::channel(routes.clone());
         let (limits_now, limits) = watch::channel(config.limits.clone());
         let (order_sender, orders) = mpsc::channel(reload::ORDERS);
@@ -396,7 +390,7 @@ impl Daemon {
         // Attempts under way may still be told their outcome.
         shutdown::attempts(&admin).await;
         let failed = journal.has_failed();
-        shutdown::close(&journal).await;
+        journal.close();
         drop(door);
         let result = shutdown::finish(journal_thread, relay, [log_thread, index_thread]).await;
         shutdown::remove_socket(&config.data_dir);

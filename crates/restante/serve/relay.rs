@@ -144,41 +144,35 @@ impl RelayTask {
 
     fn take_facts(&mut self, batch: Vec<Recorded>) {
         let now = clock::now();
-        let mut told = Vec::with_capacity(batch.len());
+        let (mut told, mut lines) = (Vec::with_capacity(batch.len()), Vec::new());
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
             let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
             self.metrics.fact(&fact, |index| recipients.get(usize::from(index)).map(|r| &r.route));
             // The log's cursor passes every fact: one that is not told here is never told.
-            for line in Line::of(&fact, about.as_deref()) {
-                self.log.write(line.at(position));
-            }
+            lines.extend(Line::of(&fact, about.as_deref()).into_iter().map(|line| line.at(position)));
             if let Fact::Accepted(accepted) = &fact {
-                self.log_if_waiting(accepted.id, &accepted.envelope.recipients);
+                lines.extend(self.waiting_lines(accepted.id, &accepted.envelope.recipients));
             }
             told.push((position, fact));
         }
+        self.log.write_all(lines);
         self.index.take(told);
     }
 
-    fn log_if_waiting(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) {
+    fn waiting_lines(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) -> Vec<Line> {
         let mut routes: Vec<&RouteName> = recipients.iter().map(|r| &r.route).collect();
         routes.sort();
         routes.dedup();
-        for route in routes {
-            if let Some(why) = self.relay.down_because(route) {
-                self.log.write(Line::waiting(id, route, why));
-            }
-        }
+        let is_down = |route: &RouteName| self.relay.down_because(route).map(|why| Line::waiting(id, route, why));
+        routes.into_iter().filter_map(is_down).collect()
     }
 
     /// Everything due on a route that has just gone down begins to wait.
     fn log_waiting(&self, down: Line, route: &RouteName, why: &str) {
         let (named, pending) = due_on(self.relay.ledger(), route);
         self.log.write(down.pending(pending));
-        for id in named {
-            self.log.write(Line::waiting(id, route, why));
-        }
+        self.log.write_all(named.into_iter().map(|id| Line::waiting(id, route, why)));
     }
 
     fn take_report(&mut self, report: Report) {

@@ -47,7 +47,6 @@ pub(crate) struct Reloaded {
 pub(crate) struct Means {
     pub(crate) flags: Flags,
     pub(crate) hangups: Signal,
-    pub(crate) handle: tokio::runtime::Handle,
 }
 
 /// The parts of the daemon that go by the configuration.

@@ -18,9 +18,11 @@ use restante_smtp::{Session, Settings};
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// What all sessions share.
 pub(crate) struct Door {
@@ -52,7 +54,9 @@ pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, do
 }
 
 async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visitor<'_>, door: &Door) -> io::Result<()> {
-    let mut stopping = door.stopping.clone();
+    // Made once: a timer and a place among those who wait for the stop cost a lock each time they are taken.
+    let mut alarm = Alarm::new(session.poll_timeout());
+    let mut stop = pin!(stop(door.stopping.clone()));
     let mut left_over = Vec::new();
     let mut told_to_stop = false;
     loop {
@@ -61,19 +65,19 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
             left_over.drain(..used);
         }
         visitor.make_room().await;
-        if !session.output().is_empty() {
+        if !session.output().is_empty() && !session.awaits_commit() {
             let replies = std::mem::take(session.output());
             socket.write(&replies).await?;
         }
         if session.wants_close() {
-            socket.close().await;
+            socket.close(session.client_quit() && left_over.is_empty()).await;
             return Ok(());
         }
         if session.awaits_tls() {
             // Said in clear behind STARTTLS, perhaps by another: it must never come before what comes out of TLS.
             left_over = Vec::new();
             // Boxed: it is large, and a session in clear would be as large.
-            socket = Box::pin(handshake(socket, session, door, &mut stopping)).await?;
+            socket = Box::pin(handshake(socket, session, door)).await?;
             continue;
         }
         if session.awaits_commit() {
@@ -83,15 +87,16 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
         }
         let deadline = session.poll_timeout();
         tokio::select! {
+            biased;
+            () = stop.as_mut(), if !told_to_stop => {
+                told_to_stop = true;
+                session.shut_down(visitor);
+            }
+            () = alarm.ring(deadline) => session.handle_timeout(clock::now(), visitor),
             read = socket.read(|input| receive(input, session, visitor, &mut left_over)) => {
                 if read?.is_none() {
                     return Ok(());
                 }
-            }
-            () = until(deadline) => session.handle_timeout(clock::now(), visitor),
-            _ = stopping.wait_for(|stop| *stop), if !told_to_stop => {
-                told_to_stop = true;
-                session.shut_down(visitor);
             }
         }
     }
@@ -104,15 +109,10 @@ fn receive(input: &[u8], session: &mut Session, visitor: &mut Visitor<'_>, left_
 }
 
 /// Does what a 220 to STARTTLS announced. A connection without its handshake ends here, and the error says why.
-async fn handshake(
-    socket: Socket,
-    session: &mut Session,
-    door: &Door,
-    stopping: &mut watch::Receiver<bool>,
-) -> io::Result<Socket> {
+async fn handshake(socket: Socket, session: &mut Session, door: &Door) -> io::Result<Socket> {
     let outcome = tokio::select! {
         outcome = socket.start_tls(&door.tls) => outcome,
-        _ = stopping.wait_for(|stop| *stop) => return Err(io::Error::other("TLS handshake: we are shutting down")),
+        () = stop(door.stopping.clone()) => return Err(io::Error::other("TLS handshake: we are shutting down")),
     };
     match outcome {
         Ok((socket, agreed)) => {
@@ -128,9 +128,48 @@ async fn handshake(
     }
 }
 
+/// Waits until the daemon is told to stop.
+pub(super) async fn stop(mut stopping: watch::Receiver<bool>) {
+    // An error: whoever could tell us is gone.
+    let _stop = stopping.wait_for(|stop| *stop).await;
+}
+
+/// Rings when a session's time is up. Each command moves that, nearly always to later: the timer stays where it is and is
+/// set anew when it has rung too early.
+struct Alarm {
+    timer: Pin<Box<Sleep>>,
+    set_for: Timestamp,
+}
+
+impl Alarm {
+    fn new(deadline: Option<Timestamp>) -> Self {
+        let set_for = deadline.unwrap_or_default();
+        Self { timer: Box::pin(sleep(set_for.since(clock::now()))), set_for }
+    }
+
+    async fn ring(&mut self, deadline: Option<Timestamp>) {
+        let Some(deadline) = deadline else { return std::future::pending().await };
+        if deadline < self.set_for {
+            self.set(deadline);
+        }
+        loop {
+            self.timer.as_mut().await;
+            if clock::now() >= deadline {
+                return;
+            }
+            self.set(deadline);
+        }
+    }
+
+    fn set(&mut self, deadline: Timestamp) {
+        self.set_for = deadline;
+        self.timer.as_mut().reset(Instant::now() + deadline.since(clock::now()));
+    }
+}
+
 pub(super) async fn until(deadline: Option<Timestamp>) {
     match deadline {
-        Some(deadline) => tokio::time::sleep(deadline.since(clock::now())).await,
+        Some(deadline) => sleep(deadline.since(clock::now())).await,
         None => std::future::pending().await,
     }
 }

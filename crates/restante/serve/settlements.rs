@@ -131,7 +131,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_full_disk_refused_is_offered_until_it_is_durable() {
-        let (journal, offered) = Journal::full();
+        let data = tempfile::tempdir().unwrap();
+        let (journal, offered) = Journal::full(crate::cli::journal::testing::writer(data.path()));
         let retry = Duration::from_millis(1);
         let settlements = Arc::new(Settlements { journal, retry, open: Mutex::default() });
         for n in 0..2 {

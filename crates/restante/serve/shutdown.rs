@@ -85,11 +85,6 @@ pub(crate) async fn attempts(admin: &Admin) {
     }
 }
 
-/// Tells the journal that nothing more comes, as far as it still listens.
-pub(crate) async fn close(journal: &Journal) {
-    let _hung_disk = tokio::time::timeout(LAST_LINES, journal.close()).await;
-}
-
 /// Waits for the journal to seal and the log and the index to be written.
 pub(crate) async fn finish(
     journal: std::thread::JoinHandle<Result<(), CommitError>>,

@@ -16,9 +16,9 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 
-/// Read at once. Four TCP windows of a fast sender on loopback, and one record of TLS; on the stack, and only while
-/// there is something to read.
-pub(super) const READ_BYTES: usize = 16 << 10;
+/// Read at once: what a fast sender gets into the socket while we are busy. On the stack, and only while there is something
+/// to read.
+pub(super) const READ_BYTES: usize = 64 << 10;
 /// A client that does not take our replies for this long is gone (RFC 5321 section 4.5.3.2.7 allows it five minutes).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 /// A handshake is two round trips and a few milliseconds of arithmetic. This leaves room for a slow line that loses
@@ -83,22 +83,24 @@ impl Socket {
             }
             Ok(Err((error, stream))) => {
                 // So that the alert, which says why, arrives.
-                Self::Clear(stream).close().await;
+                Self::Clear(stream).close(false).await;
                 Err(io::Error::new(error.kind(), format!("TLS handshake: {error}")))
             }
             Err(_late) => Err(io::Error::new(io::ErrorKind::TimedOut, "TLS handshake: timeout")),
         }
     }
 
-    /// Says good-bye so that the last reply arrives: a socket closed with unread bytes is reset, and the reset may
-    /// overtake the reply. In TLS the good-bye is close_notify.
-    pub(super) async fn close(mut self) {
+    /// Closes so that the last reply arrives: a socket closed with unread bytes is reset, and the reset may overtake the
+    /// reply. In TLS the good-bye is close_notify. A client that asked for the end sends nothing more, so it is not waited
+    /// for.
+    pub(super) async fn close(mut self, client_quit: bool) {
         let farewell = async {
             match &mut self {
+                Self::Clear(_) if client_quit => return Ok(()),
                 Self::Clear(stream) => stream.shutdown().await?,
                 Self::Tls(stream) => stream.shutdown().await?,
             }
-            while self.read(|_| ()).await?.is_some() {}
+            while !client_quit && self.read(|_| ()).await?.is_some() {}
             io::Result::Ok(())
         };
         let _whoever_lingers = timeout(LINGER, farewell).await;

@@ -125,6 +125,7 @@ impl Session {
             (Command::Help, other) => self.idle(other, Say::Help),
             (Command::StartTls, any) => self.start_tls(any, host),
             (Command::Quit, _) => {
+                self.quit = true;
                 self.say(Say::Bye);
                 State::Closed
             }

@@ -40,6 +40,7 @@ pub struct Session {
     /// Since the last message that was stored, as the two above.
     pub(crate) idle_commands: u32,
     stops_after_commit: bool,
+    pub(crate) quit: bool,
     /// Version and cipher suite, once TLS is active.
     pub(crate) tls: Option<String>,
     pub(crate) counts: Counts,
@@ -78,6 +79,7 @@ impl Session {
             mail_errors: 0,
             idle_commands: 0,
             stops_after_commit: false,
+            quit: false,
             tls: None,
             counts: Counts::default(),
         };
@@ -187,6 +189,11 @@ impl Session {
     /// Close the connection as soon as the output is written.
     pub fn wants_close(&self) -> bool {
         matches!(self.state, State::Closed)
+    }
+
+    /// The client said QUIT: it waits for nothing but the 221, and sends nothing more.
+    pub fn client_quit(&self) -> bool {
+        self.quit
     }
 
     /// When to call `handle_timeout`, if nothing happens before. Ask again after every other call.

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Rows at once: a few MiB at worst, and short enough a read that the daemon's next write does not wait for it.
 const PAGE_ROWS: usize = 500;
-/// A running daemon's index is a few milliseconds behind the journal. Whoever waits longer had better read the journal.
+/// A running daemon's index is at most some 250 ms behind the journal, the time in which it gathers facts. Whoever waits
+/// longer had better read the journal.
 const PATIENCE: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 

@@ -1,19 +1,25 @@
 //! One line of the delivery log: which fields each event has. Knows no file and no thread.
 
 use super::Range;
-use restante_envelope::{RouteName, Timestamp, TransactionId};
+use restante_envelope::{Recipient, RouteName, Timestamp, TransactionId};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position};
 use restante_relay::Event;
 use restante_smtp::{Counts, RefusedCommand};
-use serde_json::{Map, Value};
+use std::fmt::Display;
+use std::io::Write as _;
 use std::net::SocketAddr;
 
 /// Recipients named in one line; the count tells how many there are.
 const RECIPIENTS_NAMED_MAX: usize = 10;
+/// Most lines are shorter: their buffer is made once.
+const LINE_BYTES: usize = 384;
 
-/// One event, and the fact it tells of.
+/// One event, and the fact it tells of. Rendered where it is made: a map of strings for each line was the greater part of all
+/// that this program allocated.
 pub(crate) struct Line {
-    pub(super) fields: Map<String, Value>,
+    /// A JSON object, open for the writer's `node`.
+    pub(super) text: Vec<u8>,
+    pub(super) at: Timestamp,
     /// Of the fact; none for what is in no journal.
     pub(super) position: Option<Position>,
     /// More lines of the same fact follow: the cursor moves over it with the last one.
@@ -22,11 +28,49 @@ pub(crate) struct Line {
 
 impl Line {
     fn new(event: &str, at: Timestamp) -> Self {
-        let mut line = Map::new();
-        line.insert("type".into(), "log".into());
-        line.insert("ts".into(), at.to_string().into());
-        line.insert("ev".into(), event.into());
-        Self { fields: line, position: None, continues: false }
+        let mut text = Vec::with_capacity(LINE_BYTES);
+        text.extend_from_slice(b"{\"type\":\"log\"");
+        Self { text, at, position: None, continues: false }.plain("ts", at).plain("ev", event)
+    }
+
+    fn key(&mut self, key: &str) {
+        self.text.extend_from_slice(b",\"");
+        self.text.extend_from_slice(key.as_bytes());
+        self.text.extend_from_slice(b"\":");
+    }
+
+    /// Any text.
+    fn with(mut self, key: &str, value: &str) -> Self {
+        self.key(key);
+        // A string into memory: nothing that could fail.
+        let _infallible = serde_json::to_writer(&mut self.text, value);
+        self
+    }
+
+    /// A text of letters, digits and marks that JSON gives no meaning to.
+    fn plain(mut self, key: &str, value: impl Display) -> Self {
+        self.key(key);
+        let _infallible = write!(self.text, "\"{value}\"");
+        self
+    }
+
+    fn number(mut self, key: &str, value: impl Into<u64>) -> Self {
+        self.key(key);
+        let _infallible = write!(self.text, "{}", value.into());
+        self
+    }
+
+    /// The text of the parts, with commas between them.
+    fn list<'a>(mut self, key: &str, parts: impl Iterator<Item = &'a str>) -> Self {
+        let mut joined = String::new();
+        for part in parts {
+            if !joined.is_empty() {
+                joined.push(',');
+            }
+            joined.push_str(part);
+        }
+        self = self.with(key, &joined);
+        self
     }
 
     /// The line of a fact at this position.
@@ -48,13 +92,8 @@ impl Line {
         lines
     }
 
-    fn with(mut self, key: &str, value: impl Into<Value>) -> Self {
-        self.fields.insert(key.into(), value.into());
-        self
-    }
-
     fn with_client(self, client: SocketAddr, session: u64) -> Self {
-        self.with("sid", format!("{session:x}")).with("client_ip", client.ip().to_string())
+        self.plain("sid", format_args!("{session:x}")).plain("client_ip", client.ip())
     }
 
     pub(crate) fn connect(client: SocketAddr, session: u64) -> Self {
@@ -64,16 +103,16 @@ impl Line {
     pub(crate) fn disconnect(client: SocketAddr, session: u64, counts: &Counts, why: Option<String>) -> Self {
         let line = Self::new("disconnect", crate::clock::now())
             .with_client(client, session)
-            .with("accepted", counts.accepted)
-            .with("refused", counts.refused)
-            .with("size", counts.bytes);
-        why.into_iter().fold(line, |line, why| line.with("why", why))
+            .number("accepted", counts.accepted)
+            .number("refused", counts.refused)
+            .number("size", counts.bytes);
+        why.iter().fold(line, |line, why| line.with("why", why))
     }
 
     pub(crate) fn rejected(client: SocketAddr, session: u64, refusal: &RefusedCommand) -> Self {
         let mut line = Self::new("rejected", crate::clock::now())
             .with_client(client, session)
-            .with("stage", refusal.stage.as_str())
+            .plain("stage", refusal.stage.as_str())
             .with_reply(&refusal.reply);
         for (key, value) in [("helo", &refusal.helo), ("from", &refusal.reverse_path), ("to", &refusal.forward_path)] {
             if let Some(value) = value {
@@ -84,23 +123,20 @@ impl Line {
     }
 
     pub(crate) fn accepted(accepted: &Accepted) -> Self {
-        let named = accepted.envelope.recipients.iter().take(RECIPIENTS_NAMED_MAX);
-        let to: Vec<_> = named.map(|r| r.forward_path.as_str()).collect();
-        let mut routes: Vec<_> = accepted.envelope.recipients.iter().map(|r| r.route.as_str()).collect();
-        routes.sort_unstable();
-        routes.dedup();
-        let line = Self::new("accepted", accepted.trace.received_at)
-            .with("id", accepted.id.to_string())
-            .with_client(accepted.trace.client, accepted.trace.session)
-            .with("helo", accepted.trace.helo.as_str())
-            .with("route", routes.join(","))
-            .with("from", accepted.envelope.reverse_path.as_str())
-            .with("to", to.join(","))
-            .with("nrcpt", accepted.envelope.recipients.len())
-            .with("size", accepted.content_len)
-            .with("status", "accepted");
-        let line = accepted.trace.tls.iter().fold(line, |line, tls| line.with("tls", tls.as_str()));
-        accepted.hold.iter().fold(line, |line, why| line.with("status", "hold").with("why", why.as_str()))
+        let Accepted { trace, envelope, .. } = accepted;
+        let named = envelope.recipients.iter().take(RECIPIENTS_NAMED_MAX);
+        let line = Self::new("accepted", trace.received_at)
+            .plain("id", accepted.id)
+            .with_client(trace.client, trace.session)
+            .with("helo", &trace.helo)
+            .list("route", routes(&envelope.recipients).into_iter())
+            .with("from", envelope.reverse_path.as_str())
+            .list("to", named.map(|r| r.forward_path.as_str()))
+            .number("nrcpt", envelope.recipients.len() as u64)
+            .number("size", accepted.content_len)
+            .plain("status", if accepted.hold.is_some() { "hold" } else { "accepted" });
+        let line = trace.tls.iter().fold(line, |line, tls| line.with("tls", tls));
+        accepted.hold.iter().fold(line, |line, why| line.with("why", why))
     }
 
     /// The lines of a fact. Without the message it is about they say what is known: nothing that happened goes untold.
@@ -126,28 +162,29 @@ impl Line {
             Outcome::Held(_) => ("held", "hold"),
             Outcome::Quarantined(_) => ("quarantined", "quarantined"),
         };
-        let mut line = Self::new(event, attempted.at).with("id", attempted.id.to_string()).with_recipient(about, index);
+        let mut line = Self::new(event, attempted.at).plain("id", attempted.id).with_recipient(about, index);
         if let Some(about) = about {
-            line = line.with("from", about.envelope.reverse_path.as_str()).with("size", about.content_len);
+            line = line.with("from", about.envelope.reverse_path.as_str()).number("size", about.content_len);
         }
         let t = &attempted.timings;
         let seconds = |ms: u64| ms as f64 / 1000.0;
         let before = u64::from(t.before_queue_ms);
         let delays = [before, t.in_queue_ms, u64::from(t.connect_ms), u64::from(t.transfer_ms)];
-        line = line
-            .with("delay_s", seconds(delays.iter().sum()))
-            .with("delays", Value::from_iter(delays.map(seconds)))
-            .with("status", status);
+        for (key, value) in [("delay_s", &[seconds(delays.iter().sum())][..]), ("delays", &delays.map(seconds))] {
+            line.key(key);
+            let _infallible = match value {
+                [one] => serde_json::to_writer(&mut line.text, one),
+                all => serde_json::to_writer(&mut line.text, all),
+            };
+        }
+        line = line.plain("status", status);
         if let Some(hop) = &attempted.next_hop {
-            line = line
-                .with("relay_host", hop.host.as_str())
-                .with("relay_ip", hop.ip.to_string())
-                .with("relay_port", hop.port);
-            line = hop.tls.iter().fold(line, |line, tls| line.with("tls", tls.as_str()));
+            line = line.with("relay_host", &hop.host).plain("relay_ip", hop.ip).number("relay_port", hop.port);
+            line = hop.tls.iter().fold(line, |line, tls| line.with("tls", tls));
         }
         match outcome {
             Outcome::Sent(reply) => line.with_reply(reply),
-            Outcome::Deferred { cause, next_at } => line.with("next_at", next_at.to_string()).with_cause(cause),
+            Outcome::Deferred { cause, next_at } => line.plain("next_at", next_at).with_cause(cause),
             Outcome::Held(cause) | Outcome::Quarantined(cause) => line.with_cause(cause),
         }
     }
@@ -162,14 +199,14 @@ impl Line {
     fn with_cause(self, cause: &Cause) -> Self {
         match cause {
             Cause::Reply(reply) => self.with_reply(reply),
-            other => self.with("why", other.to_string()),
+            other => self.with("why", &other.to_string()),
         }
     }
 
     fn with_reply(self, reply: &restante_envelope::Reply) -> Self {
-        let line = self.with("code", reply.code()).with("reply", reply.to_string());
+        let line = self.number("code", reply.code()).with("reply", &reply.to_string());
         match reply.enhanced() {
-            Some(enhanced) => line.with("dsn", enhanced.to_string()),
+            Some(enhanced) => line.plain("dsn", enhanced),
             None => line,
         }
     }
@@ -177,9 +214,9 @@ impl Line {
     /// A transaction begins to wait: its primary is down.
     pub(crate) fn waiting(id: TransactionId, route: &RouteName, why: &str) -> Self {
         Self::new("waiting", crate::clock::now())
-            .with("id", id.to_string())
+            .plain("id", id)
             .with("route", route.as_str())
-            .with("status", "waiting")
+            .plain("status", "waiting")
             .with("why", why)
     }
 
@@ -191,11 +228,11 @@ impl Line {
         };
         let line = |index: &u16| {
             Self::new(event, operated.at)
-                .with("id", operated.id.to_string())
+                .plain("id", operated.id)
                 .with_recipient(about, *index)
-                .with("status", status)
-                .with("actor", operated.actor.as_str())
-                .with("reason", operated.reason.as_str())
+                .plain("status", status)
+                .with("actor", &operated.actor)
+                .with("reason", &operated.reason)
         };
         Self::together(operated.recipients.iter().map(line).collect())
     }
@@ -205,20 +242,28 @@ impl Line {
         match event {
             Event::PrimaryUp { route, down_for } => {
                 let line = line.with("route", route.as_str());
-                down_for.iter().fold(line, |line, down| line.with("down_s", down.as_secs()))
+                down_for.iter().fold(line, |line, down| line.number("down_s", down.as_secs()))
             }
             Event::PrimarySuspect { route, why } | Event::PrimaryDown { route, why } => {
-                line.with("route", route.as_str()).with("why", why.as_str())
+                line.with("route", route.as_str()).with("why", why)
             }
         }
     }
 
     /// With the number of messages that wait.
     pub(crate) fn pending(self, messages: u64) -> Self {
-        self.with("pending", messages)
+        self.number("pending", messages)
     }
 
     pub(crate) fn recovered(at: Timestamp, state: &str, pending: u64) -> Self {
-        Self::new("recovered", at).with("status", state).pending(pending)
+        Self::new("recovered", at).plain("status", state).pending(pending)
     }
+}
+
+/// Each of them once, in order.
+fn routes(recipients: &[Recipient]) -> Vec<&str> {
+    let mut routes: Vec<&str> = recipients.iter().map(|r| r.route.as_str()).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    routes
 }

@@ -1,6 +1,7 @@
 //! The log's thread, driven by hand: what it writes, what it says of a gap, and where its cursor stands.
 
-use super::thread::{Batch, PAST_LINES_MAX};
+use super::queue::Batch;
+use super::thread::PAST_LINES_MAX;
 use super::*;
 use crate::cli::journal::testing::{message, sent, served, write, writer};
 use restante_envelope::{
@@ -11,34 +12,37 @@ use serde_json::Value;
 use std::fs::OpenOptions;
 use std::path::Path;
 
+/// Some dozens of lines.
+const ROOM_BYTES: usize = 10_000;
+/// One line may go beyond the room.
+const ONE_LINE: usize = 1;
+
 fn place(offset: u64) -> Position {
     Position { segment: 1, offset }
 }
 
 fn line(offset: u64) -> Line {
-    Line::recovered(Timestamp::from_unix_ms(1_795_359_200_118), "clean", offset).at(place(offset))
+    Line::recovered(crate::clock::now(), "clean", offset).at(place(offset))
 }
 
 /// With a journal in the same directory, all of which was told.
-fn parts(directory: &Path, queue_lines: usize) -> (LogHandle, Receiver<Line>, Writer) {
-    parts_with(directory, queue_lines, None)
+fn parts(directory: &Path, queue_bytes: usize) -> (LogHandle, Arc<Queue>, Writer) {
+    parts_with(directory, queue_bytes, None)
 }
 
-fn parts_with(directory: &Path, queue_lines: usize, last: Option<Position>) -> (LogHandle, Receiver<Line>, Writer) {
+fn parts_with(directory: &Path, queue_bytes: usize, last: Option<Position>) -> (LogHandle, Arc<Queue>, Writer) {
     let past = Past { storage: DirStorage::open(directory).unwrap(), last, end: last };
-    assemble(directory.to_owned(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), queue_lines).unwrap()
+    assemble(directory.to_owned(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), queue_bytes).unwrap()
 }
 
 /// Takes what is queued, and saves.
-fn work(writer: &mut Writer, lines: &Receiver<Line>) {
+fn work(writer: &mut Writer, lines: &Queue) {
     take(writer, lines);
     writer.save();
 }
 
-fn take(writer: &mut Writer, lines: &Receiver<Line>) {
-    let mut batch = Batch::default();
-    writer.take_live(lines, None, &mut batch);
-    writer.append(&batch);
+fn take(writer: &mut Writer, lines: &Queue) {
+    writer.append(&lines.take().0);
 }
 
 /// As the thread does when it takes lines again, until all of the past is told or the log cannot be written.
@@ -88,6 +92,11 @@ fn told(directory: &Path) -> Vec<String> {
     text.lines().map(short).collect()
 }
 
+/// What a line says, without the node.
+fn fields(line: &Line) -> Value {
+    serde_json::from_str(&format!("{}}}", std::str::from_utf8(&line.text).unwrap())).unwrap()
+}
+
 fn about() -> Accepted {
     let to = |path| Recipient { forward_path: ForwardPath::parse(path).unwrap(), route: RouteName::new("x") };
     let at = Timestamp::from_unix_ms(1_795_359_200_118);
@@ -114,7 +123,7 @@ fn about() -> Accepted {
 #[test]
 fn a_failed_write_leaves_the_cursor_in_front_of_the_first_lost_fact() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), ROOM_BYTES);
     log.write(line(1));
     work(&mut writer, &lines);
     assert_eq!(writer.cursor.saved(), Some(place(1)));
@@ -133,7 +142,7 @@ fn a_failed_write_leaves_the_cursor_in_front_of_the_first_lost_fact() {
 #[test]
 fn an_overflow_is_told_and_leaves_the_cursor_where_it_is() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 1);
+    let (log, lines, mut writer) = parts(directory.path(), ONE_LINE);
     log.write(line(1));
     // In no journal: a gap, and nothing that could be told again.
     log.write(Line::recovered(crate::clock::now(), "clean", 0));
@@ -165,9 +174,13 @@ fn accepted(directory: &Path, count: usize) -> (restante_journal::Writer<DirStor
     (journal, places)
 }
 
-/// How often each identifier is in the current file.
+/// The identifiers in the log, those put aside (the test's messages are of an earlier day) before the current ones.
 fn ids(directory: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(directory.join(CURRENT)).unwrap();
+    let names = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<String> =
+        names.filter(|name| name.starts_with("delivery") && name.ends_with(".jsonl")).collect();
+    names.sort();
+    let text: String = names.iter().map(|name| std::fs::read_to_string(directory.join(name)).unwrap()).collect();
     text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()?["id"].as_str().map(str::to_owned)).collect()
 }
 
@@ -176,7 +189,7 @@ fn a_gap_is_filled_while_running() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let (_journal, places) = accepted(dir, 5);
-    let (log, lines, mut writer) = parts(dir, 10);
+    let (log, lines, mut writer) = parts(dir, ROOM_BYTES);
     let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
     log.write(live(&places[0]));
     work(&mut writer, &lines);
@@ -206,7 +219,7 @@ fn a_gap_whose_filling_fails_is_filled_later() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let (_journal, places) = accepted(dir, 3);
-    let (_log, _lines, mut writer) = parts_with(dir, 10, Some(places[2].1));
+    let (_log, _lines, mut writer) = parts_with(dir, ROOM_BYTES, Some(places[2].1));
     writer.tell_missing();
     let blocked = Blocked::new(dir, &mut writer);
     while writer.is_telling() {
@@ -231,7 +244,7 @@ fn what_is_lost_while_a_gap_is_filled_is_filled_too() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let (_journal, places) = accepted(dir, 3);
-    let (log, lines, mut writer) = parts_with(dir, 1, Some(places[0].1));
+    let (log, lines, mut writer) = parts_with(dir, ONE_LINE, Some(places[0].1));
     writer.tell_missing();
     let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
     log.write(live(&places[1]));
@@ -254,7 +267,7 @@ fn a_log_that_keeps_losing_lines_does_not_have_the_journal_read_back_to_back() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let (_journal, places) = accepted(dir, 2);
-    let (log, lines, mut writer) = parts_with(dir, 1, Some(places[0].1));
+    let (log, lines, mut writer) = parts_with(dir, ONE_LINE, Some(places[0].1));
     tell_missing(&mut writer);
     let lose = |writer: &mut Writer| {
         log.write(line(0));
@@ -284,27 +297,27 @@ fn a_cursor_of_another_journal_does_not_lose_the_lines_of_this_one() {
     let (_journal, places) = accepted(dir, 2);
     let beyond = Position { offset: places[1].1.offset + 1, ..places[1].1 };
     Cursor::open(dir).unwrap().save(beyond).unwrap();
-    let (log, lines, mut writer) = parts_with(dir, 10, Some(places[0].1));
+    let (log, lines, mut writer) = parts_with(dir, ROOM_BYTES, Some(places[0].1));
     tell_missing(&mut writer);
     assert_eq!((ids(dir), writer.cursor.saved()), (vec![places[0].0.clone()], Some(places[0].1)));
     log.write(Line::waiting(places[1].0.parse().unwrap(), &RouteName::new("x"), "live").at(places[1].1));
     work(&mut writer, &lines);
     assert_eq!(Cursor::open(dir).unwrap().saved(), Some(places[1].1));
     // What it has come to itself is no other journal's, and an empty journal has come to nothing.
-    let (_log, _lines, writer) = parts_with(dir, 10, Some(places[1].1));
+    let (_log, _lines, writer) = parts_with(dir, ROOM_BYTES, Some(places[1].1));
     assert_eq!((writer.missing(), writer.cursor.saved()), (None, Some(places[1].1)));
-    assert_eq!(parts(dir, 10).2.cursor.saved(), None);
+    assert_eq!(parts(dir, ROOM_BYTES).2.cursor.saved(), None);
 }
 
 #[test]
 fn a_log_that_cannot_be_written_keeps_no_lines() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 100);
+    let (log, lines, mut writer) = parts(directory.path(), ROOM_BYTES);
     let _blocked = Blocked::new(directory.path(), &mut writer);
     for round in 0..50 {
         (0..200).for_each(|n| log.write(line(round * 200 + n)));
         take(&mut writer, &lines);
-        assert!(lines.try_recv().is_err());
+        assert!(lines.take().0.is_empty());
     }
     assert_eq!(writer.missing(), Some(Range { first: place(0), last: place(9_999) }));
 }
@@ -312,10 +325,10 @@ fn a_log_that_cannot_be_written_keeps_no_lines() {
 #[test]
 fn a_gap_at_the_end_is_told_when_all_is_quiet() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 1);
+    let (log, lines, mut writer) = parts(directory.path(), ONE_LINE);
     log.write(line(1));
     work(&mut writer, &lines);
-    log.overflow.lines.store(7, Ordering::Release);
+    lines.lose(7);
     drop(log);
     writer.run(&lines);
     assert_eq!(told(directory.path()), ["recovered 1", "log_gap \"7 records could not be written\""]);
@@ -324,7 +337,7 @@ fn a_gap_at_the_end_is_told_when_all_is_quiet() {
 #[test]
 fn a_fact_that_is_told_in_part_is_not_passed() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), ROOM_BYTES);
     let cause = Cause::Connection("refused".into());
     let results = vec![(0, Outcome::Held(cause.clone())), (1, Outcome::Held(cause))];
     let (about, at) = (about(), Timestamp::from_unix_ms(1_795_359_200_118));
@@ -359,14 +372,14 @@ fn a_catch_up_tells_all_and_then_moves_the_cursor() {
 #[test]
 fn a_file_put_aside_unsynced_holds_the_cursor() {
     let directory = tempfile::tempdir().unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), ROOM_BYTES);
     log.write(line(1));
     work(&mut writer, &lines);
     // Full, takes lines, and cannot be synced.
     std::fs::remove_file(directory.path().join(CURRENT)).unwrap();
     std::os::unix::fs::symlink("/dev/null", directory.path().join(CURRENT)).unwrap();
     let file = OpenOptions::new().write(true).open("/dev/null").unwrap();
-    writer.file = Some(files::Open { file, bytes: 0, day: "2026-11-22".into() });
+    writer.file = Some(files::Open { file, bytes: 0, day: crate::clock::now().to_string()[..10].into() });
     log.write(line(2));
     take(&mut writer, &lines);
     writer.file.as_mut().unwrap().bytes = LogLimits::default().file_bytes_max + 1;
@@ -381,7 +394,7 @@ fn a_file_put_aside_unsynced_holds_the_cursor() {
 fn a_broken_line_does_not_swallow_the_next() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join(CURRENT), "{\"ts\":\"20").unwrap();
-    let (log, lines, mut writer) = parts(directory.path(), 10);
+    let (log, lines, mut writer) = parts(directory.path(), ROOM_BYTES);
     log.write(line(1));
     work(&mut writer, &lines);
     writer.file = None;
@@ -399,7 +412,7 @@ fn an_operators_hold_has_the_status_of_the_contract() {
         let operated = Operated { id: about.id, at, action, recipients: vec![0, 1], actor, reason };
         let lines = Line::operated(&operated, Some(&about));
         assert_eq!(lines.len(), 2);
-        assert!(lines.iter().all(|line| line.fields["ev"] == event && line.fields["status"] == status));
+        assert!(lines.iter().map(fields).all(|line| line["ev"] == event && line["status"] == status));
     }
 }
 
@@ -414,12 +427,12 @@ fn a_fact_whose_message_cannot_be_read_is_told_all_the_same() {
     let quarantined = restante_ledger::Fact::Attempted(attempted);
     let lines = Line::of(&quarantined, None);
     assert_eq!(lines.iter().map(|line| line.continues).collect::<Vec<_>>(), [true, false]);
-    let known = |line: &Line| ["id", "ev", "status", "why"].map(|key| line.fields[key].as_str().unwrap().to_owned());
+    let known = |line: &Value| ["id", "ev", "status", "why"].map(|key| line[key].as_str().unwrap().to_owned());
     let expected = [&about().id.to_string(), "quarantined", "quarantined", "the blob is missing"];
-    assert!(lines.iter().all(|line| known(line) == expected && !line.fields.contains_key("to")));
+    assert!(lines.iter().map(fields).all(|line| known(&line) == expected && line.get("to").is_none()));
     // Nor does a later telling pass it: the journal has lost the message that it is about.
     write(&mut journal, &[restante_journal::Prepared::fact(&quarantined, Vec::new())]);
-    let (_log, _lines, mut log_writer) = parts_with(directory.path(), 10, Some(place(u64::MAX)));
+    let (_log, _lines, mut log_writer) = parts_with(directory.path(), ROOM_BYTES, Some(place(u64::MAX)));
     tell_missing(&mut log_writer);
     assert_eq!(told(directory.path()), ["quarantined \"the blob is missing\""; 2]);
 }
@@ -431,7 +444,7 @@ fn removed_while_running(removal: impl FnOnce(&Path)) -> (tempfile::TempDir, Vec
     let at = directory.path().join("log");
     let past = Past { storage: DirStorage::open(directory.path()).unwrap(), last: None, end: Some(place(u64::MAX)) };
     let (log, lines, mut writer) =
-        assemble(at.clone(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), 10).unwrap();
+        assemble(at.clone(), "mx".into(), Arc::default(), LogLimits::default(), Some(past), ROOM_BYTES).unwrap();
     let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
     log.write(live(&places[0]));
     work(&mut writer, &lines);
@@ -474,7 +487,7 @@ fn a_file_removed_before_it_is_put_aside_loses_no_line() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let (_journal, places) = accepted(dir, 2);
-    let (log, lines, mut writer) = parts(dir, 10);
+    let (log, lines, mut writer) = parts(dir, ROOM_BYTES);
     let live = |at: &(String, Position)| Line::waiting(at.0.parse().unwrap(), &RouteName::new("x"), "live").at(at.1);
     log.write(live(&places[0]));
     take(&mut writer, &lines);
@@ -486,4 +499,52 @@ fn a_file_removed_before_it_is_put_aside_loses_no_line() {
     tell_missing(&mut writer);
     assert_eq!(ids(dir), [1, 0].map(|n| places[n].0.clone()));
     assert_eq!(writer.cursor.saved(), Some(places[1].1));
+}
+
+#[test]
+fn each_event_is_told_in_the_words_that_others_read() {
+    let text = |line: &Line| String::from_utf8(line.text.clone()).unwrap() + "}";
+    let (mut about, at) = (about(), Timestamp::from_unix_ms(1_795_359_200_118));
+    about.trace.helo = "c\"\\\u{1}.test".into();
+    assert_eq!(
+        text(&Line::accepted(&about)),
+        concat!(
+            r#"{"type":"log","ts":"2026-11-22T14:53:20.118Z","ev":"accepted","id":"01JD9QK3T2E8V5W6X7Y8Z9ABCD","sid":"1","#,
+            r#""client_ip":"192.0.2.1","helo":"c\"\\\u0001.test","route":"x","from":"a@b.test","to":"a@x.test,b@x.test","#,
+            r#""nrcpt":2,"size":1,"status":"accepted"}"#
+        )
+    );
+    about.hold = Some("mail loop".into());
+    assert!(text(&Line::accepted(&about)).ends_with(r#""size":1,"status":"hold","why":"mail loop"}"#));
+    let reply = restante_envelope::Reply::new(250, Some(restante_envelope::EnhancedStatus::new(2, 0, 0)), "ok");
+    let timings = Timings { before_queue_ms: 1, in_queue_ms: 2_500, connect_ms: 0, transfer_ms: 30 };
+    let hop = restante_ledger::NextHop { host: "mx".into(), ip: "192.0.2.9".parse().unwrap(), port: 25, tls: None };
+    let results = vec![(1, Outcome::Sent(reply))];
+    let attempted = Attempted { id: about.id, at, next_hop: Some(hop), timings, results };
+    assert_eq!(
+        text(&Line::attempted(&attempted, Some(&about))[0]),
+        concat!(
+            r#"{"type":"log","ts":"2026-11-22T14:53:20.118Z","ev":"sent","id":"01JD9QK3T2E8V5W6X7Y8Z9ABCD","route":"x","#,
+            r#""to":"b@x.test","from":"a@b.test","size":1,"delay_s":2.531,"delays":[0.001,2.5,0.0,0.03],"status":"sent","#,
+            r#""relay_host":"mx","relay_ip":"192.0.2.9","relay_port":25,"code":250,"reply":"250 2.0.0 ok","dsn":"2.0.0"}"#
+        )
+    );
+    let counts = restante_smtp::Counts { accepted: 1, bytes: 7, ..restante_smtp::Counts::default() };
+    let gone = Line::disconnect("[2001:db8::1]:9".parse().unwrap(), 255, &counts, Some("reset".into()));
+    let gone = text(&gone);
+    assert_eq!(
+        gone.split_once(r#""ev""#).unwrap().1,
+        r#":"disconnect","sid":"ff","client_ip":"2001:db8::1","accepted":1,"refused":0,"size":7,"why":"reset"}"#
+    );
+}
+
+#[test]
+fn whoever_writes_a_line_last_is_still_heard() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = start(directory.path().into(), "m\"x".into(), Arc::default(), LogLimits::default(), None).unwrap();
+    log.handle.write_all((0..3).map(line));
+    drop(log.handle);
+    log.thread.join().unwrap();
+    assert_eq!(told(directory.path()), ["recovered 0", "recovered 1", "recovered 2"]);
+    assert!(std::fs::read_to_string(directory.path().join(CURRENT)).unwrap().ends_with(",\"node\":\"m\\\"x\"}\n"));
 }

@@ -4,24 +4,27 @@
 //! a range of the journal.
 
 use super::files::{self, Open};
-use super::{CURRENT, Line, LogLimits, Overflow, Past, Range, compress};
+use super::queue::{Batch, Node, Queue};
+use super::{CURRENT, LogLimits, Past, Range, compress};
 use crate::clock;
 use crate::serve::log_cursor::{Cursor, Told, catch_up};
 use crate::serve::metrics::Metrics;
 use restante_journal::DirStorage;
 use restante_ledger::Position;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Lines of the past that wait: few, telling it is slowed down to what the disk takes.
-pub(super) const PAST_LINES_MAX: usize = super::QUEUE_LINES / 16;
-/// Written at once.
+pub(super) const PAST_LINES_MAX: usize = 1_024;
+/// Of the past, written at once.
 const WRITE_BYTES: usize = 1 << 20;
+/// After a first line others are waited for so long: a busy server costs fifty wake-ups a second instead of thousands, and
+/// to the eye of whoever follows the log each line still comes at once.
+const GATHER: Duration = Duration::from_millis(20);
 /// How often the log is synced and the cursor moved: what is told twice after a crash is what was told in this time.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 /// How often lines of the past are looked for while nothing happens.
@@ -36,10 +39,9 @@ const AGAIN_AFTER_MIN: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     directory: PathBuf,
-    node: String,
+    node: Node,
     metrics: Arc<Metrics>,
     limits: LogLimits,
-    overflow: Arc<Overflow>,
     pub(super) file: Option<Open>,
     /// Wakes the thread that compresses.
     compressor: Option<SyncSender<()>>,
@@ -74,30 +76,12 @@ struct Telling {
     lines: Receiver<Told>,
 }
 
-/// Lines that go into one write.
-#[derive(Default)]
-pub(super) struct Batch {
-    text: Vec<u8>,
-    /// What happened now; lines of the past are not counted as lost twice.
-    lines: u64,
-    /// The last one of the lines' days.
-    day: String,
-    /// Facts of now.
-    facts: Option<Range>,
-    /// Facts of the past.
-    past: Option<Range>,
-    ends_past: bool,
-    /// The last fact of now whose lines are all here, or were in a batch before.
-    last: Option<Position>,
-}
-
 impl Writer {
     pub(super) fn new(
         directory: PathBuf,
-        node: String,
+        node: Node,
         metrics: Arc<Metrics>,
         limits: LogLimits,
-        overflow: Arc<Overflow>,
         cursor: Cursor,
         past: Option<Past>,
     ) -> Self {
@@ -112,25 +96,11 @@ impl Writer {
         };
         let (compressor, lost, is_failing, written) = (None, 0, false, untold);
         let (file, unsynced) = (None, None);
-        Self {
-            directory,
-            node,
-            metrics,
-            limits,
-            overflow,
-            file,
-            compressor,
-            lost,
-            is_failing,
-            cursor,
-            written,
-            unsynced,
-            past,
-        }
+        Self { directory, node, metrics, limits, file, compressor, lost, is_failing, cursor, written, unsynced, past }
     }
 
     /// Until the last handle is gone and all of the past is told, as far as it can be.
-    pub(super) fn run(&mut self, lines: &Receiver<Line>) {
+    pub(super) fn run(&mut self, lines: &Queue) {
         // Only where the log is at home: `recover` leaves no file behind that the daemon's user could not read.
         if self.past.journal.is_some() {
             self.compressor = compress::start(self.directory.clone(), self.limits.clone())
@@ -140,43 +110,24 @@ impl Writer {
         let mut saved_at = Instant::now();
         loop {
             self.tell_missing();
-            let mut batch = Batch::default();
-            let is_over = !self.take_live(lines, None, &mut batch);
+            let (mut batch, is_over) = lines.take();
             self.take_past(&mut batch, is_over);
-            if is_over && batch.is_empty() {
-                self.append(&batch);
+            let idle = batch.is_empty();
+            self.append(&batch);
+            if is_over && idle {
                 return self.save();
             }
-            if batch.is_empty() {
-                let patience = if self.past.telling.is_some() { PAST_POLL } else { SAVE_EVERY };
-                match lines.recv_timeout(patience) {
-                    Ok(first) => drop(self.take_live(lines, Some(first), &mut batch)),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-                }
-            }
-            self.append(&batch);
             if saved_at.elapsed() >= SAVE_EVERY {
                 self.save();
                 saved_at = Instant::now();
             }
-        }
-    }
-
-    /// What is there goes into one write: a busy server writes hundreds of lines at a time, a quiet one each at once.
-    /// False when nobody is left who could send more.
-    pub(super) fn take_live(&self, lines: &Receiver<Line>, first: Option<Line>, batch: &mut Batch) -> bool {
-        let mut next = first.map_or_else(|| lines.try_recv(), Ok);
-        while let Ok(line) = next {
-            batch.lines += 1;
-            batch.facts = line.range().map(|fact| fact.with(batch.facts)).or(batch.facts);
-            batch.last = batch.last.max(line.position.filter(|_| !line.continues));
-            self.render(line, batch);
-            if batch.text.len() >= WRITE_BYTES {
-                return true;
+            if self.past.telling.is_none() {
+                lines.wait(SAVE_EVERY);
+                lines.gather(GATHER);
+            } else if idle {
+                lines.wait(PAST_POLL);
             }
-            next = lines.try_recv();
         }
-        !matches!(next, Err(TryRecvError::Disconnected))
     }
 
     /// Lines of the past, behind those of now; with `waits`, at least one, or the end of it.
@@ -189,10 +140,7 @@ impl Writer {
         };
         loop {
             match next {
-                Ok(Told::Line(line)) => {
-                    batch.past = line.range().map(|fact| fact.with(batch.past)).or(batch.past);
-                    self.render(line, batch);
-                }
+                Ok(Told::Line(line)) => batch.push_past(&line, &self.node),
                 Ok(Told::All) => return batch.ends_past = true,
                 Err(TryRecvError::Empty) => return,
                 // It ended by an error, which it said.
@@ -236,12 +184,8 @@ impl Writer {
 
     /// Writes a batch, in front of it what is to be said of a gap.
     pub(super) fn append(&mut self, batch: &Batch) {
-        let dropped = self.overflow.lines.swap(0, Ordering::Acquire);
-        if dropped > 0 {
-            self.lost += dropped;
-            let facts = self.overflow.facts.lock().ok().and_then(|mut facts| facts.take());
-            self.miss(facts);
-        }
+        self.lost += batch.dropped;
+        self.miss(batch.dropped_facts);
         match self.write(batch) {
             Ok(()) => {
                 self.is_failing = false;
@@ -285,10 +229,8 @@ impl Writer {
         }
         let why = "the facts among the lost records have been told again";
         let line = json!({"type": "log", "ts": clock::now().to_string(), "ev": "log_gap", "status": "filled",
-            "node": self.node, "why": why});
-        let mut end = Batch { text: format!("{line}\n").into_bytes(), ..Batch::default() };
-        end.day = clock::now().to_string().get(..10).unwrap_or_default().to_owned();
-        self.append(&end);
+            "node": self.node.name(), "why": why});
+        self.append(&Batch { text: format!("{line}\n").into_bytes(), at: clock::now(), ..Batch::default() });
         tracing::info!("the delivery log is complete again");
     }
 
@@ -365,23 +307,13 @@ impl Writer {
         }
     }
 
-    fn render(&self, mut line: Line, batch: &mut Batch) {
-        line.fields.insert("node".into(), self.node.as_str().into());
-        let day = line.fields.get("ts").and_then(Value::as_str).and_then(|ts| ts.get(..10)).unwrap_or_default();
-        if batch.day.as_str() < day {
-            day.clone_into(&mut batch.day);
-        }
-        if serde_json::to_writer(&mut batch.text, &line.fields).is_ok() {
-            batch.text.push(b'\n');
-        }
-    }
-
     fn write(&mut self, batch: &Batch) -> io::Result<()> {
         if batch.text.is_empty() && self.lost == 0 {
             return Ok(());
         }
-        let now = clock::now().to_string();
-        let day = if batch.day.is_empty() { now.get(..10).unwrap_or_default() } else { batch.day.as_str() };
+        let now = clock::now();
+        let at = if batch.text.is_empty() { now } else { batch.at }.to_string();
+        let day = at.get(..10).unwrap_or_default();
         let limit = self.limits.file_bytes_max;
         let is_due = |open: &Open| open.bytes > limit || open.day.as_str() < day;
         if let Some(old) = self.file.as_ref().filter(|open| is_due(open)).map(|open| open.day.clone()) {
@@ -400,7 +332,7 @@ impl Writer {
         }
         let Some(open) = &mut self.file else { return Ok(()) };
         if self.lost > 0 {
-            let gap = json!({"type": "log", "ts": now, "ev": "log_gap", "node": self.node,
+            let gap = json!({"type": "log", "ts": now.to_string(), "ev": "log_gap", "node": self.node.name(),
                 "why": format!("{} records could not be written", self.lost)});
             open.file.write_all(format!("{gap}\n").as_bytes())?;
             self.lost = 0;
@@ -460,11 +392,5 @@ impl Gaps {
     fn pause(&mut self) {
         self.again_at = Instant::now() + self.again_after;
         self.again_after = (self.again_after * 2).min(AGAIN_AFTER_MAX);
-    }
-}
-
-impl Batch {
-    fn is_empty(&self) -> bool {
-        self.text.is_empty() && !self.ends_past
     }
 }

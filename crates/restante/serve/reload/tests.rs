@@ -121,8 +121,8 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("list"), "x@a.test\n").unwrap();
         let config = config(dir.path(), TOML);
-        let handle = tokio::runtime::Handle::current();
-        let (full, offered) = Journal::full();
+        let full_data = tempfile::tempdir().unwrap();
+        let (full, offered) = Journal::full(testing::writer(full_data.path()));
         let parts = Parts {
             routes: watch::channel(table(&config.routes).unwrap()).0,
             limits: watch::channel(config.limits.clone()).0,
@@ -133,7 +133,7 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
             stopping: watch::channel(false).1,
         };
         let hangups = crate::serve::shutdown::hangups().unwrap();
-        let means = Means { flags: Flags::default(), hangups, handle: handle.clone() };
+        let means = Means { flags: Flags::default(), hangups };
         let mut reloading = Reloading::new(config, means, parts, mpsc::channel(1).1);
         reloading.record().await;
         for _ in 0..2 {
@@ -142,12 +142,12 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
         assert_eq!((reloading.unrecorded, offered.load(Ordering::Relaxed)), (Some(Refused::Full), 3));
         let (sender, mut facts) = mpsc::channel(8);
         let data = tempfile::tempdir().unwrap();
-        let (journal, thread) = journal::start(testing::writer(data.path()), sender, handle).unwrap();
+        let (journal, thread) = journal::start(testing::writer(data.path()), sender).unwrap();
         reloading.parts.journal = journal.clone();
         for _ in 0..2 {
             reloading.look().await;
         }
-        journal.close().await;
+        journal.close();
         assert!(matches!(&facts.recv().await.unwrap()[..], [Recorded { fact: Fact::Served(_), .. }]));
         assert!(facts.recv().await.is_none() && reloading.unrecorded.is_none(), "known, and offered again");
         thread.join().unwrap().unwrap();

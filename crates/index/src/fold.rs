@@ -1,0 +1,367 @@
+//! What a batch of events makes of the messages it names: folded in memory, then written to the tables once for each message.
+//!
+//! A message that arrives and is sent within one batch costs its rows and no change of them. Decides nothing: what an event
+//! does to a recipient is the ledger's rule.
+
+use crate::error::IndexError;
+use crate::index::{Change, Event, Keep};
+use crate::rows::{instant, timestamp};
+use crate::state;
+use crate::summary::Summary;
+use restante_envelope::{Timestamp, TransactionId};
+use restante_ledger::{Accepted, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState};
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
+use std::collections::HashMap;
+
+/// A batch, within a transaction of SQLite's.
+pub(crate) struct Fold<'a> {
+    connection: &'a Connection,
+    keep: Keep,
+    find: CachedStatement<'a>,
+    find_recipient: CachedStatement<'a>,
+    /// In the order in which the batch names them.
+    messages: Vec<Message<'a>>,
+    /// Where they are in there.
+    places: HashMap<TransactionId, usize>,
+}
+
+/// A message as the batch leaves it.
+struct Message<'a> {
+    source: Source<'a>,
+    /// Recipients that are not settled; of a row in the table, by how many more.
+    pending: i64,
+    /// By index: all of a new one, those that were looked at of a row.
+    recipients: Vec<(RecipientIndex, Recipient)>,
+    was_attempted: bool,
+}
+
+enum Source<'a> {
+    /// It stands in the table.
+    Row(i64),
+    New {
+        id: TransactionId,
+        position: Position,
+        at: Timestamp,
+        /// None if only the name is left of it.
+        accepted: Option<(&'a Accepted, Option<&'a Summary>)>,
+    },
+}
+
+/// What changes for a recipient.
+struct Recipient {
+    state: RecipientState,
+    /// Of a row: whether it is another one now.
+    has_changed: bool,
+    /// The last reply, if there is a new one.
+    reply: Option<String>,
+    /// The reason, if it is another one, or none, now.
+    reason: Option<Option<String>>,
+    /// How many more.
+    attempts: u16,
+    changed_at: Timestamp,
+}
+
+/// What an event says of a recipient.
+struct Told {
+    state: RecipientState,
+    /// What the next hop said, if it did.
+    reply: Option<String>,
+    /// Why it is deferred or on hold, where no reply tells.
+    reason: Option<String>,
+    attempts: u16,
+    at: Timestamp,
+}
+
+impl<'a> Fold<'a> {
+    pub(crate) fn new(connection: &'a Connection, keep: Keep) -> Result<Self, IndexError> {
+        Ok(Self {
+            connection,
+            keep,
+            find: connection.prepare_cached("SELECT n FROM transactions WHERE id = ?")?,
+            find_recipient: connection
+                .prepare_cached("SELECT state, next_at FROM recipients WHERE n = ? AND nth = ?")?,
+            messages: Vec::new(),
+            places: HashMap::new(),
+        })
+    }
+
+    pub(crate) fn apply(&mut self, change: &'a Change) -> Result<(), IndexError> {
+        let summary = change.summary.as_ref();
+        match &change.event {
+            Event::Fact(Fact::Accepted(accepted)) => {
+                let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
+                self.accept(change.position, accepted, state, summary)
+            }
+            Event::Fact(Fact::Attempted(attempted)) => self.attempted(attempted),
+            Event::Fact(Fact::Operated(operated)) => self.operated(operated),
+            Event::Fact(Fact::Served(_)) => Ok(()),
+            Event::Damaged(accepted) => self.accept(change.position, accepted, RecipientState::Quarantined, summary),
+            Event::Lost { id, recipients } => {
+                // When it was accepted stands in its name.
+                let at = Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0));
+                let source = Source::New { id: *id, position: change.position, at, accepted: None };
+                self.arrive(*id, source, *recipients, RecipientState::Quarantined, None)
+            }
+        }
+    }
+
+    fn accept(
+        &mut self,
+        position: Position,
+        accepted: &'a Accepted,
+        state: RecipientState,
+        summary: Option<&'a Summary>,
+    ) -> Result<(), IndexError> {
+        let (id, at) = (accepted.id, accepted.trace.received_at);
+        let recipients = RecipientIndex::try_from(accepted.envelope.recipients.len()).unwrap_or(RecipientIndex::MAX);
+        let reason = accepted.hold.as_ref().filter(|_| state == RecipientState::Hold);
+        let source = Source::New { id, position, at, accepted: Some((accepted, summary)) };
+        self.arrive(id, source, recipients, state, reason)
+    }
+
+    /// The same identifier twice is one message: the first record counts.
+    fn arrive(
+        &mut self,
+        id: TransactionId,
+        source: Source<'a>,
+        recipients: u16,
+        state: RecipientState,
+        reason: Option<&String>,
+    ) -> Result<(), IndexError> {
+        if self.message(id)?.is_some() {
+            return Ok(());
+        }
+        let Source::New { at, .. } = source else { return Ok(()) };
+        let recipient = || Recipient {
+            state,
+            has_changed: true,
+            reply: None,
+            reason: Some(reason.cloned()),
+            attempts: 0,
+            changed_at: at,
+        };
+        let pending = if state.is_settled() { 0 } else { recipients.into() };
+        let recipients = (0..recipients).map(|nth| (nth, recipient())).collect();
+        self.places.insert(id, self.messages.len());
+        self.messages.push(Message { source, pending, recipients, was_attempted: false });
+        Ok(())
+    }
+
+    fn attempted(&mut self, attempted: &Attempted) -> Result<(), IndexError> {
+        let Some(place) = self.message(attempted.id)? else { return Ok(()) };
+        for (nth, outcome) in &attempted.results {
+            let (reply, reason) = match outcome {
+                Outcome::Sent(reply) => (Some(reply.to_string()), None),
+                Outcome::Deferred { cause, .. } | Outcome::Held(cause) | Outcome::Quarantined(cause) => match cause {
+                    Cause::Reply(reply) => {
+                        let reply = reply.to_string();
+                        let reason = matches!(outcome, Outcome::Held(_)).then(|| reply.clone());
+                        (Some(reply), reason)
+                    }
+                    other => (None, Some(other.to_string())),
+                },
+            };
+            self.change(place, *nth, Told { state: outcome.into(), reply, reason, attempts: 1, at: attempted.at })?;
+        }
+        if let Some(message) = self.messages.get_mut(place) {
+            message.was_attempted = true;
+        }
+        Ok(())
+    }
+
+    fn operated(&mut self, operated: &Operated) -> Result<(), IndexError> {
+        let Some(place) = self.message(operated.id)? else { return Ok(()) };
+        let state = RecipientState::from(operated.action);
+        let reason = (state == RecipientState::Hold).then(|| format!("{}: {}", operated.actor, operated.reason));
+        for nth in &operated.recipients {
+            let (reason, at) = (reason.clone(), operated.at);
+            self.change(place, *nth, Told { state, reply: None, reason, attempts: 0, at })?;
+        }
+        Ok(())
+    }
+
+    /// Where it is among the messages; none if there is no such message.
+    fn message(&mut self, id: TransactionId) -> Result<Option<usize>, IndexError> {
+        if let Some(place) = self.places.get(&id) {
+            return Ok(Some(*place));
+        }
+        let found = self.find.query_row(params![id.to_bits().to_be_bytes()], |row| row.get(0)).optional()?;
+        Ok(found.map(|n| {
+            let message = Message { source: Source::Row(n), pending: 0, recipients: Vec::new(), was_attempted: false };
+            self.messages.push(message);
+            *self.places.entry(id).or_insert(self.messages.len() - 1)
+        }))
+    }
+
+    fn change(&mut self, place: usize, nth: RecipientIndex, told: Told) -> Result<(), IndexError> {
+        let Some(message) = self.messages.get_mut(place) else { return Ok(()) };
+        let found = message.recipients.binary_search_by_key(&nth, |(nth, _)| *nth);
+        let recipient = match (found, &message.source) {
+            (Ok(at), _) => message.recipients.get_mut(at),
+            (Err(_), Source::New { .. }) => None,
+            (Err(at), Source::Row(n)) => {
+                let read = |row: &rusqlite::Row<'_>| Ok((row.get::<_, String>(0)?, row.get::<_, Option<i64>>(1)?));
+                let Some((word, next_at)) = self.find_recipient.query_row(params![n, nth], read).optional()? else {
+                    return Ok(());
+                };
+                let state = state::parse(&word, next_at.map(timestamp));
+                let state = state.ok_or_else(|| IndexError::Unusable(format!("a recipient is {word}")))?;
+                let changed_at = told.at;
+                let row = Recipient { state, has_changed: false, reply: None, reason: None, attempts: 0, changed_at };
+                message.recipients.insert(at, (nth, row));
+                message.recipients.get_mut(at)
+            }
+        };
+        let Some((_, recipient)) = recipient else { return Ok(()) };
+        let was_settled = recipient.state.is_settled();
+        recipient.take(told);
+        message.pending += i64::from(was_settled) - i64::from(recipient.state.is_settled());
+        Ok(())
+    }
+
+    /// Writes what has changed.
+    pub(crate) fn store(self) -> Result<(), IndexError> {
+        let connection = self.connection;
+        let mut tables = Tables {
+            insert: connection.prepare_cached(
+                "INSERT INTO transactions (id, segment, offset, accepted_at, size, sender, client, helo, tls, hold,
+                     subject, header_from, message_id, pending)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )?,
+            insert_recipient: connection.prepare_cached(
+                "INSERT INTO recipients (n, nth, addr, domain, route, state, next_at, last_reply, reason, attempts, changed_at)
+                 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            )?,
+            update: connection.prepare_cached("UPDATE transactions SET pending = pending + ? WHERE n = ?")?,
+            update_recipient: connection.prepare_cached(
+                "UPDATE recipients SET state = ?3, next_at = ?4, last_reply = coalesce(?5, last_reply),
+                     reason = CASE WHEN ?6 THEN ?7 ELSE reason END, attempts = attempts + ?8, changed_at = ?9
+                 WHERE n = ?1 AND nth = ?2",
+            )?,
+            connection,
+        };
+        for message in &self.messages {
+            let is_checked = self.keep == Keep::Unsent && message.was_attempted;
+            match &message.source {
+                Source::New { .. } if is_checked && message.is_sent() => {}
+                Source::New { id, position, at, accepted } => tables.insert(message, *id, *position, *at, *accepted)?,
+                Source::Row(n) => {
+                    tables.update(*n, message)?;
+                    if is_checked {
+                        tables.forget_if_sent(*n)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Message<'_> {
+    fn is_sent(&self) -> bool {
+        self.recipients.iter().all(|(_, recipient)| recipient.state == RecipientState::Sent)
+    }
+}
+
+impl Recipient {
+    fn take(&mut self, told: Told) {
+        let Some(state) = self.state.after(told.state) else { return };
+        // Frozen by an operator while the attempt was under way: his reason stands.
+        let is_frozen = self.state == RecipientState::Hold && state != told.state;
+        if !is_frozen {
+            self.reason = Some(told.reason);
+        }
+        self.reply = told.reply.or(self.reply.take());
+        (self.state, self.has_changed, self.changed_at) = (state, true, told.at);
+        self.attempts = self.attempts.saturating_add(told.attempts);
+    }
+}
+
+/// The statements that write, made once for a batch.
+struct Tables<'a> {
+    insert: CachedStatement<'a>,
+    insert_recipient: CachedStatement<'a>,
+    update: CachedStatement<'a>,
+    update_recipient: CachedStatement<'a>,
+    connection: &'a Connection,
+}
+
+impl Tables<'_> {
+    fn insert(
+        &mut self,
+        message: &Message<'_>,
+        id: TransactionId,
+        position: Position,
+        at: Timestamp,
+        accepted: Option<(&Accepted, Option<&Summary>)>,
+    ) -> Result<(), IndexError> {
+        let (accepted, summary) = accepted.map_or((None, None), |(accepted, summary)| (Some(accepted), summary));
+        self.insert.execute(params![
+            id.to_bits().to_be_bytes(),
+            position.segment.cast_signed(),
+            position.offset.cast_signed(),
+            instant(at),
+            accepted.map_or(0, |a| a.content_len).cast_signed(),
+            accepted.map(|a| a.envelope.reverse_path.as_str()),
+            accepted.map(|a| a.trace.client.to_string()),
+            accepted.map(|a| &a.trace.helo),
+            accepted.and_then(|a| a.trace.tls.as_ref()),
+            accepted.and_then(|a| a.hold.as_ref()),
+            summary.and_then(|s| s.subject.as_ref()),
+            summary.and_then(|s| s.from.as_ref()),
+            summary.and_then(|s| s.message_id.as_ref()),
+            message.pending,
+        ])?;
+        let n = self.connection.last_insert_rowid();
+        for (nth, recipient) in &message.recipients {
+            let named = accepted.and_then(|a| a.envelope.recipients.get(usize::from(*nth)));
+            self.insert_recipient.execute(params![
+                n,
+                nth,
+                named.map(|r| r.forward_path.as_str()),
+                named.and_then(|r| r.forward_path.domain()).map(str::to_ascii_lowercase),
+                named.map(|r| r.route.as_str()),
+                state::word(recipient.state),
+                state::next_at(recipient.state).map(instant),
+                recipient.reply,
+                recipient.reason.as_ref().and_then(Option::as_ref),
+                recipient.attempts,
+                instant(recipient.changed_at),
+            ])?;
+        }
+        Ok(())
+    }
+
+    fn update(&mut self, n: i64, message: &Message<'_>) -> Result<(), IndexError> {
+        for (nth, recipient) in message.recipients.iter().filter(|(_, recipient)| recipient.has_changed) {
+            self.update_recipient.execute(params![
+                n,
+                nth,
+                state::word(recipient.state),
+                state::next_at(recipient.state).map(instant),
+                recipient.reply,
+                recipient.reason.is_some(),
+                recipient.reason.as_ref().and_then(Option::as_ref),
+                recipient.attempts,
+                instant(recipient.changed_at),
+            ])?;
+        }
+        if message.pending != 0 {
+            self.update.execute(params![message.pending, n])?;
+        }
+        Ok(())
+    }
+
+    fn forget_if_sent(&self, n: i64) -> Result<(), IndexError> {
+        let unsent = self
+            .connection
+            .prepare_cached("SELECT EXISTS (SELECT 1 FROM recipients WHERE n = ? AND state <> ?)")?
+            .query_row(params![n, state::word(RecipientState::Sent)], |row| row.get::<_, bool>(0))?;
+        if !unsent {
+            for table in ["recipients", "transactions"] {
+                self.connection.prepare_cached(&format!("DELETE FROM {table} WHERE n = ?"))?.execute(params![n])?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,115 @@
+//! Tasks of the people who work on Restante, as `cargo xtask TASK`. No part of the product: nothing depends on it, and
+//! `cargo build` of the binary does not build it. Refuses to change anything but what a task says it writes.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to who runs it")]
+
+mod bench;
+mod hot;
+mod machine;
+mod peers;
+mod readme;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+Tasks of the people who work on Restante.
+
+Usage: cargo xtask TASK [OPTIONS]
+
+Tasks:
+  bench    Run the benches of the hot functions in release, and rewrite the tables of crates/benches/README.md
+
+Options of bench:
+  --peers            Run the benchmark of the peers as well: three rounds of refjournal, Postfix and the release
+                     binary. Needs root, installs Postfix in a chroot of its own, and takes more than half an hour
+  --peers-dir DIR    Where that benchmark is [default: ../shared/bench, seen from the repository]
+
+  -h, --help         This text
+
+Exit codes: 0 done, 1 it failed, 2 the command line is wrong
+";
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+enum Task {
+    Help,
+    /// With the directory of the peers' benchmark, if that is to run.
+    Bench {
+        peers: Option<PathBuf>,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match parse(&arguments, &root()) {
+        Ok(Task::Help) => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        Ok(Task::Bench { peers }) => bench::run(&root(), peers.as_deref()),
+        Err(wrong) => {
+            eprintln!("xtask: {wrong}\nxtask: `cargo xtask --help` lists the tasks");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The repository: two above this package.
+fn root() -> PathBuf {
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().nth(2).unwrap_or(package).to_owned()
+}
+
+fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
+    let mut words = arguments.iter().map(String::as_str);
+    let task = words.next().unwrap_or("--help");
+    let (mut wants_peers, mut directory) = (false, root.join("../shared/bench"));
+    let mut wants_help = matches!(task, "-h" | "--help" | "help");
+    while let Some(word) = words.next() {
+        match word {
+            "-h" | "--help" => wants_help = true,
+            "--peers" => wants_peers = true,
+            "--peers-dir" => directory = words.next().ok_or("--peers-dir wants a directory")?.into(),
+            other => return Err(format!("`{other}` is no option of {task}")),
+        }
+    }
+    match task {
+        _ if wants_help => Ok(Task::Help),
+        "bench" => Ok(Task::Bench { peers: wants_peers.then_some(directory) }),
+        other => Err(format!("there is no task `{other}`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Task, String> {
+        let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        parse(&words, Path::new("/repository"))
+    }
+
+    #[test]
+    fn a_misspelt_option_starts_a_run_of_half_an_hour() {
+        assert_eq!(parsed("bench"), Ok(Task::Bench { peers: None }));
+        assert_eq!(parsed("bench --peers"), Ok(Task::Bench { peers: Some("/repository/../shared/bench".into()) }));
+        assert_eq!(parsed("bench --peers --peers-dir b"), Ok(Task::Bench { peers: Some("b".into()) }));
+        assert!(parsed("bench --peer").is_err_and(|why| why.contains("`--peer`")));
+        assert!(parsed("bench --peers-dir").is_err_and(|why| why.contains("wants a directory")));
+        assert!(parsed("bnech").is_err_and(|why| why.contains("`bnech`")));
+    }
+
+    #[test]
+    fn help_is_to_be_had_everywhere() {
+        for line in ["", "-h", "--help", "help", "bench --help", "bench --peers -h"] {
+            assert_eq!(parsed(line), Ok(Task::Help), "{line}");
+        }
+    }
+}
