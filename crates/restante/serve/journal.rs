@@ -107,6 +107,7 @@ struct Line {
     pen: Option<Pen>,
     /// The thread sleeps, and has not been called yet.
     is_asleep: bool,
+    /// Nobody is let in any more: it is to end, or has failed.
     is_closing: bool,
     /// No mark proves the last batch yet.
     is_unproven: bool,
@@ -213,7 +214,7 @@ impl Line {
     /// Whether it takes one more.
     fn is_open(&self) -> Result<(), Refused> {
         match self {
-            _ if self.is_closing || self.end.is_some() => Err(Refused::Failed),
+            _ if self.is_closing => Err(Refused::Failed),
             _ if self.length >= LINE_RECORDS_MAX => Err(Refused::Busy),
             _ => Ok(()),
         }
@@ -374,6 +375,8 @@ impl Held<'_> {
         self.shared.failed.store(true, Ordering::Relaxed);
         let Some(mut pen) = self.pen.take() else { return };
         let mut line = self.shared.line();
+        // For ever: the thread takes the error along.
+        line.is_closing = true;
         line.end = Some(error);
         pen.batch.extend(pen.taken.drain(..).chain(line.entries.drain(..)));
         self.shared.call(&mut line);

@@ -107,12 +107,12 @@ impl Drop for Sender {
 impl LogHandle {
     /// Hands a line over, or counts it as dropped.
     pub(crate) fn write(&self, line: Line) {
-        self.write_all([line]);
+        self.write_all(vec![line]);
     }
 
     /// Hands lines over, in one go.
-    pub(crate) fn write_all(&self, lines: impl IntoIterator<Item = Line>) {
-        let dropped = self.sender.0.put(lines);
+    pub(crate) fn write_all(&self, lines: Vec<Line>) {
+        let dropped = self.sender.0.put(&lines);
         if dropped > 0 {
             self.metrics.log_dropped(dropped);
         }

@@ -172,7 +172,7 @@ impl RelayTask {
     fn log_waiting(&self, down: Line, route: &RouteName, why: &str) {
         let (named, pending) = due_on(self.relay.ledger(), route);
         self.log.write(down.pending(pending));
-        self.log.write_all(named.into_iter().map(|id| Line::waiting(id, route, why)));
+        self.log.write_all(named.into_iter().map(|id| Line::waiting(id, route, why)).collect());
     }
 
     fn take_report(&mut self, report: Report) {

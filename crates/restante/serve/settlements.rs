@@ -16,6 +16,7 @@ const FULL_RETRY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Settlements {
     journal: Journal,
+    retry: Duration,
     /// The lock is never held across a wait.
     open: Mutex<Open>,
 }
@@ -73,7 +74,7 @@ impl Open {
 
 impl Settlements {
     pub(crate) fn new(journal: Journal) -> Arc<Self> {
-        Arc::new(Self { journal, open: Mutex::default() })
+        Arc::new(Self { journal, retry: FULL_RETRY, open: Mutex::default() })
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -103,7 +104,7 @@ impl Settlements {
 
     async fn watch(self: Arc<Self>) {
         loop {
-            tokio::time::sleep(FULL_RETRY).await;
+            tokio::time::sleep(self.retry).await;
             let refused = {
                 let mut open = self.open();
                 open.sweep();
@@ -132,15 +133,16 @@ mod tests {
     async fn what_a_full_disk_refused_is_offered_until_it_is_durable() {
         let data = tempfile::tempdir().unwrap();
         let (journal, offered) = Journal::full(crate::cli::journal::testing::writer(data.path()));
-        let settlements = Settlements::new(journal);
+        let retry = Duration::from_millis(1);
+        let settlements = Arc::new(Settlements { journal, retry, open: Mutex::default() });
         for n in 0..2 {
             let id = TransactionId::from_bits(n);
             let fact =
                 Attempted { id, at: clock::now(), next_hop: None, timings: Timings::default(), results: Vec::new() };
             settlements.record(fact, None).await;
         }
-        while offered.load(Ordering::Relaxed) < 4 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        while offered.load(Ordering::Relaxed) < 6 {
+            tokio::task::yield_now().await;
         }
         let open = settlements.open();
         assert!(open.watched && open.waiting.len() + open.refused.len() <= 2);

@@ -116,14 +116,14 @@ impl Queue {
     }
 
     /// Returns how many found no room.
-    pub(super) fn put(&self, lines: impl IntoIterator<Item = Line>) -> u64 {
+    pub(super) fn put(&self, lines: &[Line]) -> u64 {
         let mut waiting = self.waiting();
         let before = waiting.batch.dropped;
         for line in lines {
             if waiting.batch.text.len() < self.room_bytes {
-                waiting.batch.push(&line, &self.node);
+                waiting.batch.push(line, &self.node);
             } else {
-                waiting.batch.drop_line(&line);
+                waiting.batch.drop_line(line);
             }
         }
         let dropped = waiting.batch.dropped - before;

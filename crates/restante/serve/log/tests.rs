@@ -542,7 +542,7 @@ fn each_event_is_told_in_the_words_that_others_read() {
 fn whoever_writes_a_line_last_is_still_heard() {
     let directory = tempfile::tempdir().unwrap();
     let log = start(directory.path().into(), "m\"x".into(), Arc::default(), LogLimits::default(), None).unwrap();
-    log.handle.write_all((0..3).map(line));
+    log.handle.write_all((0..3).map(line).collect());
     drop(log.handle);
     log.thread.join().unwrap();
     assert_eq!(told(directory.path()), ["recovered 0", "recovered 1", "recovered 2"]);
