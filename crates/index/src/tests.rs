@@ -377,7 +377,7 @@ proptest! {
         let batch = changes(events);
         for Change { position, event, .. } in &batch {
             match event {
-                Event::Fact(fact) => ledger.apply(*position, fact),
+                Event::Fact(fact) => _ = ledger.apply(*position, fact),
                 Event::Damaged(accepted) => ledger.apply_damaged(*position, accepted),
                 Event::Lost { id, recipients } => ledger.apply_lost(*position, *id, *recipients),
             }

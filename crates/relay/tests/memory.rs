@@ -1,5 +1,6 @@
 //! How much memory a pending message costs, as the operating system counts it: the allocator's overhead is in it. A process of
 //! its own with one test, so that nobody else's memory is counted.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use restante_envelope::{
     BodyType, DomainName, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 /// What the ledger and the schedule may take of the 300 bytes that the whole process has for a pending message.
 const BYTES_PER_MESSAGE_MAX: u64 = 200;
+/// Between these two numbers of messages it is measured: what is there anyway does not count.
 const FEW: u128 = 20_000;
 const MANY: u128 = 200_000;
 
@@ -84,11 +86,10 @@ fn primary_is_up(relay: &mut Relay) {
     relay.probe_ended(&RouteName::new("a"), Ok(()), now());
 }
 
-/// Offers what is due until nothing is, with this outcome.
-fn deliver(relay: &mut Relay, outcome: impl Fn(TransactionId) -> Option<Outcome>) {
+/// Tries what is due until nothing is.
+fn deliver(relay: &mut Relay, outcome: impl Fn() -> Outcome) {
     while let Some(Action::Attempt { id, .. }) = relay.poll(now()) {
-        let Some(outcome) = outcome(id) else { continue };
-        relay.apply(position(0), &attempted(id, outcome), now());
+        relay.apply(position(0), &attempted(id, outcome()), now());
     }
 }
 
@@ -97,4 +98,37 @@ fn resident() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1_024
+}
+
+/// Accepts messages; returns bytes for each of those from `FEW` to `MANY`.
+fn cost(relay: &mut Relay, mut accept: impl FnMut(&mut Relay, u128)) -> u64 {
+    (0..FEW).for_each(|n| accept(relay, n));
+    let before = resident();
+    (FEW..MANY).for_each(|n| accept(relay, n));
+    resident().saturating_sub(before) / u64::try_from(MANY - FEW).unwrap()
+}
+
+#[test]
+fn a_backlog_is_small_whatever_it_waits_for_and_its_memory_is_used_again() {
+    let mut down = relay();
+    let waiting = cost(&mut down, |relay, n| relay.apply(position(n), &accepted(n), now()));
+    assert!(waiting <= BYTES_PER_MESSAGE_MAX, "a waiting message takes {waiting} bytes");
+
+    let mut up = relay();
+    primary_is_up(&mut up);
+    let deferred = cost(&mut up, |relay, n| {
+        relay.apply(position(n), &accepted(n), now());
+        deliver(relay, || deferred(n));
+    });
+    assert!(deferred <= BYTES_PER_MESSAGE_MAX, "a deferred message takes {deferred} bytes");
+
+    // All but one in a hundred are sent, in another order than they came; those that stay are everywhere among them.
+    for n in (0..MANY).filter(|n| n % 100 != 7) {
+        up.apply(position(n), &attempted(id(n * 7_919 % MANY), sent()), now());
+    }
+    assert_eq!(up.ledger().balance().pending, 2_000);
+    let before = resident();
+    (MANY..2 * MANY).for_each(|n| up.apply(position(n), &accepted(n), now()));
+    let again = resident().saturating_sub(before) / u64::try_from(MANY).unwrap();
+    assert!(again <= waiting / 2, "of {waiting} bytes for a message, {again} were not to be had from those that went");
 }
