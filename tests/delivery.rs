@@ -120,6 +120,49 @@ fn a_held_message_stays_until_it_is_released() {
 }
 
 #[test]
+fn a_hold_is_for_mail_that_waits_for_a_connection_too() {
+    const CONNECTIONS: usize = 20;
+    let directory = scratch();
+    let mut primary = Sink::closed();
+    let daemon = Serve::new(directory.path(), primary.port).start();
+    // The rest is under way as far as the relay is concerned, and one of them is announced to the primary already.
+    for n in 0..60 {
+        let to = if n < CONNECTIONS as u64 { "first@example.test" } else { "rest@example.test" };
+        send_one(&daemon, &Message::new("hold", n, 500), &[to]);
+    }
+    primary.keep_waiting(Some("first@example.test"));
+    primary.open();
+    eventually("all connections busy", || (primary.waiting() == CONNECTIONS).then_some(()));
+    cli(directory.path(), &["queue", "hold", "--to", "rest@example.test", "--reason", "worm"]).expect_code(0);
+    primary.keep_waiting(None);
+    eventually("only the held ones left", || {
+        let left = daemon.ask(&["queue", "ls"]);
+        (left.len() == 60 - CONNECTIONS && left.iter().all(|t| t["state"] == "hold")).then_some(())
+    });
+    assert_eq!((primary.count(), primary.deliveries_to("rest@example.test")), (CONNECTIONS, 0));
+    cli(directory.path(), &["queue", "release", "--to", "rest@example.test", "--reason", "false alarm"]).expect_code(0);
+    daemon.wait_until_empty();
+    assert_eq!(primary.deliveries_to("rest@example.test"), 60 - CONNECTIONS);
+}
+
+#[test]
+fn mail_does_not_wait_for_a_slow_delivery_where_a_connection_takes_one_message() {
+    let directory = scratch();
+    let mut primary = Sink::closed().taking_one_message_a_connection();
+    let daemon = Serve::new(directory.path(), primary.port).start();
+    for n in 0..60 {
+        let to = if n == 0 { "slow@example.test" } else { "quick@example.test" };
+        send_one(&daemon, &Message::new("each", n, 500), &[to]);
+    }
+    primary.keep_waiting(Some("slow@example.test"));
+    primary.open();
+    primary.wait_for(59);
+    primary.keep_waiting(None);
+    daemon.wait_until_empty();
+    assert_eq!(primary.count(), 60);
+}
+
+#[test]
 fn a_lost_reply_after_the_final_dot_costs_a_duplicate_and_no_message() {
     let directory = scratch();
     let primary = Sink::opened();

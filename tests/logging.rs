@@ -24,8 +24,10 @@ fn the_life_of_a_message_is_told_from_its_session_to_its_delivery() {
     let mut primary = Sink::closed();
     let mut daemon = Serve::new(directory.path(), primary.port).start();
     let (id, other) = (send(&daemon, 1), send(&daemon, 2));
-    eventually("the primary is down", || {
-        daemon.ask(&["log"]).iter().any(|line| line["ev"] == "primary_down").then_some(())
+    // The primary is known to be down from the start; that the mail waits is written a moment after its 250.
+    eventually("both waiting, in the log", || {
+        let log = daemon.ask(&["log"]);
+        (events(&log).iter().filter(|event| **event == "waiting").count() == 2).then_some(())
     });
     let waiting = cli(directory.path(), &["log", "--around", &id]).expect_code(0).out;
     assert!(waiting.lines().last().unwrap().starts_with("now: box@example.test "), "{waiting}");

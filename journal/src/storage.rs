@@ -2,8 +2,9 @@
 
 use crate::at;
 use restante_envelope::Timestamp;
+use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -54,6 +55,10 @@ pub trait SegmentFile {
     fn len(&self) -> io::Result<u64>;
     /// Fills `buf` from `offset` on as far as the file goes; returns how many bytes there were.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+    /// As [`SegmentFile::read_at`], of what lies in memory: none if that is less, or not known. Never waits for a disk.
+    fn read_at_hand(&self, _offset: u64, _buf: &mut [u8]) -> Option<usize> {
+        None
+    }
     /// Writes all of `bytes`, or fails with any part of them written.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
     /// Cuts the file.
@@ -291,6 +296,10 @@ impl SegmentFile for DiskFile {
             }
         }
         Ok(wanted - buf.len())
+    }
+
+    fn read_at_hand(&self, offset: u64, buf: &mut [u8]) -> Option<usize> {
+        rustix::io::preadv2(&self.0, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT).ok()
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {

@@ -6,7 +6,7 @@ use socket2::{Domain, Socket, Type};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 /// One message that got its 250 from us.
@@ -36,6 +36,11 @@ struct State {
     /// Closes where a command stands behind the final dot before its reply, without one.
     hates_ahead: bool,
     spoken_to_ahead: usize,
+    /// Closes behind the reply to each message.
+    one_each: bool,
+    /// Whoever's messages get no reply to their end for now.
+    kept_waiting: Option<String>,
+    waiting: usize,
     /// Reply to RCPT, by address.
     rcpt: HashMap<String, String>,
     /// RCPT commands seen, whatever the reply.
@@ -52,6 +57,7 @@ pub struct Sink {
     pub port: u16,
     socket: Arc<Socket>,
     state: Arc<Mutex<State>>,
+    goes_on: Arc<Condvar>,
     acceptor: Option<JoinHandle<()>>,
 }
 
@@ -66,7 +72,8 @@ impl Sink {
             drop(probe);
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
             if socket.bind(&address.into()).is_ok() {
-                return Self { port: address.port(), socket: Arc::new(socket), state: Arc::default(), acceptor: None };
+                let (socket, state, goes_on) = (Arc::new(socket), Arc::default(), Arc::default());
+                return Self { port: address.port(), socket, state, goes_on, acceptor: None };
             }
         }
     }
@@ -96,6 +103,23 @@ impl Sink {
         self
     }
 
+    /// Hangs up behind the reply to each message, and offers no PIPELINING.
+    pub fn taking_one_message_a_connection(self) -> Self {
+        self.state().one_each = true;
+        self
+    }
+
+    /// From now on messages for this address get no reply to their end, until another is named, or none.
+    pub fn keep_waiting(&self, address: Option<&str>) {
+        self.state().kept_waiting = address.map(str::to_owned);
+        self.goes_on.notify_all();
+    }
+
+    /// How many messages wait for the reply to their end.
+    pub fn waiting(&self) -> usize {
+        self.state().waiting
+    }
+
     /// How often a command stood behind the final dot before its reply.
     pub fn spoken_to_ahead(&self) -> usize {
         self.state().spoken_to_ahead
@@ -109,13 +133,13 @@ impl Sink {
     /// Listens. The primary is back.
     pub fn open(&mut self) {
         self.socket.listen(128).unwrap();
-        let (socket, state) = (Arc::clone(&self.socket), Arc::clone(&self.state));
+        let (socket, state, goes_on) = (Arc::clone(&self.socket), Arc::clone(&self.state), Arc::clone(&self.goes_on));
         self.acceptor = Some(std::thread::spawn(move || {
             while let Ok((stream, _)) = socket.accept() {
-                let (stream, state) = (TcpStream::from(stream), Arc::clone(&state));
+                let (stream, state, goes_on) = (TcpStream::from(stream), Arc::clone(&state), Arc::clone(&goes_on));
                 // Known before its thread starts, so that no connection escapes a close.
                 let number = register(&stream, &state);
-                std::thread::spawn(move || serve(stream, number, &state));
+                std::thread::spawn(move || serve(stream, number, &state, &goes_on));
             }
         }));
     }
@@ -191,8 +215,8 @@ fn register(stream: &TcpStream, state: &Mutex<State>) -> usize {
     number
 }
 
-fn serve(stream: TcpStream, number: usize, state: &Mutex<State>) {
-    if let Err(Broken::Violation(what)) = converse(stream, state) {
+fn serve(stream: TcpStream, number: usize, state: &Mutex<State>, goes_on: &Condvar) {
+    if let Err(Broken::Violation(what)) = converse(stream, state, goes_on) {
         state.lock().unwrap().violations.push(what);
     }
     state.lock().unwrap().open.remove(&number);
@@ -211,7 +235,7 @@ impl From<io::Error> for Broken {
     }
 }
 
-fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
+fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Result<(), Broken> {
     let mut input = BufReader::new(stream.try_clone()?);
     let mut output = stream;
     let mut from = None;
@@ -222,9 +246,10 @@ fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
         let line = String::from_utf8_lossy(&crlf_line(&mut input)?).into_owned();
         let upper = line.to_ascii_uppercase();
         if upper.starts_with("EHLO ") {
-            say(
-                "250-primary.example.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 0\r\n250 ENHANCEDSTATUSCODES",
-            )?;
+            let pipelining = if state.lock().unwrap().one_each { "" } else { "250-PIPELINING\r\n" };
+            say(&format!(
+                "250-primary.example.test\r\n{pipelining}250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 0\r\n250 ENHANCEDSTATUSCODES"
+            ))?;
         } else if upper.starts_with("HELO ") {
             say("250 primary.example.test")?;
         } else if upper.starts_with("MAIL FROM:") {
@@ -255,12 +280,16 @@ fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
                     return Ok(());
                 }
             }
+            wait(&to, state, goes_on);
             let sender = from.take().ok_or_else(|| Broken::Violation("DATA without MAIL".to_owned()))?;
             let reply = record(data, sender, std::mem::take(&mut to), state)?;
             if reply.is_empty() {
                 return Ok(());
             }
             say(&reply)?;
+            if state.lock().unwrap().one_each {
+                return Ok(());
+            }
         } else if upper == "RSET" {
             (from, to) = (None, Vec::new());
             say("250 2.0.0 Ok")?;
@@ -272,6 +301,13 @@ fn converse(stream: TcpStream, state: &Mutex<State>) -> Result<(), Broken> {
             say("502 5.5.1 Not implemented")?;
         }
     }
+}
+
+fn wait(to: &[String], state: &Mutex<State>, goes_on: &Condvar) {
+    let mut state = state.lock().unwrap();
+    state.waiting += 1;
+    let is_kept = |state: &mut State| state.kept_waiting.as_ref().is_some_and(|address| to.contains(address));
+    goes_on.wait_while(state, is_kept).unwrap().waiting -= 1;
 }
 
 /// Stores the message, unless told to refuse it, and returns the reply.

@@ -245,7 +245,11 @@ impl Connection {
                 Err(failure) => return Err(Stop::Lost(stage, failure)),
             };
             if lines.is_none() && !self.counts(*command, &reply, transaction) {
-                return Err(self.unheard(unexpected(&reply)));
+                return Err(match misunderstood(&reply) {
+                    true => self.unheard(unexpected(&reply)),
+                    // Perhaps that mail is not welcome: this says nothing of the way it was sent.
+                    false => Stop::Unheard(unexpected(&reply)),
+                });
             }
             if reply.code() == CODE_CLOSING {
                 return Err(Stop::Replied(reply));
@@ -266,7 +270,7 @@ impl Connection {
             ReplyClass::Positive => true,
             ReplyClass::Intermediate => command == Command::Data,
             ReplyClass::Transient | ReplyClass::Permanent => {
-                let lost_its_place = CODES_OF_SYNTAX.contains(&reply.code()) && !transaction.is_decided();
+                let lost_its_place = misunderstood(reply) && !transaction.is_decided();
                 reply.code() != CODE_CLOSING && !lost_its_place && !first
             }
         }
@@ -375,6 +379,11 @@ impl fmt::Debug for Connection {
 const CODE_CLOSING: u16 = 421;
 /// RFC 5321 section 4.2.2: the command, or its place, is not understood.
 const CODES_OF_SYNTAX: RangeInclusive<u16> = 500..=504;
+
+fn misunderstood(reply: &Reply) -> bool {
+    CODES_OF_SYNTAX.contains(&reply.code())
+}
+
 /// RFC 5321 section 4.3.2: the only reply that lets the content begin.
 const CODE_START_MAIL_INPUT: u16 = 354;
 

@@ -112,6 +112,7 @@ impl Wire {
             held_sent: 0,
             at_final_dot: false,
             dot: None,
+            may_be_out: false,
         });
         let is_empty = header.is_empty() && size_bytes == 0;
         let mut chunks = Chunks { unended: Unended::new(header, content, size_bytes), tap: self.tap.clone() };
@@ -236,17 +237,19 @@ struct ContentProgress {
     at_final_dot: bool,
     /// Where in `held` the final dot stands.
     dot: Option<Range<usize>>,
+    /// TLS failed in a write of it: of what TLS did not take it may have sent a part.
+    may_be_out: bool,
 }
 
 impl ContentProgress {
-    /// Whether the system took at least a byte of the final dot.
+    /// Whether the system took at least a byte of the final dot, as far as we know.
     fn dot_is_out(&self) -> bool {
-        self.dot.as_ref().is_some_and(|dot| self.held_sent > dot.start)
+        self.dot.as_ref().is_some_and(|dot| self.held_sent > dot.start || self.may_be_out)
     }
 
-    /// Whether it took all of it.
+    /// Whether it took all of it, as far as we know.
     fn dot_is_all_out(&self) -> bool {
-        self.dot.as_ref().is_some_and(|dot| self.held_sent >= dot.end)
+        self.dot.as_ref().is_some_and(|dot| self.held_sent >= dot.end || self.may_be_out)
     }
 
     /// Keeps what lettre writes for a later write of ours; false if it is too much.
@@ -425,7 +428,9 @@ impl TapState {
         let Poll::Ready(written) = Pin::new(&mut self.stream).poll_write(cx, bytes) else {
             return self.poll_deadline(cx).map(Err);
         };
-        if let Some(limit) = self.content.as_ref().map(|progress| progress.block_limit) {
+        if let Some(progress) = &mut self.content {
+            progress.may_be_out = written.is_err() && matches!(self.stream, Stream::Encrypted(_));
+            let limit = progress.block_limit;
             self.allow(limit);
         }
         match written? {

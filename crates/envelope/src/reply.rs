@@ -82,7 +82,11 @@ impl Reply {
             end -= 1;
         }
         let text = text.get(..end).unwrap_or_default();
-        let text = text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect();
+        let is_plain = text.bytes().all(|byte| matches!(byte, b' '..=b'~' | b'\n'));
+        let text = match is_plain {
+            true => text.to_owned(),
+            false => text.chars().map(|c| if c.is_control() && c != '\n' { '?' } else { c }).collect(),
+        };
         Self { code, enhanced, text }
     }
 
@@ -115,14 +119,26 @@ impl Reply {
     pub fn write_to(&self, wire: &mut Vec<u8>) {
         let mut lines = self.text.split('\n').peekable();
         while let Some(line) = lines.next() {
-            let separator = if lines.peek().is_some() { '-' } else { ' ' };
-            let head = match self.enhanced {
-                Some(enhanced) => format!("{}{separator}{enhanced} {line}\r\n", self.code),
-                None => format!("{}{separator}{line}\r\n", self.code),
-            };
-            wire.extend_from_slice(head.as_bytes());
+            write_number(wire, self.code);
+            wire.push(if lines.peek().is_some() { b'-' } else { b' ' });
+            if let Some(EnhancedStatus { class, subject, detail }) = self.enhanced {
+                for (number, behind) in [(u16::from(class), b'.'), (subject, b'.'), (detail, b' ')] {
+                    write_number(wire, number);
+                    wire.push(behind);
+                }
+            }
+            wire.extend_from_slice(line.as_bytes());
+            wire.extend_from_slice(b"\r\n");
         }
     }
+}
+
+/// A reply is written for every command of every client: the formatter costs ten times as much.
+fn write_number(wire: &mut Vec<u8>, number: u16) {
+    if number >= 10 {
+        write_number(wire, number / 10);
+    }
+    wire.push(b'0' + (number % 10) as u8);
 }
 
 impl fmt::Display for Reply {

@@ -36,18 +36,18 @@ impl Timestamp {
     }
 
     fn calendar(self) -> jiff::civil::DateTime {
+        jiff::tz::Offset::UTC.to_datetime(self.instant())
+    }
+
+    fn instant(self) -> jiff::Timestamp {
         let ms = i64::try_from(self.unix_ms).unwrap_or(i64::MAX);
-        let instant = jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        jiff::tz::Offset::UTC.to_datetime(instant)
+        jiff::Timestamp::from_millisecond(ms).unwrap_or(jiff::Timestamp::UNIX_EPOCH)
     }
 }
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let t = self.calendar();
-        let (year, month, day, hour, minute, second) = (t.year(), t.month(), t.day(), t.hour(), t.minute(), t.second());
-        let ms = self.unix_ms % 1000;
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+        write!(f, "{:.3}", self.instant())
     }
 }
 

@@ -56,6 +56,11 @@ impl Manners {
         Leave::Try
     }
 
+    /// The one that tried it ended before it was answered, for a reason of ours.
+    pub(crate) fn give_up(&self, connection: &Connection) {
+        self.known().remove(&address(connection));
+    }
+
     /// What came of it on a connection, and what it may do from now on.
     pub(crate) fn learn(&self, connection: &Connection, leave: Leave) -> Leave {
         match (connection.ahead(), leave) {

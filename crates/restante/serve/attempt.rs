@@ -110,6 +110,13 @@ pub(crate) struct Unread {
     pub(crate) about: Option<Arc<Accepted>>,
 }
 
+/// The message of `job`, if it can be had without waiting for a disk.
+pub(crate) fn at_hand(reader: &Reader<DirStorage>, job: &Job, content_len: u64, us: &str) -> Option<Message> {
+    let stored = reader.message_at_hand(job.position, usize::try_from(content_len).ok()?)?;
+    let Fact::Accepted(accepted) = stored.fact else { return None };
+    (accepted.id == job.id).then(|| Message::new(job, us, accepted, stored.content))
+}
+
 /// Reads the message of `job`, to be sent by `us`.
 pub(crate) fn read(reader: &mut Reader<DirStorage>, job: &Job, us: &str) -> Result<Message, Unread> {
     let why = match reader.message(job.position) {

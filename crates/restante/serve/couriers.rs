@@ -12,7 +12,7 @@ use super::settlements::Settlements;
 use restante_courier::{Connection, Settings, Target};
 use restante_envelope::{RouteName, TransactionId};
 use restante_journal::{DirStorage, Reader};
-use restante_ledger::{Accepted, Attempted};
+use restante_ledger::{Accepted, Attempted, Outcome};
 use restante_relay::{ConnectionTrouble, MAX_CONNECTIONS_DEFAULT};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,9 +33,8 @@ const ATTEMPT_BYTES_MAX: u64 = 512 << 10;
 /// An idle connection is kept this long. Postfix closes a client's connection after 300 s without a command, in stress
 /// after 10 s.
 const IDLE: Duration = Duration::from_secs(5);
-/// Read on the spot, and sent ahead of or behind another: a usual message. Its pages were written a moment ago or lie in
-/// order on the disk, so that the read costs less than the two wake-ups of a thread that may block. More than this makes
-/// others wait.
+/// A usual message: sent ahead of or behind another, and read on the spot if it lies in memory, as what was written a moment
+/// ago does. That costs less than the two wake-ups of a thread that may wait for the disk; more than this makes others wait.
 const SMALL_BYTES_MAX: u64 = 64 << 10;
 
 /// What couriers of one daemon share.
@@ -217,29 +216,55 @@ impl Courier {
         Task { promise, job, content_len, message: None }
     }
 
-    /// Until there is nothing to do for a while, or the connection fails: whether another makes sense, the relay decides.
+    /// Until there is nothing to do for a while, or a connection fails: whether another makes sense, the relay decides.
     async fn work(mut self, mut task: Option<Task>) {
         loop {
-            if let Some(task) = task.take() {
-                self.take(task).await;
-            }
-            if self.connection.is_none() || self.desk.is_closed() {
+            let in_trouble = match task.take() {
+                Some(task) => self.take(task).await,
+                None => self.connection.is_none(),
+            };
+            if in_trouble || self.desk.is_closed() {
                 break;
             }
-            task = match self.next.take() {
+            task = match self.take_next() {
                 Some(next) => Some(next),
+                // It ended though nothing went wrong: some servers take a few messages a connection.
+                None if self.connection.is_none() => self.desk.next_now().map(|assignment| self.task(assignment)),
                 None => self.desk.next(IDLE).await.map(|assignment| self.task(assignment)),
             };
             if task.is_none() {
                 break;
             }
         }
-        if let Some(connection) = self.connection.take() {
+        if let Some(connection) = self.let_go() {
             connection.quit().await;
         }
     }
 
-    async fn take(&mut self, mut task: Task) {
+    fn let_go(&mut self) -> Option<Connection> {
+        let connection = self.connection.take()?;
+        if std::mem::replace(&mut self.leave, Leave::No) == Leave::Try {
+            self.office.manners.give_up(&connection);
+        }
+        Some(connection)
+    }
+
+    /// What was taken ahead, unless it was taken back.
+    fn take_next(&mut self) -> Option<Task> {
+        let next = self.next.take()?;
+        if self.desk.begin(next.job.id) {
+            return Some(next);
+        }
+        next.promise.keep();
+        if self.connection.as_ref().is_some_and(Connection::is_promised) {
+            // The server waits for its content, and must not get another's.
+            drop(self.let_go());
+        }
+        None
+    }
+
+    /// Whether the connection failed.
+    async fn take(&mut self, mut task: Task) -> bool {
         let ended = loop {
             match self.attempt(&mut task).await {
                 // On a connection that was not spoken to ahead it is heard, or in trouble.
@@ -249,12 +274,17 @@ impl Courier {
         };
         task.promise.keep();
         match ended {
-            Ended::Recorded(fact, about) => self.office.settlements.record(fact, about).await,
+            Ended::Recorded(fact, about) => {
+                let all_sent = fact.results.iter().all(|(_, outcome)| matches!(outcome, Outcome::Sent(_)));
+                self.office.settlements.record(fact, about).await;
+                self.connection.is_none() && !all_sent
+            }
             Ended::Trouble(why) => {
                 let failed = Report::Failed { desk: self.desk.clone(), id: task.job.id, why };
                 let _stopping = self.office.reports.send(failed).await;
+                true
             }
-            Ended::Unheard => {}
+            Ended::Unheard => false,
         }
     }
 
@@ -317,12 +347,13 @@ impl Courier {
         if self.leave == Leave::No {
             return;
         }
-        let Some(assignment) = self.desk.next_up_to(SMALL_BYTES_MAX) else { return };
+        let Some(assignment) = self.desk.next_ahead(SMALL_BYTES_MAX) else { return };
         let mut task = self.task(assignment);
         if let Some(share) = self.office.memory.for_next_attempt(task.content_len) {
             match self.read(&task.job, task.content_len).await {
                 Ok(message) => task.message = Some((message, share)),
                 Err(unread) => {
+                    self.desk.begin(task.job.id);
                     task.promise.keep();
                     return self.office.settlements.record(*unread.fact, unread.about).await;
                 }
@@ -331,13 +362,14 @@ impl Courier {
         self.next = Some(task);
     }
 
-    /// Reads, what is large on a thread that may block.
+    /// Reads, what is large or not in memory on a thread that may block.
     async fn read(&mut self, job: &Job, content_len: u64) -> Result<Message, attempt::Unread> {
         let mut reader = self.reader.take().unwrap_or_else(|| Reader::new(self.office.storage.clone()));
-        if content_len <= SMALL_BYTES_MAX {
-            let message = attempt::read(&mut reader, job, &self.office.settings.hostname);
+        if content_len <= SMALL_BYTES_MAX
+            && let Some(message) = attempt::at_hand(&reader, job, content_len, &self.office.settings.hostname)
+        {
             self.reader = Some(reader);
-            return message;
+            return Ok(message);
         }
         let (wanted, office) = (job.clone(), self.office.clone());
         let read = tokio::task::spawn_blocking(move || {
@@ -360,9 +392,9 @@ impl Courier {
 impl Drop for Courier {
     /// However it ends, what it took and did not try goes back, and what waits at the desk if nobody else is there for it.
     fn drop(&mut self) {
-        let taken = self.next.take().map(|next| {
+        let taken = self.next.take().and_then(|next| {
             next.promise.keep();
-            next.job.id
+            self.desk.begin(next.job.id).then_some(next.job.id)
         });
         let left = self.seat.take().map(|seat| self.desk.leave(seat)).unwrap_or_default();
         let ids = taken.into_iter().chain(left.into_iter().map(|assignment| assignment.job.id));

@@ -5,7 +5,7 @@
 
 use super::attempt::Job;
 use restante_courier::Target;
-use restante_envelope::RouteName;
+use restante_envelope::{RouteName, TransactionId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -38,6 +38,8 @@ struct State {
     waiting: VecDeque<Assignment>,
     /// Couriers with nothing to do. The last is asked first, so that those in excess end.
     idle: Vec<oneshot::Sender<Assignment>>,
+    /// In the hands of a courier that is busy with another; one a courier at most.
+    ahead: Vec<TransactionId>,
     closed: bool,
 }
 
@@ -88,9 +90,34 @@ impl Desk {
         }
     }
 
-    /// The next attempt that waits, if it is a small one.
-    pub(crate) fn next_up_to(&self, content_len_max: u64) -> Option<Assignment> {
-        self.state().waiting.pop_front_if(|first| first.content_len <= content_len_max)
+    /// The next attempt that waits, if there is one.
+    pub(crate) fn next_now(&self) -> Option<Assignment> {
+        self.state().waiting.pop_front()
+    }
+
+    /// The next attempt that waits, if it is a small one: for a courier that is busy with another. Before it begins with it,
+    /// it must ask [whether it still may](Self::begin).
+    pub(crate) fn next_ahead(&self, content_len_max: u64) -> Option<Assignment> {
+        let mut state = self.state();
+        let first = state.waiting.pop_front_if(|first| first.content_len <= content_len_max)?;
+        state.ahead.push(first.job.id);
+        Some(first)
+    }
+
+    /// Whether an attempt that was taken ahead was not taken back since.
+    pub(crate) fn begin(&self, id: TransactionId) -> bool {
+        let mut state = self.state();
+        let place = state.ahead.iter().position(|ahead| *ahead == id);
+        place.map(|place| state.ahead.swap_remove(place)).is_some()
+    }
+
+    /// Takes an attempt back that nobody has begun; false if somebody has.
+    pub(crate) fn take_back(&self, id: TransactionId) -> bool {
+        let mut state = self.state();
+        let before = state.waiting.len() + state.ahead.len();
+        state.waiting.retain(|assignment| assignment.job.id != id);
+        state.ahead.retain(|ahead| *ahead != id);
+        state.waiting.len() + state.ahead.len() < before
     }
 
     /// A seat for a probe.
@@ -125,7 +152,6 @@ impl Desk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use restante_envelope::TransactionId;
     use restante_ledger::Position;
 
     const SOON: Duration = Duration::from_millis(1);
@@ -195,7 +221,19 @@ mod tests {
         let desk = desk(1);
         let (_seat, _) = desk.give(assignment(1)).unwrap();
         desk.give(assignment(2));
-        assert!(desk.next_up_to(99).is_none());
-        assert_eq!(bits(&desk.next_up_to(100).unwrap()), bits(&assignment(2)));
+        assert!(desk.next_ahead(99).is_none());
+        assert_eq!(bits(&desk.next_ahead(100).unwrap()), bits(&assignment(2)));
+    }
+
+    #[tokio::test]
+    async fn what_nobody_has_begun_can_be_taken_back_and_nothing_else() {
+        let desk = desk(1);
+        let (_seat, _) = desk.give(assignment(1)).unwrap();
+        (2..=4).for_each(|n| drop(desk.give(assignment(n))));
+        let [first, ahead, begun, waiting] = [1, 2, 3, 4].map(|n| bits(&assignment(n)));
+        assert_eq!([(); 2].map(|()| bits(&desk.next_ahead(100).unwrap())), [ahead, begun]);
+        assert!(desk.begin(begun) && !desk.begin(begun));
+        assert_eq!([first, ahead, begun, waiting].map(|id| desk.take_back(id)), [false, true, false, true]);
+        assert!(!desk.begin(ahead) && desk.next_now().is_none());
     }
 }

@@ -1,12 +1,13 @@
 //! Group commit: one sync serves everybody who waits, and a lone message waits for nobody.
 //!
-//! There is one writer. Whoever hands over mail while nobody writes takes it and commits at once, on the spot: no other
-//! thread has to be woken for a message that comes alone. What comes meanwhile stands in line; the journal's thread takes all
+//! There is one writer. Where messages come one at a time, whoever hands one over takes it and commits on the spot: no other
+//! thread has to be woken. What comes meanwhile stands in line; the journal's thread takes all
 //! of it for the next batch, which so fills while a sync is in flight. No timer anywhere.
 //!
 //! The other design was the thread alone. Two hand-overs a message, there and back, cost a third of the time from the final
 //! dot to the 250 where a processor has gone to sleep in between (figures in crates/benches/README.md). The price is a worker
-//! of the runtime that waits for the disk, one at most; the runtime has another one, and idle workers take over its tasks.
+//! of the runtime that waits for the disk, one at most. The runtime has another one, but an idle worker does not notice that:
+//! so this is done on a disk that syncs fast, and where one sync takes long all of a sudden, the thread calls the other worker.
 
 use super::memory::Share;
 use crate::clock;
@@ -18,7 +19,8 @@ use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
@@ -27,6 +29,9 @@ use tokio::sync::{Notify, mpsc, oneshot};
 const LINE_RECORDS_MAX: usize = 4_096;
 /// After so many batches of one record, of which nobody waited for another's sync, the next message is taken to be alone, too.
 const ALONE: u8 = 4;
+/// A sync that takes longer is the thread's, until the disk is fast again: a worker that waits for it does not serve others.
+/// Solid-state disks stay under it, those that turn do not.
+const LEAD_SYNC_MAX: Duration = Duration::from_millis(4);
 /// After this long without work the last batch is proven by an empty mark.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -97,6 +102,10 @@ struct Shared {
     room: Notify,
     failed: AtomicBool,
     full: AtomicBool,
+    /// It ended by a failure.
+    end: Notify,
+    /// Whose workers may be waiting for the disk.
+    runtime: Option<Handle>,
 }
 
 /// Who waits, and the pen while nobody writes.
@@ -109,7 +118,7 @@ struct Line {
     is_asleep: bool,
     /// Nobody is let in any more: it is to end, or has failed.
     is_closing: bool,
-    /// No mark proves the last batch yet.
+    /// No mark proves the last batch yet: the thread's clock runs.
     is_unproven: bool,
     batches: u64,
     /// Batches of one record, behind which nobody stood.
@@ -136,8 +145,8 @@ impl Journal {
         line.is_open()?;
         line.enter(entry);
         match line.pen.take() {
-            // Told at once: there must be room for what the relay hears of it.
-            Some(pen) if line.alone_in_a_row >= ALONE && pen.facts.capacity() > 0 => {
+            // Told at once: there must be room for what the relay hears of it. And the thread's clock must run.
+            Some(pen) if line.alone_in_a_row >= ALONE && line.is_unproven && pen.facts.capacity() > 0 => {
                 drop(line);
                 self.0.hold(pen).lead();
             }
@@ -185,7 +194,20 @@ impl Journal {
 
     /// Says that the sync of a directory failed. The writer knows, and commits nothing; this ends the process at once.
     pub(crate) fn fail(&self) {
-        self.0.failed.store(true, Ordering::Relaxed);
+        self.0.fail();
+    }
+
+    /// Returns when it has failed.
+    pub(crate) async fn failure(&self) {
+        loop {
+            let mut end = pin!(self.0.end.notified());
+            // From here on it is not missed.
+            end.as_mut().enable();
+            if self.has_failed() {
+                return;
+            }
+            end.await;
+        }
     }
 
     /// Whether a write or a sync failed: nothing will be durable any more.
@@ -245,7 +267,14 @@ impl Shared {
             room: Notify::new(),
             failed: AtomicBool::default(),
             full: AtomicBool::default(),
+            end: Notify::new(),
+            runtime: Handle::try_current().ok(),
         }
+    }
+
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
+        self.end.notify_waiters();
     }
 
     fn line(&self) -> MutexGuard<'_, Line> {
@@ -299,15 +328,25 @@ impl Shared {
         let before = line.batches;
         let (mut line, wait) = self.call.wait_timeout(line, QUIET).unwrap_or_else(PoisonError::into_inner);
         line.is_asleep = false;
-        if wait.timed_out()
-            && line.batches == before
-            && let Some(pen) = line.pen.take()
-        {
-            drop(line);
-            self.hold(pen).prove();
-            line = self.line();
+        if wait.timed_out() && line.batches == before {
+            match line.pen.take() {
+                Some(pen) => {
+                    drop(line);
+                    self.hold(pen).prove();
+                    line = self.line();
+                }
+                None => self.call_a_worker(),
+            }
         }
         line
+    }
+
+    /// A worker has been waiting for the disk for a while, perhaps the one that all sockets and timers are with: a task of no
+    /// content makes another one get up, and take those over.
+    fn call_a_worker(&self) {
+        if let Some(runtime) = &self.runtime {
+            drop(runtime.spawn(std::future::ready(())));
+        }
     }
 }
 
@@ -333,11 +372,11 @@ impl Held<'_> {
         if pen.taken.is_empty() {
             std::mem::swap(&mut pen.taken, &mut self.shared.line().entries);
         }
-        let before = pen.taken.len();
+        let (before, began) = (pen.taken.len(), Instant::now());
         match pen.one_batch(self.shared) {
             Ok(()) => {
                 let done = before.saturating_sub(pen.taken.len());
-                self.put_back(done, true);
+                self.put_back(done, began.elapsed() <= LEAD_SYNC_MAX, true);
             }
             Err(error) => self.end(error),
         }
@@ -345,25 +384,26 @@ impl Held<'_> {
 
     fn prove(mut self) {
         match self.pen.as_mut().map(|pen| pen.writer.prove_last_batch()) {
-            None | Some(Ok(()) | Err(CommitError::Full(_))) => self.put_back(0, false),
+            None | Some(Ok(())) => self.put_back(0, true, false),
+            // Later, when there is room.
+            Some(Err(CommitError::Full(_))) => self.put_back(0, true, true),
             Some(Err(error)) => self.end(error),
         }
     }
 
-    fn put_back(&mut self, done: usize, is_unproven: bool) {
+    fn put_back(&mut self, done: usize, was_fast: bool, is_unproven: bool) {
         let mut line = self.shared.line();
         line.length = line.length.saturating_sub(done);
         line.batches = line.batches.wrapping_add(1);
         let waits = !line.entries.is_empty() || self.pen.as_ref().is_some_and(|pen| !pen.taken.is_empty());
         line.alone_in_a_row = match done {
-            1 if !waits => line.alone_in_a_row.saturating_add(1),
+            1 if !waits && was_fast => line.alone_in_a_row.saturating_add(1),
             0 => line.alone_in_a_row,
             _ => 0,
         };
-        // The first batch after a quiet time starts the thread's clock.
-        let was_unproven = std::mem::replace(&mut line.is_unproven, is_unproven);
+        line.is_unproven = is_unproven;
         line.pen = self.pen.take();
-        if waits || line.is_closing || (is_unproven && !was_unproven) {
+        if waits || line.is_closing {
             self.shared.call(&mut line);
         }
         drop(line);
@@ -372,7 +412,7 @@ impl Held<'_> {
 
     /// Fail-stop: whoever waits is told, and nothing is ever written again.
     fn end(&mut self, error: CommitError) {
-        self.shared.failed.store(true, Ordering::Relaxed);
+        self.shared.fail();
         let Some(mut pen) = self.pen.take() else { return };
         let mut line = self.shared.line();
         // For ever: the thread takes the error along.

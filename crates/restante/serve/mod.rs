@@ -45,6 +45,7 @@ use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
 use sockets::{Inherited, Sockets};
 use std::io::Write as _;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -53,8 +54,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Descriptors beside those of SMTP connections and couriers: segments, logs, admin, the runtime.
 const FILES_BESIDE: u64 = 256;
-/// A courier has a connection and an open segment.
-const FILES_A_COURIER: u64 = 2;
+/// A courier has a connection, an open segment, and the blobs of two messages.
+const FILES_A_COURIER: u64 = 4;
+const WORKERS_MIN: usize = 2;
 /// Another command may look whether the journal is locked; such a look is over at once.
 const LOCK_PATIENCE: Duration = Duration::from_millis(250);
 
@@ -71,7 +73,9 @@ pub(crate) fn run(mut config: Config, flags: Flags, stop_with_stdin: bool) -> an
     tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false).with_ansi(false).init();
     limit_connections_to_files(&mut config);
     let inherited = Inherited::take()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    // Two at least, though the machine had but one processor: one may be waiting for the disk.
+    let workers = std::thread::available_parallelism().map_or(WORKERS_MIN, NonZeroUsize::get).max(WORKERS_MIN);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     let ended = runtime.block_on(start(config, flags, inherited, stop_with_stdin));
     // Whatever still lingers (a courier waiting for a slow primary) holds nothing that is not in the journal.
     runtime.shutdown_timeout(Duration::from_millis(100));
@@ -277,6 +281,7 @@ struct Daemon {
     journal_thread: JoinHandle<Result<(), CommitError>>,
     log_thread: JoinHandle<()>,
     index_thread: JoinHandle<()>,
+    settlements: Arc<settlements::Settlements>,
 }
 
 impl Daemon {
@@ -310,9 +315,11 @@ impl Daemon {
             stopping: stopping.clone(),
         };
         let memory = memory::Memory::new();
+        let office = office(config, &storage, &journal, report_sender, memory.clone());
+        let settlements = office.settlements.clone();
         let relay = relay::RelayTask {
             relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
-            office: office(config, &storage, &journal, report_sender, memory.clone()),
+            office,
             desks: config.routes.iter().map(next_hops).map(relay::desk).collect(),
             facts,
             reports,
@@ -350,7 +357,7 @@ impl Daemon {
         });
         let reloading = reload::Reloading::new(config.clone(), means, parts, orders);
         let log_thread = log.thread;
-        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread })
+        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread, settlements })
     }
 
     async fn run(
@@ -360,7 +367,8 @@ impl Daemon {
         signals: shutdown::Signals,
         stop_with_stdin: bool,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread } = self;
+        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread, settlements } =
+            self;
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -393,6 +401,7 @@ impl Daemon {
         journal.close();
         drop(door);
         let result = shutdown::finish(journal_thread, relay, [log_thread, index_thread]).await;
+        settlements.give_up();
         shutdown::remove_socket(&config.data_dir);
         match result {
             Err(error) => {

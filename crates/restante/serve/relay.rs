@@ -147,6 +147,11 @@ impl RelayTask {
         let (mut told, mut lines) = (Vec::with_capacity(batch.len()), Vec::new());
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
+            if let Fact::Operated(operated) = &fact
+                && operated.action == Operation::Hold
+            {
+                self.take_back(operated.id);
+            }
             let recipients = about.as_ref().map(|a| a.envelope.recipients.as_slice()).unwrap_or_default();
             self.metrics.fact(&fact, |index| recipients.get(usize::from(index)).map(|r| &r.route));
             // The log's cursor passes every fact: one that is not told here is never told.
@@ -158,6 +163,13 @@ impl RelayTask {
         }
         self.log.write_all(lines);
         self.index.take(told);
+    }
+
+    /// A hold is for what waits for a connection, too.
+    fn take_back(&mut self, id: TransactionId) {
+        for desk in self.desks.values().filter(|desk| desk.take_back(id)) {
+            self.relay.attempt_outdated(id, &desk.route);
+        }
     }
 
     fn waiting_lines(&self, id: TransactionId, recipients: &[restante_envelope::Recipient]) -> Vec<Line> {

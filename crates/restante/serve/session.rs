@@ -41,6 +41,9 @@ pub(crate) struct Door {
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
+/// The replies to a few commands.
+const REPLIES_KEPT_BYTES: usize = 256;
+
 /// Serves one connection to its end.
 pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, door: Arc<Door>) {
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
@@ -66,8 +69,13 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
         }
         visitor.make_room().await;
         if !session.output().is_empty() && !session.awaits_commit() {
-            let replies = std::mem::take(session.output());
+            let mut replies = std::mem::take(session.output());
             socket.write(&replies).await?;
+            // The next reply needs no other buffer; a long one is not kept.
+            if replies.capacity() <= REPLIES_KEPT_BYTES {
+                replies.clear();
+                *session.output() = replies;
+            }
         }
         if session.wants_close() {
             socket.close(session.client_quit() && left_over.is_empty()).await;

@@ -3,6 +3,7 @@
 
 use super::journal::{Entry, Journal, Refused};
 use super::memory::Share;
+use restante_envelope::TransactionId;
 use restante_journal::{Prepared, Receipt};
 use restante_ledger::{Accepted, Attempted, Fact};
 use std::collections::VecDeque;
@@ -32,6 +33,7 @@ struct Open {
 }
 
 struct Settlement {
+    id: TransactionId,
     fact: Fact,
     about: Option<Arc<Accepted>>,
     outcome: oneshot::Receiver<Result<Receipt, Refused>>,
@@ -83,14 +85,28 @@ impl Settlements {
 
     /// Hands an outcome to the journal. Waits for room in its line alone.
     pub(crate) async fn record(self: &Arc<Self>, fact: Attempted, about: Option<Arc<Accepted>>) {
-        self.submit(Fact::Attempted(fact), about).await;
+        self.submit(fact.id, Fact::Attempted(fact), about).await;
         // Nobody is woken for an answer: one task sees to all, once a second while there are any. It outlives the courier.
         if !std::mem::replace(&mut self.open().watched, true) {
             tokio::spawn(self.clone().watch());
         }
     }
 
-    async fn submit(&self, fact: Fact, about: Option<Arc<Accepted>>) {
+    /// Says what a full disk kept from the journal until now: the next start does not know of it.
+    pub(crate) fn give_up(&self) {
+        let mut open = self.open();
+        open.sweep();
+        let ids: Vec<String> = open.refused.iter().map(|settlement| settlement.id.to_string()).collect();
+        if !ids.is_empty() {
+            tracing::error!(
+                "the disk is full: what became of {} message(s) was not recorded, they may be sent again after the next start: {}",
+                ids.len(),
+                ids.join(" ")
+            );
+        }
+    }
+
+    async fn submit(&self, id: TransactionId, fact: Fact, about: Option<Arc<Accepted>>) {
         let record = Prepared::fact(&fact, Vec::new());
         let (answer, outcome) = oneshot::channel();
         let (kept, told) = (fact.clone(), about.clone());
@@ -98,7 +114,7 @@ impl Settlements {
         if self.journal.submit(entry).await.is_ok() {
             let mut open = self.open();
             open.sweep();
-            open.waiting.push_back(Settlement { fact: kept, about: told, outcome });
+            open.waiting.push_back(Settlement { id, fact: kept, about: told, outcome });
         }
     }
 
@@ -114,8 +130,8 @@ impl Settlements {
                 }
                 std::mem::take(&mut open.refused)
             };
-            for Settlement { fact, about, .. } in refused {
-                self.submit(fact, about).await;
+            for Settlement { id, fact, about, .. } in refused {
+                self.submit(id, fact, about).await;
             }
         }
     }
@@ -125,7 +141,6 @@ impl Settlements {
 mod tests {
     use super::*;
     use crate::clock;
-    use restante_envelope::TransactionId;
     use restante_ledger::Timings;
     use std::sync::atomic::Ordering;
 

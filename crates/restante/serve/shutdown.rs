@@ -19,8 +19,6 @@ const ATTEMPTS: Duration = Duration::from_millis(600);
 const THREADS: Duration = Duration::from_millis(700);
 /// The relay has this long, then the log and the index together, to write what they were told.
 const LAST_LINES: Duration = Duration::from_millis(200);
-/// How often a failed journal is looked for.
-const FAILURE_CHECK: Duration = Duration::from_millis(50);
 
 /// SIGTERM and SIGINT, from the moment this exists. It must exist before `ready:` is said: a script may stop us at once.
 pub(crate) struct Signals {
@@ -42,15 +40,10 @@ pub(crate) fn hangups() -> std::io::Result<Signal> {
 /// Returns when it is time to stop: a signal, a failed journal, or the end of standard input where that was asked for.
 pub(crate) async fn wait(signals: Signals, journal: &Journal, stop_with_stdin: bool) {
     let Signals { mut term, mut int } = signals;
-    let failed = async {
-        while !journal.has_failed() {
-            tokio::time::sleep(FAILURE_CHECK).await;
-        }
-    };
     tokio::select! {
         _ = term.recv() => {}
         _ = int.recv() => {}
-        () = failed => tracing::error!("the journal failed: no mail is taken any more, stopping"),
+        () = journal.failure() => tracing::error!("the journal failed: no mail is taken any more, stopping"),
         () = stdin_closes(), if stop_with_stdin => {}
     }
     tokio::spawn(async move {

@@ -30,7 +30,7 @@ impl Line {
     fn new(event: &str, at: Timestamp) -> Self {
         let mut text = Vec::with_capacity(LINE_BYTES);
         text.extend_from_slice(b"{\"type\":\"log\"");
-        Self { text, at, position: None, continues: false }.plain("ts", at).plain("ev", event)
+        Self { text, at, position: None, continues: false }.plain("ts", at).word("ev", event)
     }
 
     fn key(&mut self, key: &str) {
@@ -54,9 +54,18 @@ impl Line {
         self
     }
 
+    /// As [`Self::plain`], without the formatter.
+    fn word(mut self, key: &str, value: &str) -> Self {
+        self.key(key);
+        self.text.push(b'"');
+        self.text.extend_from_slice(value.as_bytes());
+        self.text.push(b'"');
+        self
+    }
+
     fn number(mut self, key: &str, value: impl Into<u64>) -> Self {
         self.key(key);
-        let _infallible = write!(self.text, "{}", value.into());
+        let _infallible = serde_json::to_writer(&mut self.text, &value.into());
         self
     }
 
@@ -112,7 +121,7 @@ impl Line {
     pub(crate) fn rejected(client: SocketAddr, session: u64, refusal: &RefusedCommand) -> Self {
         let mut line = Self::new("rejected", crate::clock::now())
             .with_client(client, session)
-            .plain("stage", refusal.stage.as_str())
+            .word("stage", refusal.stage.as_str())
             .with_reply(&refusal.reply);
         for (key, value) in [("helo", &refusal.helo), ("from", &refusal.reverse_path), ("to", &refusal.forward_path)] {
             if let Some(value) = value {
@@ -134,7 +143,7 @@ impl Line {
             .list("to", named.map(|r| r.forward_path.as_str()))
             .number("nrcpt", envelope.recipients.len() as u64)
             .number("size", accepted.content_len)
-            .plain("status", if accepted.hold.is_some() { "hold" } else { "accepted" });
+            .word("status", if accepted.hold.is_some() { "hold" } else { "accepted" });
         let line = trace.tls.iter().fold(line, |line, tls| line.with("tls", tls));
         accepted.hold.iter().fold(line, |line, why| line.with("why", why))
     }
@@ -177,7 +186,7 @@ impl Line {
                 all => serde_json::to_writer(&mut line.text, all),
             };
         }
-        line = line.plain("status", status);
+        line = line.word("status", status);
         if let Some(hop) = &attempted.next_hop {
             line = line.with("relay_host", &hop.host).plain("relay_ip", hop.ip).number("relay_port", hop.port);
             line = hop.tls.iter().fold(line, |line, tls| line.with("tls", tls));
@@ -216,7 +225,7 @@ impl Line {
         Self::new("waiting", crate::clock::now())
             .plain("id", id)
             .with("route", route.as_str())
-            .plain("status", "waiting")
+            .word("status", "waiting")
             .with("why", why)
     }
 
@@ -230,7 +239,7 @@ impl Line {
             Self::new(event, operated.at)
                 .plain("id", operated.id)
                 .with_recipient(about, *index)
-                .plain("status", status)
+                .word("status", status)
                 .with("actor", &operated.actor)
                 .with("reason", &operated.reason)
         };
@@ -256,7 +265,7 @@ impl Line {
     }
 
     pub(crate) fn recovered(at: Timestamp, state: &str, pending: u64) -> Self {
-        Self::new("recovered", at).plain("status", state).pending(pending)
+        Self::new("recovered", at).word("status", state).pending(pending)
     }
 }
 

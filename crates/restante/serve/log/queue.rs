@@ -109,8 +109,11 @@ impl Queue {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn call(&self, waiting: &mut Waiting) {
-        if std::mem::take(&mut waiting.is_asleep) {
+    /// Wakes the thread once the lock is free: it would wait for that at once.
+    fn call(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let is_asleep = std::mem::take(&mut waiting.is_asleep);
+        drop(waiting);
+        if is_asleep {
             self.call.notify_one();
         }
     }
@@ -128,7 +131,7 @@ impl Queue {
         }
         let dropped = waiting.batch.dropped - before;
         if waiting.has_news() {
-            self.call(&mut waiting);
+            self.call(waiting);
         }
         dropped
     }
@@ -137,7 +140,7 @@ impl Queue {
     pub(super) fn close(&self) {
         let mut waiting = self.waiting();
         waiting.is_over = true;
-        self.call(&mut waiting);
+        self.call(waiting);
     }
 
     /// Waits until there is something to take, or so long.

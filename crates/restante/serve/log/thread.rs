@@ -205,7 +205,8 @@ impl Writer {
                 self.give_up_telling(batch.past);
             }
         }
-        self.written = self.written.max(batch.last);
+        // What found no room is among what is missing, and told from there.
+        self.written = self.written.max(batch.last).max(batch.dropped_facts.map(|facts| facts.last));
     }
 
     /// The lines of the past in this batch are written.
