@@ -16,6 +16,8 @@ use std::io;
 
 /// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
 const FILL_BYTES: u64 = 1 << 20;
+/// Of these, written with one call.
+const ZEROS_BYTES: usize = 64 << 10;
 /// Room that new mail may not take: on a full disk, what is pending is still delivered, and each settlement needs its
 /// record. Some thousand of them fit, which lasts until settled mail makes room or an operator does.
 const RESERVE_BYTES: u64 = 512 << 10;
@@ -460,9 +462,10 @@ impl<S: Storage> Writer<S> {
             self.storage.remove(&unfinished)?;
         }
         let mut file = self.storage.create(&unfinished)?;
-        let mut page = header.encode();
-        page.resize(header.made_bytes as usize, 0);
-        if let Err(error) = file.write_at(0, &page) {
+        let page = header.encode();
+        let written = file.write_at(0, &page);
+        let made_bytes = u64::from(header.made_bytes);
+        if let Err(error) = written.and_then(|()| write_zeros(&mut file, page.len() as u64, made_bytes)) {
             // On a full disk this is what keeps it full.
             self.storage.remove(&unfinished)?;
             return Err(error);
@@ -509,8 +512,7 @@ impl<F: SegmentFile> Segment<F> {
         }
         let from = end.max(self.filled);
         let to = (end + RESERVE_BYTES).next_multiple_of(FILL_BYTES);
-        let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(0)];
-        match self.file.write_at(from, &zeros) {
+        match write_zeros(&mut self.file, from, to) {
             Ok(()) => self.filled = to,
             // A settlement that found room has it, whatever is behind it.
             Err(error) if is_full(&error) && !new_mail => {
@@ -528,14 +530,25 @@ impl<F: SegmentFile> Segment<F> {
             return Trouble::Failed(error);
         }
         let written = end.min(self.filled).saturating_sub(self.end);
-        let zeros = vec![0; usize::try_from(written).unwrap_or(0)];
-        let zeroed = self.file.write_at(self.end, &zeros).and_then(|()| self.file.truncate(self.filled));
+        let zeroed = write_zeros(&mut self.file, self.end, self.end + written);
+        let zeroed = zeroed.and_then(|()| self.file.truncate(self.filled));
         // Its blobs may be removed as soon as the refusal is known: no power cut must bring back a frame that names one.
         match zeroed.and_then(|()| if batch.names_blobs { self.file.sync() } else { Ok(()) }) {
             Ok(()) => Trouble::Full(error),
             Err(error) => Trouble::Failed(error),
         }
     }
+}
+
+/// Piece by piece: an allocator keeps what was once a megabyte.
+fn write_zeros(file: &mut impl SegmentFile, mut from: u64, to: u64) -> io::Result<()> {
+    let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX).min(ZEROS_BYTES)];
+    while let Some(left) = to.checked_sub(from).filter(|left| *left > 0) {
+        let piece = zeros.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(&zeros);
+        file.write_at(from, piece)?;
+        from += piece.len() as u64;
+    }
+    Ok(())
 }
 
 /// What a write ran into.
