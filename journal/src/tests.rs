@@ -310,6 +310,20 @@ fn a_message_that_imitates_a_frame_is_not_taken_for_one() {
 }
 
 #[test]
+fn a_header_page_that_cannot_be_read_costs_no_message() {
+    let storage = SimStorage::default();
+    history(&storage, 3);
+    let (_, ledger) = fold(&storage, Depth::Records);
+    storage.make_unreadable(&crate::header::file_name(1), 0..4096);
+    let mut reader = Reader::new(storage);
+    for (id, transaction) in ledger.iter().filter(|(_, t)| t.position.segment == 1) {
+        let stored = reader.message(transaction.position).unwrap();
+        assert!(matches!(stored.fact, Fact::Accepted(accepted) if accepted.id == id));
+    }
+    assert!(ledger.iter().any(|(_, t)| t.position.segment == 1));
+}
+
+#[test]
 fn content_that_rots_after_the_start_is_not_delivered() {
     let storage = SimStorage::default();
     let mut writer = open(&storage).unwrap();
