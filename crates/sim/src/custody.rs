@@ -312,7 +312,8 @@ impl World {
         let within = self.draw.below(reach);
         let at = if self.draw.one_in(6) { self.draw.below(4096) } else { place.offset + within };
         if self.draw.one_in(3) {
-            let sector = at / 512 * 512..at / 512 * 512 + 512;
+            // What a scan reads one by one around a bad sector, and what disks of today call a sector.
+            let sector = at / 4096 * 4096..at / 4096 * 4096 + 4096;
             self.disk.make_unreadable(&file, sector.clone());
             self.history.spoiled.extend(sector.map(|at| (place.segment, at)));
             self.note(|| format!("the sector at {at} of {file} cannot be read any more"));
