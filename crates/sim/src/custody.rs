@@ -47,8 +47,7 @@ impl World {
                 return self.died();
             }
         };
-        // What was not found, or was torn, is gone for good now.
-        self.history.in_flight.clear();
+        self.history.started();
         if let (fact, Some(receipt)) = started.served {
             self.history.durable(receipt.position(), fact)?;
             self.written_bytes += RECORD_BYTES_MAX;

@@ -44,6 +44,8 @@ pub(crate) struct History {
     lost: BTreeMap<Position, Accepted>,
     /// Written by a commit that failed: the next start may find it or not.
     pub(crate) in_flight: Vec<Fact>,
+    /// The same, of which a start then said that it is torn and counts no more.
+    forgiven: Vec<Fact>,
     pub(crate) messages: BTreeMap<TransactionId, Message>,
     /// Bytes of segments that the disk spoiled.
     pub(crate) spoiled: BTreeSet<(u64, u64)>,
@@ -152,6 +154,17 @@ impl History {
         self.spoiled.range((position.segment, position.offset)..(position.segment, end)).next().is_some()
     }
 
+    /// What a start said of torn bytes stands in the first frame of the next segment. If that one rots, they are taken for
+    /// bytes that count: a message that nobody was promised may come back, with content that fails its checksum.
+    fn is_succession_spoiled(&self) -> bool {
+        self.spoiled.iter().any(|(_, offset)| (4096..4096 + 512).contains(offset))
+    }
+
+    /// A start succeeded: what it did not find, or found torn, is gone for good.
+    pub(crate) fn started(&mut self) {
+        self.forgiven.append(&mut self.in_flight);
+    }
+
     /// After a crash or a stop: holds what a replay found against what is known, and goes on from there.
     pub(crate) fn check_replay(
         &mut self,
@@ -174,7 +187,8 @@ impl History {
             return Err(broken(rule, format!("it was durable and is not found at {position}: {fact:?}")));
         }
         for (position, fact) in found.iter().filter(|(at, _)| !self.facts.contains_key(at)) {
-            if !self.in_flight.iter().any(|written| is_same(written, fact)) {
+            let mut known = self.in_flight.iter().chain(self.forgiven.iter().filter(|_| self.is_succession_spoiled()));
+            if !known.any(|written| is_same(written, fact)) {
                 return Err(broken(Rule::Facts, format!("nobody wrote what is found at {position}: {fact:?}")));
             }
         }
@@ -290,7 +304,8 @@ impl History {
         for transmission in self.transmissions.values() {
             let Some((id, recipients)) = &transmission.promise else { continue };
             let Some(message) = self.messages.get(id) else { continue };
-            let is_spoiled = message.recipients.iter().any(|(_, standing)| *standing == Standing::Damaged);
+            let is_damaged = message.recipients.iter().any(|(_, standing)| *standing == Standing::Damaged);
+            let is_spoiled = is_damaged || self.is_spoiled(message.position);
             if !is_spoiled && recipients.iter().any(|path| !transmission.delivered.contains(path)) {
                 let delivered = &transmission.delivered;
                 return Err(broken(Rule::Delivery, format!("{id}: promised to {recipients:?}, taken for {delivered:?}")));
