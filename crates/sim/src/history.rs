@@ -46,6 +46,8 @@ pub(crate) struct History {
     pub(crate) in_flight: Vec<Fact>,
     /// The same, of which a start then said that it is torn and counts no more.
     forgiven: Vec<Fact>,
+    /// Where some of those came back.
+    returned: BTreeSet<Position>,
     pub(crate) messages: BTreeMap<TransactionId, Message>,
     /// Bytes of segments that the disk spoiled.
     pub(crate) spoiled: BTreeSet<(u64, u64)>,
@@ -191,6 +193,9 @@ impl History {
             if !known.any(|written| is_same(written, fact)) {
                 return Err(broken(Rule::Facts, format!("nobody wrote what is found at {position}: {fact:?}")));
             }
+            if !self.in_flight.iter().any(|written| is_same(written, fact)) {
+                self.returned.insert(*position);
+            }
         }
         if self.spoiled.is_empty() && self.spoiled_blobs.is_empty() && report.state() == State::Damaged {
             return Err(broken(Rule::Damage, format!("nothing was spoiled, and yet: {:?}", report.damage)));
@@ -251,11 +256,17 @@ impl History {
                 Standing::Damaged => &mut model.quarantined,
             }) += 1;
         }
-        // A message that nothing but a count remembers cannot be told to have been sent before.
-        let same = if self.lost.is_empty() {
+        // A message that nothing but a count remembers cannot be told to have been sent before; and a torn one may be back.
+        let back = match self.is_succession_spoiled() {
+            true => self.forgiven.iter().filter(|fact| matches!(fact, Fact::Accepted(_))).count() as u64,
+            false => 0,
+        };
+        let same = if self.lost.is_empty() && back == 0 {
             balance == model
         } else {
-            (balance.transactions, balance.accepted) == (model.transactions, model.accepted) && balance.is_even()
+            let more = balance.transactions.checked_sub(model.transactions);
+            let same = balance.accepted == model.accepted || more.is_some_and(|more| more > 0);
+            more.is_some_and(|more| more <= back) && same && balance.is_even()
         };
         if same { Ok(()) } else { Err(broken(Rule::Balance, format!("the ledger says {balance:?}, the model {model:?}"))) }
     }
@@ -285,7 +296,8 @@ impl History {
 
     /// A message that could not be read: only what the disk spoiled may be.
     pub(crate) fn check_unreadable(&self, id: TransactionId, position: Position, why: &str) -> Result<(), Failure> {
-        if self.is_spoiled(position) || self.spoiled_blobs.contains(&position) {
+        let spoiled = [&self.spoiled_blobs, &self.returned];
+        if self.is_spoiled(position) || spoiled.iter().any(|places| places.contains(&position)) {
             return Ok(());
         }
         Err(broken(Rule::Content, format!("{id} cannot be read at {position}, and nothing was spoiled there: {why}")))
