@@ -29,10 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "restante-index",
         ],
     ),
-    (
-        "restante-sim",
-        &["restante-envelope", "restante-ledger", "restante-smtp", "restante-relay", "restante-journal"],
-    ),
+    ("restante-sim", &["restante-envelope", "restante-ledger", "restante-smtp", "restante-relay", "restante-journal"]),
     ("xtask", &[]),
 ];
 

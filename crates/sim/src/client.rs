@@ -164,11 +164,7 @@ impl Client {
     }
 
     /// The content of the message at hand as it goes over the wire, in pieces.
-    fn content(
-        &mut self,
-        draw: &mut Draw,
-        transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32,
-    ) -> Vec<Vec<u8>> {
+    fn content(&mut self, draw: &mut Draw, transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32) -> Vec<Vec<u8>> {
         let lines = self.mails.front().map_or(0, |mail| mail.lines);
         let salt = draw.bits();
         let mut wire = Vec::new();

@@ -296,10 +296,16 @@ impl World {
         let last = self.history.facts.last_key_value().map_or(0, |(at, _)| at.segment);
         let places: Vec<Position> = self.history.facts.keys().copied().filter(|at| at.segment < last).collect();
         let Some(place) = places.get(self.draw.index(places.len())).copied() else { return };
-        let blobs: Vec<String> =
-            self.disk.files().into_iter().filter(|file| self.blobs.get(file).is_some_and(|at| at.segment < last)).collect();
+        let blobs: Vec<String> = self
+            .disk
+            .files()
+            .into_iter()
+            .filter(|file| self.blobs.get(file).is_some_and(|at| at.segment < last))
+            .collect();
         self.summary.spoiled += 1;
-        if self.draw.one_in(4) && let Some(blob) = blobs.get(self.draw.index(blobs.len())) {
+        if self.draw.one_in(4)
+            && let Some(blob) = blobs.get(self.draw.index(blobs.len()))
+        {
             let (at, bit) = (self.draw.index(INLINE_BYTES_MAX), self.draw.below(8));
             self.disk.alter(blob, |bytes| bytes.get_mut(at).into_iter().for_each(|byte| *byte ^= 1 << bit));
             self.history.spoiled_blobs.extend(self.blobs.get(blob));

@@ -86,7 +86,10 @@ impl History {
         };
         let same = |message: &Message| message.recipients.iter().map(|(path, _)| path).eq(recipients);
         if !self.messages.get(id).is_some_and(same) {
-            return Err(broken(Rule::Promise, format!("the client heard 250 for {id} to {recipients:?}: it is not there")));
+            return Err(broken(
+                Rule::Promise,
+                format!("the client heard 250 for {id} to {recipients:?}: it is not there"),
+            ));
         }
         Ok(())
     }
@@ -174,8 +177,12 @@ impl History {
         ledger: &Ledger,
         report: &Report,
     ) -> Result<(), Failure> {
-        let missing: Vec<(Position, Fact)> =
-            self.facts.iter().filter(|(at, fact)| found.get(at) != Some(fact)).map(|(at, f)| (*at, f.clone())).collect();
+        let missing: Vec<(Position, Fact)> = self
+            .facts
+            .iter()
+            .filter(|(at, fact)| found.get(at) != Some(fact))
+            .map(|(at, f)| (*at, f.clone()))
+            .collect();
         for (position, fact) in missing {
             if self.is_spoiled(position) && report.state() == State::Damaged {
                 if let Fact::Accepted(accepted) = fact {
@@ -185,7 +192,13 @@ impl History {
             }
             let is_settlement = matches!(&fact, Fact::Attempted(_));
             let is_promise = matches!(&fact, Fact::Accepted(accepted) if self.is_promised(accepted.id));
-            let rule = if is_promise { Rule::Promise } else if is_settlement { Rule::Settlement } else { Rule::Facts };
+            let rule = if is_promise {
+                Rule::Promise
+            } else if is_settlement {
+                Rule::Settlement
+            } else {
+                Rule::Facts
+            };
             return Err(broken(rule, format!("it was durable and is not found at {position}: {fact:?}")));
         }
         for (position, fact) in found.iter().filter(|(at, _)| !self.facts.contains_key(at)) {
@@ -268,7 +281,11 @@ impl History {
             let same = balance.accepted == model.accepted || more.is_some_and(|more| more > 0);
             more.is_some_and(|more| more <= back) && same && balance.is_even()
         };
-        if same { Ok(()) } else { Err(broken(Rule::Balance, format!("the ledger says {balance:?}, the model {model:?}"))) }
+        if same {
+            Ok(())
+        } else {
+            Err(broken(Rule::Balance, format!("the ledger says {balance:?}, the model {model:?}")))
+        }
     }
 
     /// What was read of a message is what its client sent. Returns which transmission it is.
@@ -288,7 +305,9 @@ impl History {
         for index in recipients {
             match message.and_then(|m| m.recipients.get(usize::from(*index))) {
                 Some((_, Standing::Waiting)) => {}
-                other => return Err(broken(Rule::Attempt, format!("{id} recipient {index} is tried, and is {other:?}"))),
+                other => {
+                    return Err(broken(Rule::Attempt, format!("{id} recipient {index} is tried, and is {other:?}")));
+                }
             }
         }
         Ok(())
@@ -305,7 +324,8 @@ impl History {
 
     /// A primary took it.
     pub(crate) fn delivered(&mut self, token: u32, id: TransactionId, index: RecipientIndex) {
-        let path = self.messages.get(&id).and_then(|m| m.recipients.get(usize::from(index))).map(|(path, _)| path.clone());
+        let path =
+            self.messages.get(&id).and_then(|m| m.recipients.get(usize::from(index))).map(|(path, _)| path.clone());
         if let Some(transmission) = self.transmissions.get_mut(&token) {
             transmission.delivered.extend(path);
         }
@@ -320,7 +340,10 @@ impl History {
             let is_spoiled = is_damaged || self.is_spoiled(message.position);
             if !is_spoiled && recipients.iter().any(|path| !transmission.delivered.contains(path)) {
                 let delivered = &transmission.delivered;
-                return Err(broken(Rule::Delivery, format!("{id}: promised to {recipients:?}, taken for {delivered:?}")));
+                return Err(broken(
+                    Rule::Delivery,
+                    format!("{id}: promised to {recipients:?}, taken for {delivered:?}"),
+                ));
             }
         }
         Ok(())

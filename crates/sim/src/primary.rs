@@ -1,9 +1,9 @@
 //! The primaries, and the world's relay task: attempts and probes go out, what was heard comes back, as `serve/relay.rs`
 //! and `serve/attempt.rs` have it, without connections.
 
+use crate::Failure;
 use crate::process::{Entry, Waits};
 use crate::world::{Happening, ROUTES, World};
-use crate::Failure;
 use restante_envelope::{Reply, RouteName, TransactionId};
 use restante_journal::{Prepared, ReadError};
 use restante_ledger::{Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
@@ -242,4 +242,3 @@ fn index_of(route: &RouteName) -> usize {
 fn name_of(route: usize) -> RouteName {
     RouteName::new(ROUTES.get(route).unwrap_or(&""))
 }
-

@@ -5,7 +5,7 @@ use super::*;
 /// Long histories. Half a minute of one processor; `cargo xtask sim --seeds` plays more.
 const SEEDS: u64 = 2_000;
 /// A defect must show within so many.
-const SEEDS_OF_DEFECTS: u64 = 120;
+const SEEDS_OF_DEFECTS: u64 = 60;
 
 fn told(plan: Plan, failure: &Failure) -> String {
     format!("{plan:?}\n{failure}\n{}", plan.trace().1.join("\n"))
@@ -48,7 +48,8 @@ fn exhaust(short: Plan) -> Summary {
     for call in 1..=calls {
         let cuts = (0..2).map(|sectors| Plan { die: Some((call, true)), sectors: Some(sectors), ..short });
         let kill = Plan { die: Some((call, false)), ..short };
-        let failures = [ErrorKind::Other, ErrorKind::StorageFull].map(|kind| Plan { fail: Some((call, kind)), ..short });
+        let failures =
+            [ErrorKind::Other, ErrorKind::StorageFull].map(|kind| Plan { fail: Some((call, kind)), ..short });
         for plan in cuts.chain([kill]).chain(failures) {
             match plan.run() {
                 Ok(played) => summary += played,
@@ -74,7 +75,10 @@ fn messages_of_two_clients_in_several_segments_survive_a_crash_and_a_failure_at_
 
 /// The rules that notice a defect within the first seeds, in the order in which they do.
 fn noticed(broken: Broken) -> Vec<Rule> {
-    (0..SEEDS_OF_DEFECTS).filter_map(|seed| Plan { broken, ..Plan::of_seed(seed) }.run().err()).map(|f| f.rule).collect()
+    (0..SEEDS_OF_DEFECTS)
+        .filter_map(|seed| Plan { broken, ..Plan::of_seed(seed) }.run().err())
+        .map(|f| f.rule)
+        .collect()
 }
 
 #[test]

@@ -28,15 +28,35 @@ pub(crate) const ROUTES: [&str; 2] = ["a", "b"];
 #[derive(Debug)]
 pub(crate) enum Happening {
     ClientActs(usize),
-    Commit { epoch: u32 },
-    Answer { epoch: u32, client: usize, connection: u32, resolution: Resolution },
-    AttemptEnds { epoch: u32, attempt: Attempt },
-    ProbeEnds { epoch: u32, route: usize, ok: bool },
-    Prove { epoch: u32 },
-    Retry { epoch: u32 },
+    Commit {
+        epoch: u32,
+    },
+    Answer {
+        epoch: u32,
+        client: usize,
+        connection: u32,
+        resolution: Resolution,
+    },
+    AttemptEnds {
+        epoch: u32,
+        attempt: Attempt,
+    },
+    ProbeEnds {
+        epoch: u32,
+        route: usize,
+        ok: bool,
+    },
+    Prove {
+        epoch: u32,
+    },
+    Retry {
+        epoch: u32,
+    },
     Start,
     Stop,
-    Crash { cut: bool },
+    Crash {
+        cut: bool,
+    },
     /// A call to come will fail, or be the last one.
     Arm,
     Full,
@@ -190,13 +210,17 @@ impl World {
             self.act()?;
             self.check_bounds()?;
             let next = self.agenda.first_key_value().map(|((at, _), _)| *at);
-            let wake = self.next_wake().map(|at| self.time + u64::try_from(at.since(self.now()).as_millis()).unwrap_or(0).max(1));
+            let wake = self
+                .next_wake()
+                .map(|at| self.time + u64::try_from(at.since(self.now()).as_millis()).unwrap_or(0).max(1));
             let Some(at) = next.into_iter().chain(wake).min().filter(|at| *at < END_MS) else {
                 let what = format!("after the calm, it did not end: {:?}", self.history.messages);
                 return Err(Failure { rule: Rule::Delivery, what });
             };
             self.time = at;
-            if next == Some(at) && let Some((_, happening)) = self.agenda.pop_first() {
+            if next == Some(at)
+                && let Some((_, happening)) = self.agenda.pop_first()
+            {
                 self.happen(happening)?;
             } else {
                 self.wake()?;
