@@ -221,15 +221,15 @@ fn spoilt(end: End, nth: usize, spoil: impl Fn(&mut Vec<u8>, crate::frame::Frame
     storage
 }
 
-fn header(bytes: &mut Vec<u8>, frame: crate::frame::FrameHeader) {
+fn header(bytes: &mut [u8], frame: crate::frame::FrameHeader) {
     bytes[frame.offset as usize + 20] ^= 1;
 }
 
-fn meta(bytes: &mut Vec<u8>, frame: crate::frame::FrameHeader) {
+fn meta(bytes: &mut [u8], frame: crate::frame::FrameHeader) {
     bytes[frame.meta_offset() as usize + 3] ^= 1;
 }
 
-fn content(bytes: &mut Vec<u8>, frame: crate::frame::FrameHeader) {
+fn content(bytes: &mut [u8], frame: crate::frame::FrameHeader) {
     bytes[frame.content_offset() as usize + 2] ^= 1;
 }
 
@@ -262,7 +262,7 @@ fn missing_segment() -> SimStorage {
 }
 
 fn dealt_with() -> SimStorage {
-    let storage = spoilt(End::Killed, THIRD, header);
+    let storage = spoilt(End::Killed, THIRD, |bytes, frame| header(bytes, frame));
     open(&storage).unwrap().close().unwrap();
     storage
 }
@@ -316,17 +316,17 @@ const CASES: &[Case] = &[
     // No header, only zeros to the end: clean, nothing is done.
     case("A", || small(End::Killed), "clean", &[], 0, 4),
     // No valid header, unproven: torn, set aside, counts nowhere.
-    case("B", || spoilt(End::Killed, THIRD, header), "torn", &["frame"], 0, 3),
+    case("B", || spoilt(End::Killed, THIRD, |bytes, frame| header(bytes, frame)), "torn", &["frame"], 0, 3),
     // No valid header, proven: its message is named by the mark and quarantined.
-    case("C", || spoilt(End::Sealed, THIRD, header), "damaged", &["frame"], 1, 4),
+    case("C", || spoilt(End::Sealed, THIRD, |bytes, frame| header(bytes, frame)), "damaged", &["frame"], 1, 4),
     // Header valid, content wrong, unproven: torn.
-    case("D", || spoilt(End::Killed, THIRD, content), "torn", &["content"], 0, 3),
+    case("D", || spoilt(End::Killed, THIRD, |bytes, frame| content(bytes, frame)), "torn", &["content"], 0, 3),
     // Header valid, content wrong, proven: that message is quarantined, but for a recipient that is recorded as sent.
-    case("E", || spoilt(End::Sealed, SECOND, content), "damaged", &["content"], 1, 4),
+    case("E", || spoilt(End::Sealed, SECOND, |bytes, frame| content(bytes, frame)), "damaged", &["content"], 1, 4),
     // Meta of a message wrong, proven: quarantined by id and number of recipients.
-    case("F", || spoilt(End::Sealed, SECOND, meta), "damaged", &["envelope"], 1, 4),
+    case("F", || spoilt(End::Sealed, SECOND, |bytes, frame| meta(bytes, frame)), "damaged", &["envelope"], 1, 4),
     // Meta of another kind wrong, proven: that record has no effect.
-    case("G", || spoilt(End::Sealed, SENT, meta), "damaged", &["envelope"], 0, 4),
+    case("G", || spoilt(End::Sealed, SENT, |bytes, frame| meta(bytes, frame)), "damaged", &["envelope"], 0, 4),
     // One copy of the header page wrong: read by the other.
     case("H", || spoilt_bytes(&[20]), "damaged", &["header-page"], 0, 4),
     // Both wrong: number from the file name, tag from the frames.
@@ -346,7 +346,7 @@ const CASES: &[Case] = &[
     // It fails its checksums: the same.
     case("P", rotten_blob, "damaged", &["blob"], 1, 4),
     // The table of a blob wrong, proven: as E, and the blob is no orphan.
-    case("Q", || spoilt(End::Sealed, 0, content), "damaged", &["content"], 1, 4),
+    case("Q", || spoilt(End::Sealed, 0, |bytes, frame| content(bytes, frame)), "damaged", &["content"], 1, 4),
 ];
 
 /// Cuts the zeros ahead of an unsealed segment to what ends at a page, and says so in its header: megabytes of nothing

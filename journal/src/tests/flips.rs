@@ -167,8 +167,8 @@ fn flip(which: impl Fn(&str, &[u8]) -> BTreeSet<usize>) -> usize {
 
 /// Where the batch of the last mark starts: from there on nothing is proven.
 fn unproven(bytes: &[u8]) -> usize {
-    let marks = frames(bytes).into_iter().filter(|frame| frame.kind == crate::Kind::Mark);
-    let at = marks.last().unwrap().meta_offset() as usize;
+    let mut marks = frames(bytes).into_iter().filter(|frame| frame.kind == crate::Kind::Mark);
+    let at = marks.next_back().unwrap().meta_offset() as usize;
     u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap()) as usize
 }
 
