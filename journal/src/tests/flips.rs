@@ -1,5 +1,5 @@
 //! One byte wrong, everywhere in the golden journal of two hundred messages: it is seen, costs one message at most, and that
-//! one is named. The disk serves the wrong byte and copies nothing; no read asks for more than the file holds.
+//! one is named. The disk serves the wrong byte and copies nothing; no read asks for more than a piece of a blob beyond the end of its file.
 
 use super::fixtures::{Told, directory, frames};
 use super::*;
