@@ -20,6 +20,8 @@ mod encryption_out;
 #[cfg(test)]
 mod footprint;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod index;

@@ -1,6 +1,8 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
+mod fixtures;
+mod flips;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
