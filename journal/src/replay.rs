@@ -152,7 +152,7 @@ pub fn replay_from<S: Storage, K: Sink + ?Sized>(
     let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
     let mut expected = first.max(1);
     if let Some(header) = current.as_ref().and_then(|segment| segment.header).filter(|_| first > 1) {
-        replay.totals = Totals { transactions: header.transactions, recipients: header.recipients };
+        replay.totals = Totals::told(header.transactions, header.recipients);
     }
     while let Some(segment) = current {
         let next = numbers.next().map(|n| open(storage, n)).transpose()?;
@@ -188,7 +188,7 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
         if *replay.journal.get_or_insert(header.journal) != header.journal {
             return Err(ReplayError::Foreign { file: file() });
         }
-        let claimed = Totals { transactions: header.transactions, recipients: header.recipients };
+        let claimed = Totals::told(header.transactions, header.recipients);
         let known = replay.totals;
         unnamed(&mut replay.totals, known, claimed, segment.number, &mut replay.report, sink);
     }
