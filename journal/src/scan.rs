@@ -147,8 +147,10 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         self.missing_end(len);
         let sealed = self.judge_seals(len)?;
-        if self.open.sealed_at.is_none() && self.successor.is_none() && len < self.made_bytes {
-            // It was never shorter: a crash does not cut files, somebody or something else did.
+        let told_longer = self.successor.as_ref().is_some_and(|s| s.bytes != u64::MAX && s.bytes > len);
+        if self.open.sealed_at.is_none() && !told_longer && len < self.made_bytes {
+            // It was never shorter: a crash does not cut files, somebody or something else did. The segment behind it says how
+            // much of it was left when it was found, which mends nothing.
             self.report_at(len, self.made_bytes - len, DamageKind::Frame, Vec::new(), true);
         }
         let proven = sealed || self.successor.is_some();

@@ -440,7 +440,11 @@ fn an_unsealed_segment_that_was_cut_short_is_damaged() {
     for len in [4096, 6000, 1 << 20] {
         let cut = storage.fork();
         cut.alter(&crate::header::file_name(1), |bytes| bytes.truncate(len));
-        assert_eq!(fold(&cut, Depth::Everything).0.report.state(), State::Damaged, "{len}");
+        for start in 0..3 {
+            let state = fold(&cut, Depth::Everything).0.report.state();
+            assert_eq!(state, State::Damaged, "{len} after {start} starts: it was forgotten");
+            open(&cut).unwrap().close().unwrap();
+        }
     }
 }
 
