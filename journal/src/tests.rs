@@ -1,6 +1,7 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
+mod scrub;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
