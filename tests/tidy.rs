@@ -30,6 +30,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("xtask", &[]),
+    ("restante-fuzz", &["restante-envelope", "restante-ledger", "restante-journal", "restante-smtp"]),
 ];
 
 /// The only packages with a runtime or a network.
