@@ -22,6 +22,8 @@ mod faults;
 #[cfg(test)]
 mod footprint;
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod index;

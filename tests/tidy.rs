@@ -29,6 +29,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "restante-index",
         ],
     ),
+    ("restante-sim", &["restante-envelope", "restante-ledger", "restante-smtp", "restante-relay", "restante-journal"]),
     ("xtask", &[]),
     ("restante-fuzz", &["restante-envelope", "restante-ledger", "restante-journal", "restante-smtp"]),
 ];
@@ -119,6 +120,15 @@ fn crates_import_only_what_the_map_allows() {
         }
     }
     assert!(packages.len() > MAY_IMPORT.len(), "the workspace was not found: {packages:?}");
+}
+
+#[test]
+fn the_simulated_disk_is_in_no_build_but_the_simulator_s() {
+    for file in files(root(), &|path| path.file_name().is_some_and(|n| n == "Cargo.toml")) {
+        let asks = fs::read_to_string(&file).unwrap().contains("\"sim\"]");
+        assert!(!asks || shown(&file) == "crates/sim/Cargo.toml", "{} turns the feature sim on", shown(&file));
+    }
+    assert!(!packages()["restante"].contains("restante-sim"));
 }
 
 #[test]

@@ -29,8 +29,8 @@ mod storage;
 mod window;
 mod writer;
 
-#[cfg(test)]
-mod sim;
+#[cfg(any(test, feature = "sim"))]
+pub mod sim;
 #[cfg(test)]
 mod tests;
 

@@ -6,6 +6,7 @@ use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};
 use crate::record::decode_frame;
 use crate::scan::find_tag;
 use crate::storage::{SegmentFile, Storage};
+use crate::window::read_around;
 use restante_envelope::TransactionId;
 use restante_ledger::{Fact, Position};
 use std::io;
@@ -153,7 +154,8 @@ impl<S: Storage> Reader<S> {
         if self.open.as_ref().is_none_or(|(open, ..)| *open != number) {
             let file = self.storage.open(&file_name(number))?;
             let mut page = vec![0; PAGE_BYTES];
-            let n = file.read_at(0, &mut page)?;
+            // As the scan does: a page that the disk does not give back must not cost every message behind it.
+            let n = read_around(&file, 0, &mut page)?;
             page.truncate(n);
             let tag = match SegmentHeader::decode(&page) {
                 Page::Intact(header) | Page::Damaged(header) => Some(header.tag),

@@ -1,27 +1,104 @@
-//! A simulated directory for tests: what the program sees (live) and what a power cut leaves (durable).
+//! A simulated directory: what a program sees (live) and what a power cut leaves (durable). Refuses to be in the product.
 //!
 //! At a cut, any subset of the unsynced 512-byte sectors survives, and any suffix of unsynced directory changes is lost:
 //! of the directory itself with `torn/`, and of `blob/`, each for itself.
+//!
+//! It is here behind the feature `sim`, not in `crates/sim` with the rest of the simulator: the unit tests of this crate,
+//! which reach into its private parts, run on it too, and a test build of a crate is another crate than the one that
+//! `crates/sim` would implement [`Storage`] for. Nothing but `crates/sim` turns the feature on (`tests/tidy.rs` looks).
 
 use crate::storage::{BlobEntry, SegmentFile, Storage};
 use restante_envelope::Timestamp;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::rc::Rc;
 
 const SECTOR_BYTES: usize = 512;
 
-#[derive(Default, Clone)]
+/// A file's bytes. What is durable is told by what differs: a segment is a megabyte, and a batch of it a few sectors.
+#[derive(Debug, Default, Clone)]
 struct Image {
     live: Rc<Vec<u8>>,
-    durable: Rc<Vec<u8>>,
-    /// Has no name any more; if a power cut gives it one again, its bytes are what was durable.
-    removed: bool,
+    /// Of the sectors written since the last sync, what is durable in them; fewer bytes than a sector behind the end.
+    unsynced: BTreeMap<usize, Box<[u8]>>,
+    durable_len: usize,
+    /// Has no name any more; if a power cut gives it one again, its bytes are these, which were durable.
+    removed: Option<Rc<Vec<u8>>>,
+}
+
+impl Image {
+    /// Keeps what is durable of these bytes, which are about to change.
+    fn keep(&mut self, bytes: Range<usize>) {
+        for sector in bytes.start / SECTOR_BYTES..bytes.end.div_ceil(SECTOR_BYTES) {
+            let start = sector * SECTOR_BYTES;
+            let end = (start + SECTOR_BYTES).min(self.durable_len).min(self.live.len());
+            let durable = || self.live.get(start..end).unwrap_or_default().into();
+            self.unsynced.entry(sector).or_insert_with(durable);
+        }
+    }
+
+    fn write(&mut self, start: usize, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let end = start + bytes.len();
+        // A hole is written with the bytes behind it.
+        self.keep(start.min(self.live.len())..end);
+        let live = Rc::make_mut(&mut self.live);
+        if live.len() < end {
+            live.resize(end, 0);
+        }
+        overwrite(live, start, bytes);
+    }
+
+    fn truncate(&mut self, len: usize) {
+        self.keep(len..self.live.len().max(len));
+        Rc::make_mut(&mut self.live).truncate(len);
+    }
+
+    fn sync(&mut self) {
+        self.unsynced.clear();
+        self.durable_len = self.live.len();
+    }
+
+    fn durable(&self) -> Rc<Vec<u8>> {
+        if let Some(durable) = &self.removed {
+            return durable.clone();
+        }
+        self.after_cut(self.durable_len, |_| false)
+    }
+
+    /// What is found after a power cut that the written bytes of some sectors survive.
+    fn after_cut(&self, len: usize, mut survives: impl FnMut(usize) -> bool) -> Rc<Vec<u8>> {
+        if self.unsynced.is_empty() && len == self.live.len() {
+            return self.live.clone();
+        }
+        let mut bytes = self.live.to_vec();
+        bytes.resize(len.max(self.durable_len).max(self.live.len()), 0);
+        for (sector, durable) in &self.unsynced {
+            let start = sector * SECTOR_BYTES;
+            if start < self.live.len() && survives(*sector) {
+                continue;
+            }
+            let end = (start + SECTOR_BYTES).min(bytes.len());
+            bytes.get_mut(start..end).unwrap_or_default().fill(0);
+            overwrite(&mut bytes, start, durable);
+        }
+        bytes.truncate(len);
+        Rc::new(bytes)
+    }
+}
+
+fn overwrite(bytes: &mut [u8], start: usize, with: &[u8]) {
+    let len = bytes.len();
+    let room = bytes.get_mut(start.min(len)..(start + with.len()).min(len)).unwrap_or_default();
+    room.iter_mut().zip(with).for_each(|(byte, new)| *byte = *new);
 }
 
 /// A directory change: the file's new names are true.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 enum Change {
     Named(String, usize),
     Gone(String),
@@ -29,7 +106,7 @@ enum Change {
 
 const BLOBS: &str = "blob/";
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Disk {
     images: Vec<Image>,
     live: BTreeMap<String, usize>,
@@ -45,27 +122,34 @@ struct Disk {
     room: Option<usize>,
     /// A sync of a directory failed.
     directories_failed: bool,
-    /// Reads that touch these bytes of this image fail.
-    unreadable: Option<(usize, std::ops::Range<u64>)>,
+    /// Reads that touch these bytes of these images fail.
+    unreadable: Vec<(usize, Range<u64>)>,
     seed: u64,
 }
 
-#[derive(Clone, Default)]
-pub(crate) struct SimStorage(Rc<RefCell<Disk>>);
+/// The directory. A clone is the same one.
+#[derive(Debug, Clone, Default)]
+pub struct SimStorage(Rc<RefCell<Disk>>);
 
-pub(crate) struct SimFile(Rc<RefCell<Disk>>, usize);
+/// A file in it.
+#[derive(Debug)]
+pub struct SimFile(Rc<RefCell<Disk>>, usize);
 
 impl Disk {
     /// Counts a call; fails it if it is the one to fail.
     fn call(&mut self) -> io::Result<()> {
         self.calls += 1;
-        if self.dead_from.is_some_and(|from| from <= self.calls) {
+        if self.is_dead() {
             return Err(io::Error::other("the power is gone"));
         }
         match self.fail_at {
             Some((at, kind)) if at == self.calls => Err(io::Error::from(kind)),
             _ => Ok(()),
         }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.dead_from.is_some_and(|from| from <= self.calls)
     }
 
     fn change(&mut self, change: Vec<Change>) {
@@ -97,9 +181,45 @@ impl Disk {
         if self.directories_failed { Err(io::Error::other("a directory failed earlier")) } else { Ok(()) }
     }
 
-    fn draw(&mut self) -> u64 {
+    fn draw(&mut self) -> usize {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.seed >> 33
+        usize::try_from(self.seed >> 33).unwrap_or(0)
+    }
+
+    fn power_fails(&mut self, seed: u64) {
+        self.seed = seed;
+        for blobs in [false, true] {
+            let changes = self.changes.iter().filter(|change| is_in_blobs(change) == blobs).count();
+            let keep = self.draw() % (changes + 1);
+            self.settle(blobs, keep);
+        }
+        self.live = self.durable.clone();
+        let mut images = std::mem::take(&mut self.images);
+        for image in &mut images {
+            let found = match &image.removed {
+                Some(_) => image.durable(),
+                None => {
+                    // The length may or may not have reached the disk.
+                    let lengths = [image.durable_len, image.live.len()];
+                    let len = if self.draw().is_multiple_of(2) { lengths[1] } else { lengths[0] };
+                    image.after_cut(len, |_| self.draw().is_multiple_of(2))
+                }
+            };
+            *image = Image { durable_len: found.len(), live: found, ..Image::default() };
+        }
+        self.images = images;
+    }
+
+    fn image(&mut self, n: usize) -> io::Result<&mut Image> {
+        self.images.get_mut(n).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn named(&self, name: &str) -> Option<&Image> {
+        self.images.get(*self.live.get(name)?)
+    }
+
+    fn used(&self) -> usize {
+        self.images.iter().map(|image| image.live.len()).sum()
     }
 }
 
@@ -118,108 +238,104 @@ fn is_in_blobs(change: &[Change]) -> bool {
 
 impl SimStorage {
     /// Fails the `n`th call from now on.
-    pub(crate) fn fail_call(&self, n: u64, kind: io::ErrorKind) {
+    pub fn fail_call(&self, n: u64, kind: io::ErrorKind) {
         let mut disk = self.0.borrow_mut();
         let at = disk.calls + n;
         disk.fail_at = Some((at, kind));
     }
 
     /// The process sees nothing but errors from the `n`th call on: it is as good as dead, and tidies up nothing.
-    pub(crate) fn die_at(&self, n: u64) {
+    pub fn die_at(&self, n: u64) {
         let mut disk = self.0.borrow_mut();
         disk.dead_from = Some(disk.calls + n);
     }
 
+    /// Whether that call has come.
+    pub fn is_dead(&self) -> bool {
+        self.0.borrow().is_dead()
+    }
+
     /// A process of its own begins: it knows nothing of syncs that failed.
-    pub(crate) fn restart(&self) {
+    pub fn restart(&self) {
         self.0.borrow_mut().directories_failed = false;
     }
 
+    /// As [`SimStorage::restart`], and nothing that was to fail or to die does any more.
+    pub fn revive(&self) {
+        let mut disk = self.0.borrow_mut();
+        (disk.directories_failed, disk.fail_at, disk.dead_from, disk.eager) = (false, None, None, false);
+    }
+
     /// The next write reaches the disk, though nobody syncs it.
-    pub(crate) fn write_back_next(&self) {
+    pub fn write_back_next(&self) {
         self.0.borrow_mut().eager = true;
     }
 
-    pub(crate) fn calls(&self) -> u64 {
+    /// Calls so far. Reads are none: they change nothing.
+    pub fn calls(&self) -> u64 {
         self.0.borrow().calls
     }
 
     /// The disk holds this many bytes.
-    pub(crate) fn set_room(&self, bytes: Option<usize>) {
+    pub fn set_room(&self, bytes: Option<usize>) {
         self.0.borrow_mut().room = bytes;
     }
 
+    /// Bytes that it holds now.
+    pub fn used(&self) -> usize {
+        self.0.borrow().used()
+    }
+
     /// The same bytes on a disk of their own.
-    pub(crate) fn fork(&self) -> Self {
+    pub fn fork(&self) -> Self {
         let disk = self.0.borrow();
         Self(Rc::new(RefCell::new(Disk {
             images: disk.images.clone(),
             live: disk.live.clone(),
             durable: disk.durable.clone(),
             changes: disk.changes.clone(),
+            unreadable: disk.unreadable.clone(),
             ..Disk::default()
         })))
     }
 
     /// The power goes: returns what is found afterwards.
-    pub(crate) fn power_cut(&self, seed: u64) -> Self {
+    pub fn power_cut(&self, seed: u64) -> Self {
         let cut = self.fork();
-        {
-            let mut disk = cut.0.borrow_mut();
-            disk.seed = seed;
-            for blobs in [false, true] {
-                let changes = disk.changes.iter().filter(|change| is_in_blobs(change) == blobs).count();
-                let keep = disk.draw() as usize % (changes + 1);
-                disk.settle(blobs, keep);
-            }
-            disk.live = disk.durable.clone();
-            for n in 0..disk.images.len() {
-                let Image { live, mut durable, removed } = disk.images[n].clone();
-                if removed || live == durable {
-                    disk.images[n] = Image { live: durable.clone(), durable, removed: false };
-                    continue;
-                }
-                let bytes = Rc::make_mut(&mut durable);
-                // The length may or may not have reached the disk.
-                if disk.draw().is_multiple_of(2) {
-                    bytes.resize(live.len(), 0);
-                }
-                for (at, sector) in bytes.chunks_mut(SECTOR_BYTES).enumerate() {
-                    let start = at * SECTOR_BYTES;
-                    let new = live.get(start..(start + sector.len()).min(live.len())).unwrap_or_default();
-                    if disk.draw().is_multiple_of(2) {
-                        sector[..new.len()].copy_from_slice(new);
-                    }
-                }
-                disk.images[n] = Image { live: durable.clone(), durable, removed: false };
-            }
-        }
+        cut.power_fails(seed);
         cut
     }
 
-    /// The disk does not give these bytes back any more.
-    pub(crate) fn make_unreadable(&self, name: &str, bytes: std::ops::Range<u64>) {
-        let mut disk = self.0.borrow_mut();
-        let n = disk.live[name];
-        disk.unreadable = Some((n, bytes));
+    /// The power goes; this is what is found afterwards.
+    pub fn power_fails(&self, seed: u64) {
+        self.0.borrow_mut().power_fails(seed);
     }
 
-    /// Changes bytes at rest.
-    pub(crate) fn alter(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+    /// The disk does not give these bytes back any more. Without effect if there is no such file.
+    pub fn make_unreadable(&self, name: &str, bytes: Range<u64>) {
         let mut disk = self.0.borrow_mut();
-        let n = disk.live[name];
-        change(Rc::make_mut(&mut disk.images[n].live));
-        disk.images[n].durable = disk.images[n].live.clone();
+        let image = disk.live.get(name).copied();
+        disk.unreadable.extend(image.map(|image| (image, bytes)));
+    }
+
+    /// Changes bytes at rest. Without effect if there is no such file.
+    pub fn alter(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut disk = self.0.borrow_mut();
+        let Some(n) = disk.live.get(name).copied() else { return };
+        if let Ok(image) = disk.image(n) {
+            change(Rc::make_mut(&mut image.live));
+            image.sync();
+        }
     }
 
     /// All files, those in `torn/` and `blob/` too.
-    pub(crate) fn files(&self) -> Vec<String> {
+    pub fn files(&self) -> Vec<String> {
         self.0.borrow().live.keys().cloned().collect()
     }
 
-    pub(crate) fn bytes(&self, name: &str) -> Vec<u8> {
-        let disk = self.0.borrow();
-        disk.images[disk.live[name]].live.to_vec()
+    /// What a file holds; nothing if there is none.
+    pub fn bytes(&self, name: &str) -> Vec<u8> {
+        self.0.borrow().named(name).map(|image| image.live.to_vec()).unwrap_or_default()
     }
 }
 
@@ -232,8 +348,8 @@ impl Storage for SimStorage {
 
     fn list_blobs(&self) -> io::Result<Vec<BlobEntry>> {
         let disk = self.0.borrow();
-        let blobs = disk.live.iter().filter_map(|(name, n)| {
-            let (name, bytes) = (name.strip_prefix(BLOBS)?.to_owned(), disk.images[*n].live.len() as u64);
+        let blobs = disk.live.keys().filter_map(|file| {
+            let (name, bytes) = (file.strip_prefix(BLOBS)?.to_owned(), disk.named(file)?.live.len() as u64);
             Some(BlobEntry { name, bytes, modified: Timestamp::default() })
         });
         Ok(blobs.collect())
@@ -269,9 +385,10 @@ impl Storage for SimStorage {
         disk.call()?;
         let n = disk.live.get(name).copied().ok_or(io::ErrorKind::NotFound)?;
         disk.change(vec![Change::Gone(name.into())]);
-        // Its room is free again; what a power cut brings back of it is in the durable image.
-        disk.images[n].live = Rc::default();
-        disk.images[n].removed = true;
+        // Its room is free again; what a power cut brings back of it is what was durable.
+        let image = disk.image(n)?;
+        let durable = image.durable();
+        *image = Image { removed: Some(durable), ..Image::default() };
         Ok(())
     }
 
@@ -290,45 +407,43 @@ impl Storage for SimStorage {
 
 impl SegmentFile for SimFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.borrow().images[self.1].live.len() as u64)
+        Ok(self.0.borrow_mut().image(self.1)?.live.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        let disk = self.0.borrow();
-        let from = disk.images[self.1].live.get(offset as usize..).unwrap_or_default();
+        let mut disk = self.0.borrow_mut();
+        let live = disk.image(self.1)?.live.clone();
+        let from = live.get(place(offset)..).unwrap_or_default();
         let n = from.len().min(buf.len());
-        let bad = |(image, bytes): &(usize, std::ops::Range<u64>)| {
+        let bad = |(image, bytes): &(usize, Range<u64>)| {
             *image == self.1 && offset < bytes.end && bytes.start < offset + n as u64
         };
-        if disk.unreadable.as_ref().is_some_and(bad) {
+        if disk.unreadable.iter().any(bad) {
             return Err(io::Error::other("bad sector"));
         }
-        buf[..n].copy_from_slice(&from[..n]);
+        overwrite(buf, 0, from);
         Ok(n)
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
         let outcome = disk.call();
-        let used: usize = disk.images.iter().map(|i| i.live.len()).sum();
-        let room = disk.room.map(|room| room.saturating_sub(used));
-        let live = Rc::make_mut(&mut disk.images[self.1].live);
-        let (start, mut n) = (offset as usize, bytes.len());
-        // A failing write leaves half of it, one that meets the end of the disk as much as fits.
+        let room = disk.room.map(|room| room.saturating_sub(disk.used()));
+        // A failing write leaves some of it, one that meets the end of the disk as much as fits.
+        let mut n = bytes.len();
         if outcome.is_err() {
-            n /= 2;
+            n = n * (disk.draw() % 5) / 4;
         }
-        let grows = (start + n).saturating_sub(live.len());
+        let eager = std::mem::take(&mut disk.eager);
+        let image = disk.image(self.1)?;
+        let grows = (place(offset) + n).saturating_sub(image.live.len());
         let full = room.is_some_and(|room| grows > room);
         if full {
             n -= grows - room.unwrap_or(0);
         }
-        if live.len() < start + n {
-            live.resize(start + n, 0);
-        }
-        live[start..start + n].copy_from_slice(&bytes[..n]);
-        if std::mem::take(&mut disk.eager) {
-            disk.images[self.1].durable = disk.images[self.1].live.clone();
+        image.write(place(offset), bytes.get(..n).unwrap_or_default());
+        if eager {
+            image.sync();
         }
         if full { Err(io::ErrorKind::StorageFull.into()) } else { outcome }
     }
@@ -336,15 +451,18 @@ impl SegmentFile for SimFile {
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
         disk.call()?;
-        Rc::make_mut(&mut disk.images[self.1].live).truncate(len as usize);
+        disk.image(self.1)?.truncate(place(len));
         Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
         disk.call()?;
-        let image = &mut disk.images[self.1];
-        image.durable = image.live.clone();
+        disk.image(self.1)?.sync();
         Ok(())
     }
+}
+
+fn place(offset: u64) -> usize {
+    usize::try_from(offset).unwrap_or(usize::MAX)
 }

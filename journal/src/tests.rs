@@ -2,6 +2,8 @@
 
 mod blob;
 mod scrub;
+mod fixtures;
+mod flips;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
@@ -308,6 +310,44 @@ fn a_message_that_imitates_a_frame_is_not_taken_for_one() {
     let (replay, ledger) = fold(&storage, Depth::Everything);
     assert_eq!(replay.report.damage.len(), 1);
     assert_eq!((ledger.balance().accepted, ledger.balance().quarantined), (2, 1));
+}
+
+#[test]
+fn a_torn_message_that_passes_for_another_does_not_hide_one_that_is_lost() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    let mut last = None;
+    for n in 0..2 {
+        writer.stage(&message(&content(n + 20), 1), now()).unwrap();
+        last = writer.commit(now()).unwrap().receipts().last().copied();
+    }
+    drop(writer);
+    let torn = usize::try_from(last.unwrap().position().offset).unwrap();
+    storage.alter(&crate::header::file_name(1), |bytes| bytes[torn + 300] ^= 1);
+    let (replay, ledger) = fold(&storage, Depth::Records);
+    assert_eq!((replay.report.state(), ledger.balance().transactions), (State::Torn, 1));
+    // What says that it is torn, and a message beside it, stand in one page.
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(&content(3), 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    storage.make_unreadable(&crate::header::file_name(2), 4096..8192);
+    let (_, ledger) = fold(&storage, Depth::Records);
+    assert_eq!((ledger.balance().transactions, ledger.balance().quarantined), (3, 1));
+}
+
+#[test]
+fn a_header_page_that_cannot_be_read_costs_no_message() {
+    let storage = SimStorage::default();
+    history(&storage, 3);
+    let (_, ledger) = fold(&storage, Depth::Records);
+    storage.make_unreadable(&crate::header::file_name(1), 0..4096);
+    let mut reader = Reader::new(storage);
+    for (id, transaction) in ledger.iter().filter(|(_, t)| t.position.segment == 1) {
+        let stored = reader.message(transaction.position).unwrap();
+        assert!(matches!(stored.fact, Fact::Accepted(accepted) if accepted.id == id));
+    }
+    assert!(ledger.iter().any(|(_, t)| t.position.segment == 1));
 }
 
 #[test]

@@ -245,10 +245,10 @@ impl Connection {
                 Err(failure) => return Err(Stop::Lost(stage, failure)),
             };
             if lines.is_none() && !self.counts(*command, &reply, transaction) {
-                return Err(match misunderstood(&reply) {
-                    true => self.unheard(unexpected(&reply)),
-                    // Perhaps that mail is not welcome: this says nothing of the way it was sent.
-                    false => Stop::Unheard(unexpected(&reply)),
+                return Err(match is_about_the_mail(&reply) {
+                    // That says nothing of the way in which it was sent.
+                    true => Stop::Unheard(unexpected(&reply)),
+                    false => self.unheard(unexpected(&reply)),
                 });
             }
             if reply.code() == CODE_CLOSING {
@@ -270,7 +270,7 @@ impl Connection {
             ReplyClass::Positive => true,
             ReplyClass::Intermediate => command == Command::Data,
             ReplyClass::Transient | ReplyClass::Permanent => {
-                let lost_its_place = misunderstood(reply) && !transaction.is_decided();
+                let lost_its_place = CODES_OF_SYNTAX.contains(&reply.code()) && !transaction.is_decided();
                 reply.code() != CODE_CLOSING && !lost_its_place && !first
             }
         }
@@ -380,8 +380,11 @@ const CODE_CLOSING: u16 = 421;
 /// RFC 5321 section 4.2.2: the command, or its place, is not understood.
 const CODES_OF_SYNTAX: RangeInclusive<u16> = 500..=504;
 
-fn misunderstood(reply: &Reply) -> bool {
-    CODES_OF_SYNTAX.contains(&reply.code())
+/// A refusal for an address or by policy (RFC 3463 section 3): greylisting, a sender that is not welcome.
+fn is_about_the_mail(reply: &Reply) -> bool {
+    let is_refusal = matches!(reply.class(), ReplyClass::Transient | ReplyClass::Permanent);
+    let is_of_session = reply.code() == CODE_CLOSING || CODES_OF_SYNTAX.contains(&reply.code());
+    is_refusal && !is_of_session && reply.enhanced().is_some_and(|status| matches!(status.subject, 1 | 7))
 }
 
 /// RFC 5321 section 4.3.2: the only reply that lets the content begin.

@@ -7,6 +7,7 @@ mod hot;
 mod machine;
 mod peers;
 mod readme;
+mod sim;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,6 +19,8 @@ Usage: cargo xtask TASK [OPTIONS]
 
 Tasks:
   bench    Run the benches of the hot functions in release, and rewrite the tables of crates/benches/README.md
+  sim      Play histories against the custody promise: `sim SEED` tells one, `sim --seeds A..B` sums up many, or tells the
+           first that breaks a rule
 
 Options of bench:
   --peers            Run the benchmark of the peers as well: three rounds of refjournal, Postfix and the release
@@ -37,6 +40,8 @@ enum Task {
     Bench {
         peers: Option<PathBuf>,
     },
+    /// With what the simulator is told.
+    Sim(Vec<String>),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +52,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Ok(Task::Bench { peers }) => bench::run(&root(), peers.as_deref()),
+        Ok(Task::Sim(told)) => sim::run(&root(), &told),
         Err(wrong) => {
             eprintln!("xtask: {wrong}\nxtask: `cargo xtask --help` lists the tasks");
             return ExitCode::from(2);
@@ -72,6 +78,11 @@ fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
     let task = words.next().unwrap_or("--help");
     let (mut wants_peers, mut directory) = (false, root.join("../shared/bench"));
     let mut wants_help = matches!(task, "-h" | "--help" | "help");
+    if let [sim, told @ ..] = arguments
+        && sim == "sim"
+    {
+        return sim_told(told);
+    }
     while let Some(word) = words.next() {
         match word {
             "-h" | "--help" => wants_help = true,
@@ -84,6 +95,16 @@ fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
         _ if wants_help => Ok(Task::Help),
         "bench" => Ok(Task::Bench { peers: wants_peers.then_some(directory) }),
         other => Err(format!("there is no task `{other}`")),
+    }
+}
+
+fn sim_told(told: &[String]) -> Result<Task, String> {
+    let words: Vec<&str> = told.iter().map(String::as_str).collect();
+    match words[..] {
+        [seed] if seed.parse::<u64>().is_ok() => Ok(Task::Sim(told.to_vec())),
+        ["--seeds", range] if range.contains("..") => Ok(Task::Sim(told.to_vec())),
+        _ if words.contains(&"-h") || words.contains(&"--help") => Ok(Task::Help),
+        _ => Err("sim wants a SEED, or --seeds A..B".into()),
     }
 }
 
@@ -107,8 +128,17 @@ mod tests {
     }
 
     #[test]
+    fn the_simulator_is_told_a_seed_or_a_range_and_nothing_else() {
+        assert_eq!(parsed("sim 7"), Ok(Task::Sim(vec!["7".into()])));
+        assert_eq!(parsed("sim --seeds 0..9"), Ok(Task::Sim(vec!["--seeds".into(), "0..9".into()])));
+        for wrong in ["sim", "sim seven", "sim --seeds", "sim --seeds 7", "sim 7 8"] {
+            assert!(parsed(wrong).is_err_and(|why| why.contains("--seeds A..B")), "{wrong}");
+        }
+    }
+
+    #[test]
     fn help_is_to_be_had_everywhere() {
-        for line in ["", "-h", "--help", "help", "bench --help", "bench --peers -h"] {
+        for line in ["", "-h", "--help", "help", "bench --help", "bench --peers -h", "sim --help"] {
             assert_eq!(parsed(line), Ok(Task::Help), "{line}");
         }
     }

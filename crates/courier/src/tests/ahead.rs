@@ -140,6 +140,10 @@ async fn what_a_server_says_that_lost_its_place_or_closes_is_not_the_fate_of_the
         assert!(unheard && !usable);
         assert!(matches!(state, Ahead::Trouble(_)), "{reply}");
     }
+    // One that is about the mail is asked again, the plain way, and the next may be sent ahead.
+    let script = ahead(1).send("250 one\r\n451 4.7.1 greylisted\r\n").close();
+    let (_, second, unheard, _, state) = both(script, &TWO[..1]).await;
+    assert!(unheard && matches!(state, Ahead::Untried), "{second:?}");
     // Part of the group was swallowed: the place is lost later.
     let script = ahead(2).send("250 one\r\n250 ok\r\n250 ok\r\n500 what?\r\n").close();
     let (_, second, unheard, _, state) = both(script, &TWO).await;
