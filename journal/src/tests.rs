@@ -1,9 +1,9 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
-mod scrub;
 mod fixtures;
 mod flips;
+mod scrub;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
