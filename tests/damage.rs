@@ -10,7 +10,7 @@ use std::io::Write;
 use std::path::Path;
 
 /// Sends `count` small messages with nobody to deliver to; their ids, in order.
-fn fill(daemon: &Daemon, count: u64) -> Vec<(String, Message)> {
+pub fn fill(daemon: &Daemon, count: u64) -> Vec<(String, Message)> {
     let mut client = Client::ehlo(daemon.smtp);
     let send = |n| {
         let message = Message::new("damage", n, 2000);

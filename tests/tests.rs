@@ -18,6 +18,8 @@ mod encryption;
 #[cfg(test)]
 mod encryption_out;
 #[cfg(test)]
+mod faults;
+#[cfg(test)]
 mod footprint;
 #[cfg(test)]
 mod golden;
@@ -41,6 +43,8 @@ mod packaging;
 mod peers;
 #[cfg(test)]
 mod relaying;
+#[cfg(test)]
+mod scrub;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]

@@ -31,6 +31,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ),
     ("restante-sim", &["restante-envelope", "restante-ledger", "restante-smtp", "restante-relay", "restante-journal"]),
     ("xtask", &[]),
+    ("restante-fuzz", &["restante-envelope", "restante-ledger", "restante-journal", "restante-smtp"]),
 ];
 
 /// The only packages with a runtime or a network.

@@ -143,6 +143,17 @@ pub fn replay_from<S: Storage, K: Sink + ?Sized>(
     depth: Depth,
     sink: &mut K,
 ) -> Result<Replay, ReplayError> {
+    replay_range(storage, first, u64::MAX, depth, sink)
+}
+
+/// As [`replay_from`], no further than segment `last`: what follows it only tells how it ended.
+pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    first: u64,
+    last: u64,
+    depth: Depth,
+    sink: &mut K,
+) -> Result<Replay, ReplayError> {
     let named = |name: &String| parse_file_name(name).filter(|number| *number >= first);
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(named).collect();
     numbers.sort_unstable();
@@ -152,9 +163,9 @@ pub fn replay_from<S: Storage, K: Sink + ?Sized>(
     let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
     let mut expected = first.max(1);
     if let Some(header) = current.as_ref().and_then(|segment| segment.header).filter(|_| first > 1) {
-        replay.totals = Totals { transactions: header.transactions, recipients: header.recipients };
+        replay.totals = Totals::told(header.transactions, header.recipients);
     }
-    while let Some(segment) = current {
+    while let Some(segment) = current.filter(|segment| segment.number <= last) {
         let next = numbers.next().map(|n| open(storage, n)).transpose()?;
         if expected < segment.number {
             // One entry for a hole, however wide: a stray file may have any number in its name.
@@ -188,7 +199,7 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
         if *replay.journal.get_or_insert(header.journal) != header.journal {
             return Err(ReplayError::Foreign { file: file() });
         }
-        let claimed = Totals { transactions: header.transactions, recipients: header.recipients };
+        let claimed = Totals::told(header.transactions, header.recipients);
         let known = replay.totals;
         unnamed(&mut replay.totals, known, claimed, segment.number, &mut replay.report, sink);
         if !segment.page_damaged {

@@ -31,6 +31,17 @@ pub(crate) struct Totals {
     pub(crate) recipients: u64,
 }
 
+/// No journal gets so far in a thousand years. Larger numbers were forged: they are not believed, so that ours, which go on
+/// from them, never overflow.
+const NUMBER_MAX: u64 = 1 << 60;
+
+impl Totals {
+    /// As a header page, a mark or a seal tells them; one that cannot be true tells nothing.
+    pub(crate) fn told(transactions: u64, recipients: u64) -> Self {
+        if transactions.max(recipients) < NUMBER_MAX { Self { transactions, recipients } } else { Self::default() }
+    }
+}
+
 /// What the next segment says of this one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Successor {
@@ -136,8 +147,10 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         self.missing_end(len);
         let sealed = self.judge_seals(len)?;
-        if self.open.sealed_at.is_none() && self.successor.is_none() && len < self.made_bytes {
-            // It was never shorter: a crash does not cut files, somebody or something else did.
+        let told_longer = self.successor.as_ref().is_some_and(|s| s.bytes != u64::MAX && s.bytes > len);
+        if self.open.sealed_at.is_none() && !told_longer && len < self.made_bytes {
+            // It was never shorter: a crash does not cut files, somebody or something else did. The segment behind it says how
+            // much of it was left when it was found, which mends nothing.
             self.report_at(len, self.made_bytes - len, DamageKind::Frame, Vec::new(), true);
         }
         let proven = sealed || self.successor.is_some();
@@ -194,7 +207,8 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
 
     fn frame_at(&mut self, at: u64) -> Result<Option<FrameHeader>, ScanError> {
         let header = FrameHeader::decode(self.window.get(at, HEADER_BYTES)?);
-        Ok(header.filter(|h| h.offset == at && h.tag == self.tag && h.sequence > self.last_sequence))
+        let sequences = self.last_sequence.saturating_add(1)..NUMBER_MAX;
+        Ok(header.filter(|h| h.offset == at && h.tag == self.tag && sequences.contains(&h.sequence)))
     }
 
     /// The next place at or before `limit` where a valid frame stands.
@@ -286,9 +300,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         self.open.seen.clear();
         self.tell(mark.batch_start, true)?;
-        self.open
-            .items
-            .push_back(Item::Totals(Totals { transactions: mark.transactions, recipients: mark.recipients }));
+        self.open.items.push_back(Item::Totals(Totals::told(mark.transactions, mark.recipients)));
         Ok(())
     }
 
@@ -307,9 +319,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         let Ok(seal) = Seal::decode(meta) else { return Ok(()) };
         self.open.sealed_at = self.open.sealed_at.or(Some(end));
         self.open.seals += 1;
-        self.open
-            .items
-            .push_back(Item::Totals(Totals { transactions: seal.transactions, recipients: seal.recipients }));
+        self.open.items.push_back(Item::Totals(Totals::told(seal.transactions, seal.recipients)));
         Ok(())
     }
 

@@ -2,9 +2,11 @@
 
 use crate::at;
 use restante_envelope::Timestamp;
+use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut};
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -58,6 +60,10 @@ pub trait SegmentFile {
     /// As [`SegmentFile::read_at`], of what lies in memory: none if that is less, or not known. Never waits for a disk.
     fn read_at_hand(&self, _offset: u64, _buf: &mut [u8]) -> Option<usize> {
         None
+    }
+    /// As [`SegmentFile::read_at`], for whoever reads once and in passing: what was not in memory does not stay there.
+    fn read_passing(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.read_at(offset, buf)
     }
     /// Writes all of `bytes`, or fails with any part of them written.
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
@@ -300,6 +306,20 @@ impl SegmentFile for DiskFile {
 
     fn read_at_hand(&self, offset: u64, buf: &mut [u8]) -> Option<usize> {
         rustix::io::preadv2(&self.0, &mut [IoSliceMut::new(buf)], offset, ReadWriteFlags::NOWAIT).ok()
+    }
+
+    fn read_passing(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let at_hand = self.read_at_hand(offset, buf).unwrap_or(0) as u64;
+        if at_hand == buf.len() as u64 {
+            return Ok(buf.len());
+        }
+        // Advice, no more: where the file system takes none, what is read stays. Without reading ahead, or what was read
+        // ahead would look as if somebody had wanted it.
+        let _advice = rustix::fs::fadvise(&self.0, 0, None, Advice::Random);
+        let read = self.read_at(offset, buf);
+        let len = NonZeroU64::new((buf.len() as u64).saturating_sub(at_hand));
+        let _advice = rustix::fs::fadvise(&self.0, offset.saturating_add(at_hand), len, Advice::DontNeed);
+        read
     }
 
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {

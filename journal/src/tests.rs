@@ -3,6 +3,7 @@
 mod blob;
 mod fixtures;
 mod flips;
+mod scrub;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
@@ -480,7 +481,40 @@ fn an_unsealed_segment_that_was_cut_short_is_damaged() {
     for len in [4096, 6000, 1 << 20] {
         let cut = storage.fork();
         cut.alter(&crate::header::file_name(1), |bytes| bytes.truncate(len));
-        assert_eq!(fold(&cut, Depth::Everything).0.report.state(), State::Damaged, "{len}");
+        for start in 0..3 {
+            let state = fold(&cut, Depth::Everything).0.report.state();
+            assert_eq!(state, State::Damaged, "{len} after {start} starts: it was forgotten");
+            open(&cut).unwrap().close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn numbers_that_no_journal_can_reach_are_not_believed() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    for _ in 0..2 {
+        writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+        writer.commit(now()).unwrap();
+    }
+    drop(writer);
+    let right = |bytes: &mut [u8], crc_at: usize, fields: std::ops::Range<usize>| {
+        let crc = crc32c::crc32c(&bytes[fields]).to_le_bytes();
+        bytes[crc_at..crc_at + 4].copy_from_slice(&crc);
+    };
+    for (crc_at, fields, number_at) in [(4100, 4104..4160, 4112), (92, 0..92, 80), (92, 0..92, 72)] {
+        let forged = storage.fork();
+        forged.alter(&crate::header::file_name(1), |bytes| {
+            bytes[number_at..number_at + 8].fill(0xFF);
+            right(bytes, crc_at, fields);
+        });
+        let mut writer = open(&forged).unwrap();
+        writer.stage(&message(b"b\r\n", 1), now()).unwrap();
+        let new = writer.commit(now()).unwrap().receipts()[0].id();
+        writer.close().unwrap();
+        let (replay, ledger) = fold(&forged, Depth::Everything);
+        assert_eq!(replay.report.state(), State::Damaged);
+        assert!(ledger.get(new).is_some() && ledger.balance().accepted == 3, "{:?}", ledger.balance());
     }
 }
 

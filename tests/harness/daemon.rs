@@ -78,6 +78,11 @@ impl Serve {
 
     /// Starts it and waits for both `ready:` lines; fails with what it said if it ends before.
     pub fn start(&self) -> Daemon {
+        self.try_start().unwrap_or_else(|said| panic!("the daemon ended before it was ready:\n{said}"))
+    }
+
+    /// As [`Serve::start`]; what it said, if it ended before it was ready.
+    pub fn try_start(&self) -> Result<Daemon, String> {
         let mut command = self.command();
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = spawned.unwrap_or_else(|e| panic!("cannot start {command:?}: {e}"));
@@ -87,8 +92,11 @@ impl Serve {
         std::thread::spawn(move || listen_to(stderr, &keep, &tell));
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut daemon = Daemon { child, data: self.data.clone(), smtp: nowhere, admin: nowhere, said };
-        daemon.wait_until_ready(&ready);
-        daemon
+        if !daemon.is_ready(&ready) {
+            daemon.wait();
+            return Err(daemon.stderr());
+        }
+        Ok(daemon)
     }
 }
 
@@ -114,18 +122,18 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    fn wait_until_ready(&mut self, ready: &Receiver<(String, SocketAddr)>) {
+    /// Waits; false if it ended.
+    fn is_ready(&mut self, ready: &Receiver<(String, SocketAddr)>) -> bool {
         let start = Instant::now();
         while self.smtp.port() == 0 || self.admin.port() == 0 {
             match ready.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
                 Ok((what, address)) if what == "smtp" => self.smtp = address,
                 Ok((_, address)) => self.admin = address,
-                Err(RecvTimeoutError::Disconnected) => {
-                    panic!("the daemon ended before it was ready:\n{}", self.stderr())
-                }
+                Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => panic!("no `ready:` line:\n{}", self.stderr()),
             }
         }
+        true
     }
 
     /// Its process id (the daemon's own: wrappers run it in their place, as `strace -D` does).
@@ -153,6 +161,11 @@ impl Daemon {
     /// Waits for its end and returns the exit code; None when a signal ended it.
     pub fn wait(&mut self) -> Option<i32> {
         super::eventually("the daemon's end", || self.child.try_wait().unwrap()).code()
+    }
+
+    /// Whether it ended already.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// A clean stop: SIGTERM, exit 0.

@@ -43,7 +43,14 @@ fn node_in_words(node: &Value) -> String {
         "NOT accepting mail: senders keep it and try again"
     };
     let free = super::words::bytes(number(node, "disk_free_bytes"));
-    format!("{}: {accepting}, {} connections, {free} free", text(node, "hostname"), number(node, "connections"))
+    let mut line =
+        format!("{}: {accepting}, {} connections, {free} free", text(node, "hostname"), number(node, "connections"));
+    let damage = number(node, "journal_damage");
+    if damage > 0 {
+        let s = if damage == 1 { "" } else { "s" };
+        line += &format!(", JOURNAL DAMAGED in {damage} place{s}: mail is served around it, see `restante verify`");
+    }
+    line
 }
 
 fn route_in_words(route: &Value) -> String {

@@ -116,7 +116,8 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
     let routes = admin.ask(Request::Routes).await?;
     let now = clock::now();
     let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
-        "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections()});
+        "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections(),
+        "journal_damage": admin.metrics.damaged_places()});
     let routes: Vec<Value> = routes.iter().map(|route| route_json(route, now)).collect();
     Ok(Json(json!({"node": node, "routes": routes})))
 }

@@ -19,6 +19,9 @@ pub(crate) struct Metrics {
     received_bytes: AtomicU64,
     local_trouble: AtomicU64,
     log_dropped: AtomicU64,
+    scrub_bytes: AtomicU64,
+    scrub_passes: AtomicU64,
+    scrub_damage: AtomicU64,
     /// Sessions of clients, by [`TLS_VERSIONS`].
     tls_started: [AtomicU64; 2],
     tls_failed: AtomicU64,
@@ -95,6 +98,23 @@ impl Metrics {
 
     pub(crate) fn log_dropped(&self, lines: u64) {
         self.log_dropped.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    pub(crate) fn scrub_read(&self, bytes: u64) {
+        self.scrub_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn scrub_passed(&self) {
+        self.scrub_passes.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn scrub_damage(&self, places: usize) {
+        self.scrub_damage.store(places as u64, Ordering::Relaxed);
+    }
+
+    /// Places of the journal that are not as written, as far as the start and the scrub have seen.
+    pub(crate) fn damaged_places(&self) -> u64 {
+        self.scrub_damage.load(Ordering::Relaxed)
     }
 
     /// Counts a durable fact. `route_of` tells the route of a recipient.
@@ -194,6 +214,19 @@ impl Metrics {
                 &self.local_trouble,
             ),
             ("restante_log_dropped_total", "counter", "Delivery log records that were not written.", &self.log_dropped),
+            ("restante_journal_scrub_bytes_total", "counter", "Bytes of the journal read again.", &self.scrub_bytes),
+            (
+                "restante_journal_scrub_passes_total",
+                "counter",
+                "Times that all of the journal was read again.",
+                &self.scrub_passes,
+            ),
+            (
+                "restante_journal_scrub_damage",
+                "gauge",
+                "Places of the journal that are not as written, as far as is known.",
+                &self.scrub_damage,
+            ),
         ] {
             page.head(name, kind, help);
             page.line(name, value.load(Ordering::Relaxed));

@@ -22,6 +22,7 @@ pub(crate) mod metrics;
 mod notify;
 mod relay;
 mod reload;
+mod scrub;
 mod session;
 mod settlements;
 mod shutdown;
@@ -38,7 +39,8 @@ use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_index::Origin;
 use restante_journal::{
-    CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay, Seed, State, Writer,
+    CommitError, Damage, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay, Seed, State,
+    Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
@@ -141,16 +143,21 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
     };
     let sockets = Sockets::open(&config, inherited)?;
     notify::starting();
-    let (boot, origin, writer) = open_journal(&config, &storage)?;
+    let (boot, origin, writer, damage) = open_journal(&config, &storage)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
     let means = reload::Means { flags, hangups };
-    let daemon = Daemon::assemble(&config, storage, boot, index, writer, tls, means)?;
-    daemon.run(config, sockets, signals, stop_with_stdin).await?;
+    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, writer, tls, means)?;
+    let metrics = daemon.door.metrics.clone();
+    let scrub = scrub::Scrub::start(storage, &damage, metrics).context("cannot start reading the journal again")?;
+    daemon.run(config, sockets, signals, stop_with_stdin, scrub).await?;
     Ok(Ended::Stopped)
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>)> {
+fn open_journal(
+    config: &Config,
+    storage: &DirStorage,
+) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>, Vec<Damage>)> {
     let mut boot = Boot::default();
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
@@ -189,7 +196,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<(Boot, 
         }
         Err(error) => return Err(error.into()),
     }
-    Ok((boot, origin, writer))
+    Ok((boot, origin, writer, replay.report.damage))
 }
 
 /// What is in `blob/` and belongs to no message costs room and nothing else, so no error here keeps us from starting.
@@ -366,6 +373,7 @@ impl Daemon {
         sockets: Sockets,
         signals: shutdown::Signals,
         stop_with_stdin: bool,
+        scrub: scrub::Scrub,
     ) -> anyhow::Result<()> {
         let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread, settlements } =
             self;
@@ -391,6 +399,7 @@ impl Daemon {
         };
         notify::stopping();
         let _no_receiver_left = stop.send(true);
+        scrub.stop();
         // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
         if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {
             tracing::warn!("some clients did not take their 421 in time");

@@ -1,0 +1,138 @@
+//! Reads what a start does not: every byte of every segment that nobody writes any more, and of the blobs named there. For a
+//! daemon at work, beside it: it writes nothing, holds no lock, reads no faster than it is let, and ends when it is told to.
+
+use crate::header::parse_file_name;
+use crate::replay::{Depth, ReplayError, Sink, replay_range};
+use crate::report::Damage;
+use crate::storage::{BlobEntry, SegmentFile, Storage};
+use restante_envelope::TransactionId;
+use restante_ledger::{Accepted, Fact, Position};
+use std::cell::Cell;
+use std::io;
+
+/// What a pass came to.
+#[derive(Debug, Default)]
+pub struct Scrubbed {
+    /// Segments read to their end.
+    pub segments: u64,
+    /// It was told to stop before the last of them.
+    pub stopped: bool,
+    /// Segments that could not be read at all, and why. The others were read.
+    pub unreadable: Vec<ReplayError>,
+}
+
+/// One pass, segment by segment; the newest is left out, for it may be being written. `may_read` is called before each read
+/// with its bytes: it waits as long as it likes, and false ends the pass. `found` gets each place that is not as written, when
+/// its segment is done.
+///
+/// Fails only if the directory cannot be listed.
+pub fn scrub<S: Storage>(
+    storage: &S,
+    may_read: impl Fn(u64) -> bool,
+    mut found: impl FnMut(&Damage),
+) -> io::Result<Scrubbed> {
+    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    numbers.sort_unstable();
+    numbers.pop();
+    let paced = Paced { storage, may_read: &may_read, stopped: &Cell::new(false) };
+    let mut scrubbed = Scrubbed::default();
+    for number in numbers {
+        let read = replay_range(&paced, number, number, Depth::Everything, &mut Nobody);
+        if paced.stopped.get() {
+            // Reads that were cut short look like bad sectors.
+            scrubbed.stopped = true;
+            break;
+        }
+        match read {
+            Ok(replay) => {
+                scrubbed.segments += 1;
+                replay.report.damage.iter().for_each(&mut found);
+            }
+            // It was removed since it was listed.
+            Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => scrubbed.unreadable.push(error),
+        }
+    }
+    Ok(scrubbed)
+}
+
+/// Only the report matters.
+struct Nobody;
+
+impl Sink for Nobody {
+    fn fact(&mut self, _: Position, _: &Fact) {}
+    fn damaged(&mut self, _: Position, _: &Accepted) {}
+    fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
+    fn unnamed(&mut self, _: u64, _: u64) {}
+}
+
+/// A directory that is read at a pace, and not written.
+struct Paced<'a, S, P> {
+    storage: &'a S,
+    may_read: &'a P,
+    stopped: &'a Cell<bool>,
+}
+
+struct PacedFile<'a, F, P> {
+    file: F,
+    may_read: &'a P,
+    stopped: &'a Cell<bool>,
+}
+
+fn read_only<T>() -> io::Result<T> {
+    Err(io::ErrorKind::ReadOnlyFilesystem.into())
+}
+
+impl<'a, S: Storage, P: Fn(u64) -> bool> Storage for Paced<'a, S, P> {
+    type File = PacedFile<'a, S::File, P>;
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.storage.list()
+    }
+    fn list_blobs(&self) -> io::Result<Vec<BlobEntry>> {
+        self.storage.list_blobs()
+    }
+    fn open(&self, name: &str) -> io::Result<Self::File> {
+        Ok(PacedFile { file: self.storage.open(name)?, may_read: self.may_read, stopped: self.stopped })
+    }
+    fn create(&self, _: &str) -> io::Result<Self::File> {
+        read_only()
+    }
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
+        read_only()
+    }
+    fn remove(&self, _: &str) -> io::Result<()> {
+        read_only()
+    }
+    fn sync_directory(&self) -> io::Result<()> {
+        read_only()
+    }
+    fn sync_blobs(&self) -> io::Result<()> {
+        read_only()
+    }
+    fn check_directories(&self) -> io::Result<()> {
+        read_only()
+    }
+}
+
+impl<F: SegmentFile, P: Fn(u64) -> bool> SegmentFile for PacedFile<'_, F, P> {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        if self.stopped.get() || !(self.may_read)(buf.len() as u64) {
+            self.stopped.set(true);
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        self.file.read_passing(offset, buf)
+    }
+    fn write_at(&mut self, _: u64, _: &[u8]) -> io::Result<()> {
+        read_only()
+    }
+    fn truncate(&mut self, _: u64) -> io::Result<()> {
+        read_only()
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        read_only()
+    }
+}
