@@ -8,6 +8,9 @@ use std::collections::VecDeque;
 /// After so many tries the mail is given up; so every history ends.
 const TRIES_MAX: u32 = 12;
 
+/// Keeps the content that a function makes of a token, and returns the token: a transmission begins.
+type Transmit<'a> = dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32 + 'a;
+
 /// How a client behaves with one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
@@ -129,8 +132,8 @@ impl Client {
         }
     }
 
-    /// `transmit` takes the content's body and returns the token that its first line must have.
-    pub(crate) fn says(&mut self, draw: &mut Draw, transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32) -> Says {
+    /// What it does now.
+    pub(crate) fn says(&mut self, draw: &mut Draw, transmit: &mut Transmit<'_>) -> Says {
         if !self.connected {
             return if self.mails.is_empty() { Says::Done } else { Says::Connects };
         }
@@ -164,7 +167,7 @@ impl Client {
     }
 
     /// The content of the message at hand as it goes over the wire, in pieces.
-    fn content(&mut self, draw: &mut Draw, transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32) -> Vec<Vec<u8>> {
+    fn content(&mut self, draw: &mut Draw, transmit: &mut Transmit<'_>) -> Vec<Vec<u8>> {
         let lines = self.mails.front().map_or(0, |mail| mail.lines);
         let salt = draw.bits();
         let mut wire = Vec::new();
@@ -181,13 +184,8 @@ impl Client {
         wire.chunks(piece.max(200)).map(<[u8]>::to_vec).collect()
     }
 
-    /// Takes bytes from the server. `transmit` as above.
-    pub(crate) fn hears(
-        &mut self,
-        bytes: &[u8],
-        draw: &mut Draw,
-        transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32,
-    ) -> Vec<Promise> {
+    /// Takes bytes from the server.
+    pub(crate) fn hears(&mut self, bytes: &[u8], draw: &mut Draw, transmit: &mut Transmit<'_>) -> Vec<Promise> {
         let mut promises = Vec::new();
         self.unread.extend_from_slice(bytes);
         while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
@@ -208,19 +206,16 @@ impl Client {
         code: u16,
         line: &str,
         draw: &mut Draw,
-        transmit: &mut dyn FnMut(&dyn Fn(u32) -> Vec<u8>) -> u32,
+        transmit: &mut Transmit<'_>,
     ) -> Option<Promise> {
         match (step, code) {
             (Step::Greeting, 220) => self.to_say.push_back(Step::Ehlo),
             (Step::Ehlo, 250) => self.next_mail(),
             (Step::Mail, 250) => self.taken.clear(),
             (Step::Rcpt(path), 250) => self.taken.push(path),
-            (Step::Data, 354) => {
-                // The eager one has sent it already.
-                if self.manner() != Some(Manner::Eager) {
-                    self.pieces = self.content(draw, transmit).into();
-                }
-            }
+            // It has sent it already.
+            (Step::Data, 354) if self.manner() == Some(Manner::Eager) => {}
+            (Step::Data, 354) => self.pieces = self.content(draw, transmit).into(),
             (Step::Content(token), 250) => {
                 self.mails.pop_front();
                 self.next_mail();
