@@ -13,10 +13,12 @@
 #![warn(missing_docs)]
 
 mod blob;
+mod carry;
 mod codec;
 mod content;
 mod frame;
 mod header;
+mod leave;
 mod reader;
 mod record;
 mod recovery;
@@ -35,8 +37,10 @@ pub mod sim;
 mod tests;
 
 pub use blob::{Blob, BlobError, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
+pub use carry::Cargo;
 pub use content::Content;
 pub use frame::Kind;
+pub use leave::{CarriedBlobs, Removed, remove_left};
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::set_aside;

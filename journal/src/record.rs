@@ -1,6 +1,7 @@
 //! Facts as metas and back (FORMAT.md section 4). Every decoder takes any bytes and never panics.
 
 use crate::blob::{Blob, BlobName, BlobRef};
+use crate::carry::{self, Cargo};
 use crate::codec::{Malformed, Put, Take};
 use crate::frame::{FLAG_BLOB, FrameHeader, Kind};
 use restante_envelope::{
@@ -55,6 +56,10 @@ impl Prepared {
             Fact::Attempted(a) => Self::new(Kind::Attempted, Some(a.id), 0, encode_attempted(a), Vec::new()),
             Fact::Operated(o) => Self::new(Kind::Operated, Some(o.id), 0, encode_operated(o), Vec::new()),
             Fact::Served(s) => Self::new(Kind::Served, None, 0, encode_served(s), Vec::new()),
+            Fact::Carried(c) => {
+                let cargo = Cargo { accepted: c.accepted.clone(), content, blob: None };
+                Self::carried(cargo, c.recipients.clone()).0
+            }
         }
     }
 
@@ -85,7 +90,7 @@ pub(crate) fn decode_frame(header: &FrameHeader, meta: &[u8]) -> Result<(Option<
         return Ok((decode(header.kind, header.id, u64::from(header.content_len), meta)?, None));
     }
     let (meta, blob) = BlobRef::split(meta)?;
-    if header.kind != Kind::Accepted || u64::from(header.content_len) != blob.table_bytes() {
+    if !header.kind.is_message() || u64::from(header.content_len) != blob.table_bytes() {
         return Err(Malformed);
     }
     Ok((decode(header.kind, header.id, blob.bytes, meta)?, Some(blob)))
@@ -99,11 +104,12 @@ fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Resul
         Kind::Attempted => Fact::Attempted(decode_attempted(&mut take, id)?),
         Kind::Operated => Fact::Operated(decode_operated(&mut take, id)?),
         Kind::Served => Fact::Served(decode_served(&mut take)?),
+        Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len)?),
         Kind::Succession | Kind::Mark | Kind::Seal | Kind::Unknown(_) => return Ok(None),
     }))
 }
 
-fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Vec<u8> {
+pub(crate) fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Vec<u8> {
     let mut put = Put::default();
     put.u64(trace.received_at.unix_ms());
     put.u8(match envelope.body {
@@ -137,7 +143,7 @@ fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Ve
     put.0
 }
 
-fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
+pub(crate) fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
     let received_at = Timestamp::from_unix_ms(take.u64()?);
     let body = match take.u8()? {
         0 => BodyType::SevenBit,
@@ -169,10 +175,10 @@ fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> 
     })
 }
 
-const SENT: u8 = 1;
-const DEFERRED: u8 = 2;
-const HOLD: u8 = 3;
-const QUARANTINED: u8 = 4;
+pub(crate) const SENT: u8 = 1;
+pub(crate) const DEFERRED: u8 = 2;
+pub(crate) const HOLD: u8 = 3;
+pub(crate) const QUARANTINED: u8 = 4;
 
 fn encode_attempted(attempted: &Attempted) -> Vec<u8> {
     let mut put = Put::default();
@@ -298,6 +304,9 @@ fn encode_operated(operated: &Operated) -> Vec<u8> {
     put.u8(match operated.action {
         Action::Hold => 1,
         Action::Release => 2,
+        Action::Bounce => 3,
+        Action::Remove => 4,
+        Action::Undo => 5,
     });
     put.text16(&operated.actor);
     put.text16(&operated.reason);
@@ -313,6 +322,9 @@ fn decode_operated(take: &mut Take<'_>, id: TransactionId) -> Result<Operated, M
     let action = match take.u8()? {
         1 => Action::Hold,
         2 => Action::Release,
+        3 => Action::Bounce,
+        4 => Action::Remove,
+        5 => Action::Undo,
         _ => return Err(Malformed),
     };
     let (actor, reason) = (take.text16()?.to_owned(), take.text16()?.to_owned());

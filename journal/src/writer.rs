@@ -11,7 +11,7 @@ use crate::replay::Replay;
 use crate::scan::{Totals, second_seal_offset};
 use crate::storage::{SegmentFile, Storage, is_out_of_files};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
-use restante_ledger::Position;
+use restante_ledger::{Base, Position};
 use std::io;
 
 /// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
@@ -116,6 +116,8 @@ pub struct Writer<S: Storage> {
     previous: (u64, u64),
     sequence: u64,
     totals: Totals,
+    /// What the next header says of the segments that have left.
+    base: Base,
     batch: Batch,
     /// The bytes of the batch before, emptied: to be filled again, not to be had from the system anew.
     spare: Vec<u8>,
@@ -135,6 +137,7 @@ struct Segment<F> {
     /// Behind the last zero written ahead.
     filled: u64,
     frames: u64,
+    begun: Timestamp,
     /// Whether an empty mark would prove something that no mark proves yet.
     unproven: bool,
 }
@@ -179,6 +182,7 @@ impl<S: Storage> Writer<S> {
             previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
             sequence: replay.last_sequence,
             totals: replay.totals,
+            base: replay.base,
             batch: Batch::default(),
             spare: Vec::new(),
             succession: None,
@@ -294,6 +298,30 @@ impl<S: Storage> Writer<S> {
             segment.unproven = false;
         }
         Ok(())
+    }
+
+    /// Ends the segment, which may be short, and begins the next. With `base`, the segments before `base.first` count no more
+    /// when this returns: remove them with [`crate::remove_left`]. Nothing may be staged. On a full disk all stays as it was.
+    pub fn turn(&mut self, base: Option<Base>, now: Timestamp) -> Result<(), CommitError> {
+        self.check()?;
+        if !self.batch.named.is_empty() {
+            return Err(CommitError::Full(io::Error::other("records are staged")));
+        }
+        let before = self.base;
+        self.base = base.unwrap_or(before);
+        let turned = self.seal().and_then(|()| match self.segment {
+            None => self.begin_segment(now),
+            Some(_) => Err(CommitError::Full(io::ErrorKind::StorageFull.into())),
+        });
+        if turned.is_err() {
+            self.base = before;
+        }
+        turned
+    }
+
+    /// When the segment was begun that is being written.
+    pub fn segment_begun(&self) -> Option<Timestamp> {
+        self.segment.as_ref().map(|s| s.begun)
     }
 
     /// A clean end: seals the segment. Whatever is wrong in it later is damage.
@@ -436,6 +464,7 @@ impl<S: Storage> Writer<S> {
             transactions: self.totals.transactions,
             recipients: self.totals.recipients,
             made_bytes: 0,
+            base: Some(self.base),
         };
         let fills = [FILL_BYTES, FILL_SMALL_BYTES];
         let mut made = Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -452,7 +481,7 @@ impl<S: Storage> Writer<S> {
         })?;
         self.next_number += 1;
         let end = PAGE_BYTES as u64;
-        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
+        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, begun: now, unproven: false });
         Ok(())
     }
 

@@ -85,7 +85,7 @@ impl Sink for Look {
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {
         panic!("a bench reads no damaged journal");
     }
-    fn unnamed(&mut self, _: u64, _: u64) {
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {
         panic!("a bench reads no damaged journal");
     }
 }

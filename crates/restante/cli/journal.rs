@@ -86,8 +86,8 @@ impl Sink for Watched {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.apply_lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.apply_unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.apply_unnamed(segment, transactions, recipients);
     }
     fn segment_done(&mut self, bytes: u64) {
         self.progress.advance(bytes, "");

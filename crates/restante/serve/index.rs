@@ -304,7 +304,7 @@ impl Sink for Feeder<'_> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.event(position, || Event::Lost { id, recipients });
     }
-    fn unnamed(&mut self, _transactions: u64, _recipients: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

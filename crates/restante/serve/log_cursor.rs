@@ -102,8 +102,8 @@ impl Sink for Boot {
         self.end = Some(position);
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
     }
 }
 
@@ -186,8 +186,8 @@ impl Sink for Teller<'_> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.boot.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.boot.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.boot.unnamed(segment, transactions, recipients);
     }
 }
 

@@ -75,8 +75,8 @@ impl Sink for Found {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
     }
 }
 

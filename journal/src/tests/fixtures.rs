@@ -62,11 +62,11 @@ impl Sink for Told {
         self.lost.push(id);
         self.ledger.apply_lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
         self.digest.update([103]);
         self.digest.update(transactions.to_le_bytes());
         self.digest.update(recipients.to_le_bytes());
-        self.ledger.apply_unnamed(transactions, recipients);
+        self.ledger.apply_unnamed(segment, transactions, recipients);
     }
 }
 

@@ -52,7 +52,7 @@ impl Sink for Histories {
     }
     fn damaged(&mut self, _: Position, _: &Accepted) {}
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
 }
 
 impl Step {

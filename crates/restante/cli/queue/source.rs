@@ -129,7 +129,7 @@ impl Sink for Tail {
     fn lost(&mut self, position: Position, _: TransactionId, _: u16) {
         self.event(position);
     }
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
 }
 
 /// Reads the whole journal, and says why.
@@ -187,7 +187,7 @@ impl Sink for Fold {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.event(position, id, || Event::Lost { id, recipients });
     }
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
 }
 
 /// The transaction that a fact is about.

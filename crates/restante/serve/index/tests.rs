@@ -54,7 +54,7 @@ impl Sink for Facts {
     }
     fn damaged(&mut self, _: Position, _: &Accepted) {}
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
 }
 
 fn batch(after: Option<Position>, facts: Vec<(Position, Fact)>) -> Batch {
