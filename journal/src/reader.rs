@@ -1,7 +1,7 @@
 //! Reads single records by their position, and checks them again: what rotted since the start must not be delivered.
 
-use crate::carry::Cargo;
 use crate::blob::BlobRef;
+use crate::carry::Cargo;
 use crate::content::Content;
 use crate::frame::{FLAG_BLOB, FrameHeader, HEADER_BYTES};
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};

@@ -32,13 +32,11 @@ pub trait Sink {
     /// A message of which only the name and the number of recipients are known.
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16);
     /// A message that was written again, whose envelope is intact and whose content is not.
-    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
-        self.damaged(position, &carried.accepted);
-    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried);
     /// Messages of this segment of which only the number is known.
     fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64);
     /// What is known of the segments that have left the journal; before everything else.
-    fn base(&mut self, _base: &Base) {}
+    fn begins_after(&mut self, base: &Base);
     /// A segment of this many bytes has been read.
     fn segment_done(&mut self, _bytes: u64) {}
     /// A blob of this many bytes has been read.
@@ -61,7 +59,7 @@ impl Sink for Ledger {
     fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
         self.apply_unnamed(segment, transactions, recipients);
     }
-    fn base(&mut self, base: &Base) {
+    fn begins_after(&mut self, base: &Base) {
         self.apply_base(base);
     }
 }
@@ -152,7 +150,7 @@ struct Opened<F> {
 /// Reads the whole journal. An empty directory is an empty journal.
 pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mut K) -> Result<Replay, ReplayError> {
     let base = base(storage)?;
-    sink.base(&base);
+    sink.begins_after(&base);
     let totals = Totals::told(base.transactions, base.recipients);
     read_range(storage, Replay { base, totals, ..Replay::default() }, base.first, u64::MAX, depth, sink)
 }
@@ -256,7 +254,9 @@ impl Sink for Nobody {
     fn fact(&mut self, _: Position, _: &Fact) {}
     fn damaged(&mut self, _: Position, _: &Accepted) {}
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
+    fn damaged_carried(&mut self, _: Position, _: &Carried) {}
     fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 fn read_segment<S: Storage, K: Sink + ?Sized>(

@@ -2,9 +2,9 @@
 //! happens once; reading removes nothing.
 
 use crate::blob::{BlobName, BlobRef, PIECE_BYTES, crcs};
+use crate::leave::CarriedBlobs;
 use crate::replay::Replay;
 use crate::report::State;
-use crate::leave::CarriedBlobs;
 use crate::storage::{SegmentFile, Storage};
 use crate::window::read_around;
 use restante_envelope::Timestamp;

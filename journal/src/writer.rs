@@ -481,7 +481,8 @@ impl<S: Storage> Writer<S> {
         })?;
         self.next_number += 1;
         let end = PAGE_BYTES as u64;
-        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, begun: now, unproven: false });
+        self.segment =
+            Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, begun: now, unproven: false });
         Ok(())
     }
 

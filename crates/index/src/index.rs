@@ -4,7 +4,7 @@ use crate::error::IndexError;
 use crate::fold::Fold;
 use crate::summary::Summary;
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Carried, Fact, Position};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use std::path::Path;
 use std::time::Duration;
@@ -67,6 +67,8 @@ pub enum Event {
     Fact(Fact),
     /// A message whose content is damaged.
     Damaged(Accepted),
+    /// A message written again, whose content is wrong where it stands now.
+    DamagedCarried(Carried),
     /// A message of which only the name and the number of recipients are known.
     Lost {
         /// Its name.

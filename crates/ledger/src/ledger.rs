@@ -1,6 +1,6 @@
 //! The fold: facts in, state of every unsettled transaction and the balance out.
 
-use crate::retention::{self, Base, Leaving, Tallies};
+use crate::retention::{self, Base, Tallies};
 use crate::{
     Accepted, Action, Attempted, Balance, Carried, Fact, IdMap, Operated, Outcome, Position, RecipientIndex, Served,
 };
@@ -215,7 +215,11 @@ impl Ledger {
     /// record that it repeats is there.
     pub fn apply_damaged_carried(&mut self, position: Position, carried: &Carried) {
         if !self.transactions.contains(carried.accepted.id) {
-            self.carried(position, carried, |state| if state.is_settled() { state } else { RecipientState::Quarantined });
+            self.carried(
+                position,
+                carried,
+                |state| if state.is_settled() { state } else { RecipientState::Quarantined },
+            );
         }
     }
 
@@ -388,12 +392,19 @@ impl Ledger {
         self.served.as_ref().map(|(_, served)| served)
     }
 
-    /// The segments that may leave when settled mail is kept for `retain`. `newest` is the one being written, which may be
-    /// among them. None if none may.
-    pub fn leaving(&self, newest: u64, retain: Duration, now: Timestamp) -> Option<Leaving> {
-        let first = self.tallies.ripe_before(newest, retain, now);
-        let live = (self.tallies.live_before(first) > 0).then(|| retention::stragglers(first, self.transactions.iter()));
-        (first > self.tallies.base().first).then(|| Leaving { first, stragglers: live.unwrap_or_default() })
+    /// Before which segment all may leave when settled mail is kept for `retain`, once its stragglers were written again.
+    /// `newest` is the one being written, which may be among them. None if none may.
+    pub fn leaving(&self, newest: u64, retain: Duration, now: Timestamp) -> Option<u64> {
+        Some(self.tallies.ripe_before(newest, retain, now)).filter(|first| *first > self.tallies.base().first)
+    }
+
+    /// Messages in the segments before `first` that are to be settled: some of them, if they are many.
+    pub fn stragglers(&self, first: u64) -> Vec<TransactionId> {
+        if self.tallies.are_live_before(first) {
+            retention::stragglers(first, self.transactions.iter())
+        } else {
+            Vec::new()
+        }
     }
 
     /// What will be known of the segments before `first` when they have left; none if a message there is to be settled.
@@ -409,6 +420,11 @@ impl Ledger {
         let gone: Vec<_> = gone.into_iter().map(|(id, _)| id).collect();
         gone.into_iter().for_each(|id| drop(self.transactions.remove(id)));
         self.tallies.left(*base);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tallies(&self) -> &Tallies {
+        &self.tallies
     }
 
     /// What is known of the segments that have left.

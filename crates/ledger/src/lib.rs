@@ -23,9 +23,9 @@ mod retention;
 
 pub use balance::Balance;
 pub use fact::{
-    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, RouteRecord,
-    Served, Standing, Timings,
+    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex,
+    RouteRecord, Served, Standing, Timings,
 };
 pub use id_map::IdMap;
 pub use ledger::{Ledger, RecipientEntry, RecipientState, Recipients, RouteIndex, Transaction};
-pub use retention::{Base, Leaving};
+pub use retention::Base;

@@ -234,6 +234,7 @@ impl Relay {
             Fact::Accepted(accepted) => accepted.id,
             Fact::Attempted(attempted) => attempted.id,
             Fact::Operated(operated) => operated.id,
+            Fact::Carried(carried) => carried.accepted.id,
             Fact::Served(_) => return drop(self.ledger.apply(position, fact)),
         };
         let sent = self.ledger.apply(position, fact);

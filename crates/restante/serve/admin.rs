@@ -223,6 +223,9 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
     let verb = match action {
         Action::Hold => "hold",
         Action::Release => "release",
+        Action::Bounce => "bounce",
+        Action::Remove => "remove",
+        Action::Undo => "undo",
     };
     Ok(Json(json!({"type": verb, "matched": matched})))
 }

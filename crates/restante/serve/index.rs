@@ -11,7 +11,7 @@ use self::desk::{Batch, Desk, GATHER, Next};
 use restante_envelope::TransactionId;
 use restante_index::{Change, Event, HEAD_BYTES_MAX, Index, IndexError, Origin, Summary};
 use restante_journal::{Depth, DirStorage, Reader, Report, Sink, replay_from};
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Position};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -258,6 +258,9 @@ impl Keeper {
 fn change(reader: &mut Reader<DirStorage>, position: Position, event: Event) -> Change {
     let summary = match &event {
         Event::Fact(Fact::Accepted(accepted)) | Event::Damaged(accepted) => summary(reader, position, accepted.id),
+        Event::Fact(Fact::Carried(carried)) | Event::DamagedCarried(carried) => {
+            summary(reader, position, carried.accepted.id)
+        }
         Event::Fact(_) | Event::Lost { .. } => None,
     };
     Change { position, event, summary }
@@ -305,6 +308,10 @@ impl Sink for Feeder<'_> {
         self.event(position, || Event::Lost { id, recipients });
     }
     fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.event(position, || Event::DamagedCarried(carried.clone()));
+    }
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

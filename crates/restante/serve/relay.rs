@@ -148,7 +148,7 @@ impl RelayTask {
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
             if let Fact::Operated(operated) = &fact
-                && operated.action == Operation::Hold
+                && !matches!(operated.action, Operation::Release | Operation::Undo)
             {
                 self.take_back(operated.id);
             }
@@ -260,6 +260,7 @@ impl RelayTask {
         let would_change = |state: RecipientState| match action {
             Operation::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
             Operation::Release => state == RecipientState::Hold,
+            Operation::Bounce | Operation::Remove | Operation::Undo => state.after_action(action).is_some(),
         };
         let mut found = Vec::new();
         for (id, transaction) in ledger.iter().filter(|(id, _)| chosen(id)) {

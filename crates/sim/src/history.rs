@@ -135,7 +135,7 @@ impl History {
                     });
                 }
             }
-            Fact::Served(_) => {}
+            Fact::Served(_) | Fact::Carried(_) => {}
         }
         Ok(())
     }

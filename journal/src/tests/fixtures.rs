@@ -6,7 +6,7 @@ use super::*;
 use crate::header::{PAGE_BYTES, file_name, parse_file_name};
 use crate::storage::{SegmentFile, Storage};
 use crate::{Damage, DirStorage, Sink};
-use restante_ledger::{Accepted, Action, Cause, Operated, Position, RouteRecord, Served};
+use restante_ledger::{Accepted, Action, Base, Carried, Cause, Operated, Position, RouteRecord, Served};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::path::PathBuf;
@@ -67,6 +67,12 @@ impl Sink for Told {
         self.digest.update(transactions.to_le_bytes());
         self.digest.update(recipients.to_le_bytes());
         self.ledger.apply_unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.apply_damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.apply_base(base);
     }
 }
 

@@ -57,8 +57,8 @@ impl Keeper {
     /// As the daemon does it: stragglers are written again, then the next segment says what left, then it goes.
     fn let_go(&mut self, at: Timestamp) -> Result<(), CommitError> {
         let newest = self.writer.segment_number();
-        let Some(leaving) = self.ledger.leaving(newest, DAY / 2, at) else { return Ok(()) };
-        for id in leaving.stragglers {
+        let Some(first) = self.ledger.leaving(newest, DAY / 2, at) else { return Ok(()) };
+        for id in self.ledger.stragglers(first) {
             let transaction = self.ledger.get(id).unwrap().clone();
             let cargo = Reader::new(self.storage.clone()).to_carry(transaction.position).unwrap();
             let standing = |entry: &restante_ledger::RecipientEntry| Standing {
@@ -73,9 +73,7 @@ impl Keeper {
             assert_ne!(position, transaction.position);
             blob.into_iter().for_each(|blob| self.carried.note(blob, position.segment));
         }
-        // Where stragglers were carried into the newest segment, that one stays.
-        let Some(leaving) = self.ledger.leaving(self.writer.segment_number(), DAY / 2, at) else { return Ok(()) };
-        let base = self.ledger.base_at(leaving.first).expect("nothing there is to be settled any more");
+        let base = self.ledger.base_at(first).expect("nothing there is to be settled any more");
         self.writer.turn(Some(base), now())?;
         self.ledger.segments_left(&base);
         let failed = |error: crate::ReplayError| CommitError::Failed(std::io::Error::other(error));

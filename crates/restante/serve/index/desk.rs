@@ -57,6 +57,7 @@ fn names(fact: &Fact) -> usize {
         Fact::Accepted(accepted) => accepted.envelope.recipients.len(),
         Fact::Attempted(attempted) => attempted.results.len(),
         Fact::Operated(operated) => operated.recipients.len(),
+        Fact::Carried(carried) => carried.recipients.len(),
         Fact::Served(_) => 0,
     }
 }
