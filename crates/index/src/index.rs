@@ -206,6 +206,18 @@ impl Index {
         Ok(self.connection.query_row("SELECT complete FROM meta", [], |row| row.get(0))?)
     }
 
+    /// Forgets messages whose records stand in the segments before `first`, which have left the journal.
+    pub fn forget_before(&mut self, first: u64) -> Result<(), IndexError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let first = first.cast_signed();
+        transaction.execute(
+            "DELETE FROM recipients WHERE n IN (SELECT n FROM transactions WHERE segment < ?)",
+            params![first],
+        )?;
+        transaction.execute("DELETE FROM transactions WHERE segment < ?", params![first])?;
+        Ok(transaction.commit()?)
+    }
+
     /// Notes that the end of the journal is reached.
     pub fn set_complete(&mut self) -> Result<(), IndexError> {
         self.connection.execute("UPDATE meta SET complete = 1 WHERE complete = 0", [])?;

@@ -133,6 +133,9 @@ impl Tallies {
     /// of it may be carried: what that writes is no more than what leaves. Counted over all of them together: a segment of
     /// stragglers that were carried before must not keep those behind it.
     pub(crate) fn ripe_before(&self, newest: u64, retain: Duration, now: Timestamp) -> u64 {
+        if self.segments.is_empty() {
+            return self.base.first;
+        }
         let (mut ripe, mut live, mut live_bytes, mut bytes) = (self.base.first, 0_u64, 0_u64, 0_u64);
         for segment in self.base.first..=newest {
             let known = self.segments.get(&segment);
@@ -145,7 +148,8 @@ impl Tallies {
             live_bytes = live_bytes.saturating_add(tally.live_bytes);
             bytes = bytes.saturating_add(tally.bytes);
             // Where something must be carried, it is carried to the newest, which so stays.
-            let may_leave = live == 0 || (live_bytes.saturating_mul(2) <= bytes && segment < newest);
+            let may_leave =
+                (live == 0 && known.is_some()) || (live_bytes.saturating_mul(2) <= bytes && segment < newest);
             if may_leave {
                 ripe = segment + 1;
             }

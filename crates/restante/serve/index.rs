@@ -147,7 +147,11 @@ impl Keeper {
                 .into_iter()
                 .map(|(position, fact)| change(&mut keeper.reader, position, Event::Fact(fact)))
                 .collect();
-            keeper.apply(&changes)
+            keeper.apply(&changes)?;
+            match batch.left {
+                Some(first) => keeper.forget(first),
+                None => Ok(()),
+            }
         });
     }
 
@@ -243,6 +247,13 @@ impl Keeper {
         let open = self.open_index()?;
         open.index.apply(changes)?;
         open.cursor = open.cursor.max(changes.last().map(|change| change.position));
+        self.written();
+        Ok(())
+    }
+
+    /// What stands in the segments before `first` is not in the journal any more.
+    fn forget(&mut self, first: u64) -> Result<(), IndexError> {
+        self.open_index()?.index.forget_before(first)?;
         self.written();
         Ok(())
     }

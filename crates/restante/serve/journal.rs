@@ -13,7 +13,7 @@ use super::memory::Share;
 use crate::clock;
 use restante_envelope::TransactionId;
 use restante_journal::{CommitError, DirStorage, Prepared, Receipt, Writer};
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Base, Fact, Position};
 use restante_smtp::{Resolution, Trouble};
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -123,8 +123,15 @@ struct Line {
     batches: u64,
     /// Batches of one record, behind which nobody stood.
     alone_in_a_row: u8,
+    /// Who wants the next segment begun, and what its header is to say.
+    turn: Option<Turn>,
     /// How it ended, for the thread to return.
     end: Option<CommitError>,
+}
+
+struct Turn {
+    base: Option<Base>,
+    answer: oneshot::Sender<Result<(), Refused>>,
 }
 
 /// The right to write: there is one, and whoever holds it does.
@@ -183,6 +190,20 @@ impl Journal {
             }
             room.await;
         }
+    }
+
+    /// Ends the segment and begins the next, whose header says that the segments before `base.first` count no more.
+    pub(crate) async fn turn(&self, base: Option<Base>) -> Result<(), Refused> {
+        let (answer, outcome) = oneshot::channel();
+        {
+            let mut line = self.0.line();
+            if line.is_closing {
+                return Err(Refused::Failed);
+            }
+            line.turn = Some(Turn { base, answer });
+            self.0.call(&mut line);
+        }
+        outcome.await.unwrap_or(Err(Refused::Failed))
     }
 
     /// Lets the thread end, after what is in line now.
@@ -259,6 +280,7 @@ impl Shared {
             is_unproven: true,
             batches: 0,
             alone_in_a_row: 0,
+            turn: None,
             end: None,
         };
         Self {
@@ -301,6 +323,12 @@ impl Shared {
                 return Err(error);
             }
             match line.pen.take() {
+                Some(pen) if line.turn.is_some() => {
+                    let turn = line.turn.take();
+                    drop(line);
+                    self.hold(pen).turn(turn);
+                    line = self.line();
+                }
                 Some(pen) if !line.entries.is_empty() || !pen.taken.is_empty() => {
                     drop(line);
                     self.hold(pen).lead();
@@ -382,6 +410,22 @@ impl Held<'_> {
         }
     }
 
+    /// Between two batches.
+    fn turn(mut self, turn: Option<Turn>) {
+        let (Some(pen), Some(Turn { base, answer })) = (&mut self.pen, turn) else { return };
+        let turned = pen.writer.turn(base, clock::now());
+        let told = match &turned {
+            Ok(()) => Ok(()),
+            Err(CommitError::Full(_)) => Err(Refused::Full),
+            Err(CommitError::Failed(_) | CommitError::Poisoned(_)) => Err(Refused::Failed),
+        };
+        match turned {
+            Ok(()) | Err(CommitError::Full(_)) => self.put_back(0, true, true),
+            Err(error) => self.end(error),
+        }
+        let _gone = answer.send(told);
+    }
+
     fn prove(mut self) {
         match self.pen.as_mut().map(|pen| pen.writer.prove_last_batch()) {
             None | Some(Ok(())) => self.put_back(0, true, false),
@@ -403,7 +447,7 @@ impl Held<'_> {
         };
         line.is_unproven = is_unproven;
         line.pen = self.pen.take();
-        if waits || line.is_closing {
+        if waits || line.is_closing || line.turn.is_some() {
             self.shared.call(&mut line);
         }
         drop(line);
@@ -417,6 +461,7 @@ impl Held<'_> {
         let mut line = self.shared.line();
         // For ever: the thread takes the error along.
         line.is_closing = true;
+        line.turn = None;
         line.end = Some(error);
         pen.batch.extend(pen.taken.drain(..).chain(line.entries.drain(..)));
         self.shared.call(&mut line);

@@ -60,7 +60,7 @@ impl Sink for Facts {
 }
 
 fn batch(after: Option<Position>, facts: Vec<(Position, Fact)>) -> Batch {
-    Batch { after, facts, names: 0 }
+    Batch { after, facts, names: 0, left: None }
 }
 
 fn rows(keeper: &mut Keeper) -> usize {
