@@ -1,4 +1,4 @@
-"""A reader of the journal, written from journal/FORMAT.md alone; "section" and "step" are that page's.
+"""A reader of the journal that follows journal/FORMAT.md alone; "section" and "step" are that page's.
 
     python3 reader.py DIR
 
