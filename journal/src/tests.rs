@@ -3,6 +3,7 @@
 mod blob;
 mod fixtures;
 mod flips;
+mod forged;
 mod scrub;
 
 use crate::record::Prepared;
