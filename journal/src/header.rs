@@ -72,29 +72,19 @@ impl SegmentHeader {
             put_base(&mut put, base);
         }
         put.u32(crc32c::crc32c(&put.0));
-        let mut page = put.0;
-        let copy = page.clone();
-        page.resize(SECOND_COPY_AT, 0);
-        page.extend_from_slice(&copy);
-        page.resize(PAGE_BYTES, 0);
-        page
+        page_of(&put.0)
     }
 
     /// Reads a page; a short one counts as filled up with zeros.
     pub(crate) fn decode(page: &[u8]) -> Page {
-        let mut found = None;
-        for at in [0, SECOND_COPY_AT] {
-            for bytes in [FORMAT_2_BYTES, FORMAT_1_BYTES] {
-                match page.get(at..at + bytes).and_then(Self::decode_copy) {
-                    Some(Ok(header)) => found = found.or(Some(header)),
-                    Some(Err(format)) => return Page::TooNew { format },
-                    None => {}
-                }
-            }
-        }
-        match found {
-            Some(header) if page == header.encode() => Page::Intact(header),
-            Some(header) => Page::Damaged(header),
+        let copy = |at: usize, bytes: usize| page.get(at..at + bytes);
+        let copies = [0, SECOND_COPY_AT].map(|at| [copy(at, FORMAT_2_BYTES), copy(at, FORMAT_1_BYTES)]);
+        let good = copies.into_iter().flatten().flatten().find_map(|copy| Some((copy, Self::decode_copy(copy)?)));
+        match good {
+            // Held against the copy itself: a later minor format has another number in it than we would write.
+            Some((copy, Ok(header))) if page == page_of(copy) => Page::Intact(header),
+            Some((_, Ok(header))) => Page::Damaged(header),
+            Some((_, Err(format))) => Page::TooNew { format },
             None => Page::Lost,
         }
     }
@@ -161,6 +151,15 @@ fn take_base(take: &mut Take<'_>) -> Result<Base, Malformed> {
     left.accepted = left.sent + left.bounced + left.expired + left.removed + left.quarantined;
     let largest_id = Some(take.u128()?).filter(|bits| *bits != 0).map(TransactionId::from_bits);
     Ok(Base { first, transactions, recipients, left, largest_id })
+}
+
+/// The page that holds a copy of a header twice.
+fn page_of(copy: &[u8]) -> Vec<u8> {
+    let mut page = copy.to_vec();
+    page.resize(SECOND_COPY_AT, 0);
+    page.extend_from_slice(copy);
+    page.resize(PAGE_BYTES, 0);
+    page
 }
 
 /// `seg-00000000000000000001.rj`

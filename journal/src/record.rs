@@ -90,7 +90,7 @@ pub(crate) fn decode_frame(header: &FrameHeader, meta: &[u8]) -> Result<(Option<
         return Ok((decode(header.kind, header.id, u64::from(header.content_len), meta)?, None));
     }
     let (meta, blob) = BlobRef::split(meta)?;
-    if !header.kind.is_message() || u64::from(header.content_len) != blob.table_bytes() {
+    if u64::from(header.content_len) != blob.table_bytes() {
         return Err(Malformed);
     }
     Ok((decode(header.kind, header.id, blob.bytes, meta)?, Some(blob)))
@@ -105,7 +105,11 @@ fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Resul
         Kind::Operated => Fact::Operated(decode_operated(&mut take, id)?),
         Kind::Served => Fact::Served(decode_served(&mut take)?),
         Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len)?),
-        Kind::Succession | Kind::Mark | Kind::Seal | Kind::Unknown(_) => return Ok(None),
+        // No facts, but a meta that does not decode is as wrong in these.
+        Kind::Succession => return Succession::decode(meta).map(|_| None),
+        Kind::Mark => return Mark::decode(meta).map(|_| None),
+        Kind::Seal => return Seal::decode(meta).map(|_| None),
+        Kind::Unknown(_) => return Ok(None),
     }))
 }
 

@@ -4,6 +4,7 @@ mod blob;
 mod fixtures;
 mod flips;
 mod leave;
+mod forged;
 mod scrub;
 
 use crate::record::Prepared;
