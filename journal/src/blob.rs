@@ -45,12 +45,6 @@ impl BlobName {
     }
 }
 
-impl From<u128> for BlobName {
-    fn from(bits: u128) -> Self {
-        Self(bits)
-    }
-}
-
 impl fmt::Display for BlobName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -174,11 +168,6 @@ impl<S: Storage + Clone> BlobWriter<S> {
 }
 
 impl<S: Storage> BlobWriter<S> {
-    /// Bytes written so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Appends `content`, of any length, and may wait for the disk. After an error the blob is of no use: drop it.
     pub fn write(&mut self, content: &[u8]) -> io::Result<()> {
         self.check()?;

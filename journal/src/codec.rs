@@ -104,3 +104,24 @@ impl<'a> Take<'a> {
         (0..n).map(|_| one(self)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_beyond_its_length_field_is_cut_at_a_character_and_what_follows_is_read() {
+        let mut put = Put::default();
+        put.text16(&("x".repeat(65_534) + "\u{e9}"));
+        put.u8(7);
+        let mut take = Take(&put.0);
+        assert_eq!((take.text16().map(str::len), take.u8()), (Ok(65_534), Ok(7)));
+    }
+
+    #[test]
+    fn an_address_of_a_family_that_does_not_exist_is_malformed() {
+        for family in [0, 5, 255] {
+            assert_eq!(Take(&[family; 20]).ip(), Err(Malformed));
+        }
+    }
+}

@@ -1,8 +1,12 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
+mod directory;
 mod fixtures;
 mod flips;
+mod reader;
+mod refusals;
+mod room;
 mod scrub;
 
 use crate::record::Prepared;
