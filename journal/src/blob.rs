@@ -128,6 +128,7 @@ pub enum BlobError {
 }
 
 /// Writes one blob. Dropped before it is finished, it removes what it wrote, as well as it can.
+#[derive(Debug)]
 pub struct BlobWriter<S: Storage> {
     storage: S,
     name: BlobName,
@@ -215,12 +216,6 @@ impl<S: Storage> BlobWriter<S> {
         self.unfinished = None;
         let reference = BlobRef { name: self.name, bytes: self.bytes };
         Ok(Blob { reference, table: std::mem::take(&mut self.table.0) })
-    }
-}
-
-impl<S: Storage> fmt::Debug for BlobWriter<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobWriter").field("name", &self.name).field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 pub(crate) struct Malformed;
 
 /// Appends fields to a byte string.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Put(pub(crate) Vec<u8>);
 
 impl Put {

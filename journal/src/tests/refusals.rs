@@ -38,10 +38,11 @@ fn interrupted(storage: &SimStorage, then: impl FnOnce()) -> (Replay, Ledger) {
     (replay, sink.ledger)
 }
 
-/// A journal of these contents, each proven.
+/// A journal of these contents in one segment, each proven.
 fn proven(contents: &[Vec<u8>]) -> (SimStorage, Vec<Position>) {
     let storage = SimStorage::default();
-    let mut writer = open(&storage).unwrap();
+    let (replay, _) = fold(&storage, Depth::Records);
+    let mut writer = Writer::open(storage.clone(), Options::default(), &replay, None, SEED, now()).unwrap();
     let mut positions = Vec::new();
     for content in contents {
         writer.stage(&message(content, 1), now()).unwrap();
