@@ -59,6 +59,29 @@ fn what_is_at_hand_is_the_whole_record_checked_or_nothing() {
 }
 
 #[test]
+fn a_frame_within_a_message_is_no_record() {
+    let directory = tempfile::tempdir().unwrap();
+    let storage = DirStorage::open(directory.path()).unwrap();
+    let replay = replay(&storage, Depth::Records, &mut Ledger::new()).unwrap();
+    let mut writer = Writer::open(storage.clone(), Options::default(), &replay, None, SEED, now()).unwrap();
+    let mut commit = |content: &[u8]| {
+        writer.stage(&message(content, 1), now()).unwrap();
+        writer.commit(now()).unwrap().receipts()[0].position()
+    };
+    let first = commit(b"a\r\n");
+    let frame = std::fs::read(directory.path().join(crate::header::file_name(1))).unwrap()[first.offset as usize..]
+        [..200]
+        .to_vec();
+    let second = commit(&frame);
+    let segment = std::fs::read(directory.path().join(crate::header::file_name(1))).unwrap();
+    let inner = (second.offset as usize + 64..).find(|at| segment[*at..].starts_with(&frame)).unwrap();
+    let inner = restante_ledger::Position { offset: inner as u64, ..second };
+    let mut reader = Reader::new(storage);
+    assert!(reader.record(first).is_ok() && reader.record(inner).is_err());
+    assert!(reader.message_at_hand(inner, 3).is_none());
+}
+
+#[test]
 fn a_look_at_the_headers_gives_those_of_the_message_asked_for_and_no_others() {
     let storage = SimStorage::default();
     let body = content(20);
@@ -104,7 +127,7 @@ fn an_envelope_is_given_to_whom_it_belongs_and_not_if_it_rotted() {
 #[test]
 fn a_long_content_comes_in_pieces_wherever_it_stands_and_an_empty_one_in_none() {
     let storage = SimStorage::default();
-    let long: Vec<u8> = (0..PIECE_BYTES * 2 + 3).map(|n| (n ^ (n >> 8)) as u8).collect();
+    let long: Vec<u8> = (0..PIECE_BYTES * 2 + 3).map(|n| (n ^ (n >> 8) ^ (n >> 16)) as u8).collect();
     let in_blob = large(&storage, &long, 1).unwrap();
     let receipts = journal(&storage, &[message(&long, 1), in_blob, message(b"", 1)]);
     let mut reader = Reader::new(storage.clone());

@@ -105,3 +105,33 @@ fn a_batch_that_cannot_be_taken_back_is_the_end_and_not_a_refusal() {
     assert!(matches!(writer.commit(now()), Err(CommitError::Failed(_))));
     assert!(matches!(writer.commit(now()), Err(CommitError::Poisoned(_))));
 }
+
+#[test]
+fn a_segment_that_finds_no_room_at_any_call_is_made_when_there_is_some() {
+    let whole = SimStorage::default();
+    drop(open(&whole).unwrap());
+    // The last call is the sync of the directory: that one has failed for good.
+    for call in 1..whole.calls() {
+        let storage = SimStorage::default();
+        storage.fail_call(call, ErrorKind::StorageFull);
+        let mut writer = open(&storage).unwrap();
+        writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+        writer.commit(now()).unwrap();
+        writer.close().unwrap();
+        let (replay, ledger) = fold(&storage, Depth::Everything);
+        assert_eq!((replay.report.state(), ledger.balance().accepted), (State::Clean, 1), "call {call}");
+        assert_eq!(storage.files(), [file_name(1)], "call {call}");
+    }
+}
+
+#[test]
+fn a_stop_that_finds_no_room_for_its_seals_is_a_stop() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    storage.fail_call(1, ErrorKind::StorageFull);
+    writer.close().unwrap();
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!((replay.report.state(), ledger.balance().accepted), (State::Clean, 1));
+}
