@@ -1,10 +1,14 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
+mod directory;
 mod fixtures;
 mod flips;
 mod leave;
 mod forged;
+mod reader;
+mod refusals;
+mod room;
 mod scrub;
 
 use crate::record::Prepared;
