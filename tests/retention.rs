@@ -54,7 +54,8 @@ fn settled_mail_leaves_and_one_message_that_stays_pins_nothing_and_survives() {
         (first_segment(&data) != first && blobs(&data) == 1).then_some(())
     });
     let account = cli(&data, &["verify", "--json"]).expect_code(0).account();
-    let counts = ["transactions", "accepted", "pending", "sent", "quarantined"].map(|key| account[key].as_u64().unwrap());
+    let counts =
+        ["transactions", "accepted", "pending", "sent", "quarantined"].map(|key| account[key].as_u64().unwrap());
     assert_eq!((counts, &account["state"]), ([33, 34, 3, 31, 0], &"clean".into()));
     for (id, message) in ids.iter().zip(&stuck) {
         let out = cli(&data, &["queue", "cat", id]).expect_code(0).out;

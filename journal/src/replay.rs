@@ -151,7 +151,7 @@ struct Opened<F> {
 pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mut K) -> Result<Replay, ReplayError> {
     let base = base(storage)?;
     sink.begins_after(&base);
-    let totals = Totals::told(base.transactions, base.recipients);
+    let totals = Totals::told(base.transactions, base.recipients).unwrap_or_default();
     read_range(storage, Replay { base, totals, ..Replay::default() }, base.first, u64::MAX, depth, sink)
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
     let first = first.max(base.first);
     let mut replay = Replay { base, ..Replay::default() };
     if let Some(header) = exists(storage, first)?.and_then(|segment| segment.header) {
-        replay.totals = Totals::told(header.transactions, header.recipients);
+        replay.totals = Totals::told(header.transactions, header.recipients).unwrap_or_default();
     }
     read_range(storage, replay, first, last, depth, sink)
 }

@@ -5,7 +5,7 @@
 use peak_alloc::PeakAlloc;
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, DirStorage, PIECE_BYTES, Reader, Sink, State, replay};
-use restante_ledger::{Accepted, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -49,8 +49,14 @@ impl Sink for Told {
         self.messages.push(position);
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 
