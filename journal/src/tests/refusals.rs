@@ -6,7 +6,7 @@ use crate::header::file_name;
 use crate::record::decode_frame;
 use crate::storage::Storage;
 use crate::{Damage, ReplayError, Sink, scrub};
-use restante_ledger::{Accepted, Position};
+use restante_ledger::{Accepted, Base, Carried, Position};
 
 /// A fold that does something at the first fact.
 struct Interrupted<F> {
@@ -27,8 +27,14 @@ impl<F: FnOnce()> Sink for Interrupted<F> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 
