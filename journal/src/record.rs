@@ -583,7 +583,7 @@ mod tests {
             (&attempted, 33, 5),
             (&attempted, 33, SENT),
             (&attempted, 34, 4),
-            (&operated, 8, 3),
+            (&operated, 8, 6),
         ] {
             let mut meta = record.meta.clone();
             assert!(decode(record.kind, id(), 0, &meta).is_ok());

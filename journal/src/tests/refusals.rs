@@ -103,12 +103,11 @@ fn a_segment_of_a_later_format_is_refused_by_all_who_read() {
     history(&storage, 12);
     let position = fold(&storage, Depth::Records).1.iter().next().unwrap().1.position;
     storage.alter(&file_name(position.segment), |bytes| {
-        bytes[8..12].copy_from_slice(&[2, 0, 2, 0]);
-        let crc = crc32c::crc32c(&bytes[..92]).to_le_bytes();
-        bytes[92..96].copy_from_slice(&crc);
+        bytes[8..12].copy_from_slice(&[3, 0, 3, 0]);
+        seal_header(&mut bytes[..FORMAT_2_BYTES]);
     });
     let refused = replay(&storage, Depth::Records, &mut Ledger::new()).unwrap_err();
-    assert!(matches!(refused, ReplayError::TooNew { format: 2, .. }), "{refused}");
+    assert!(matches!(refused, ReplayError::TooNew { format: 3, .. }), "{refused}");
     assert!(matches!(Reader::new(storage.clone()).message(position), Err(ReadError::Damaged { .. })));
     let scrubbed = scrub(&storage, |_| true, |damage| panic!("{damage:?}")).unwrap();
     assert!(matches!(scrubbed.unreadable[..], [ReplayError::TooNew { .. }, ..]) && !scrubbed.stopped);
