@@ -28,6 +28,7 @@ mod scan;
 mod scrub;
 mod shelf;
 mod storage;
+mod structure;
 mod window;
 mod writer;
 

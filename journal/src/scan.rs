@@ -3,11 +3,12 @@
 use crate::blob::BlobRef;
 use crate::frame::{ALIGN_BYTES, FrameHeader, HEADER_BYTES, Kind};
 use crate::header::PAGE_BYTES;
-use crate::record::{Mark, Named, Seal, Succession, decode_frame};
+use crate::record::decode_frame;
 use crate::replay::{Depth, Sink};
 use crate::report::{Damage, DamageKind, Report};
 use crate::shelf::{Found, Shelf};
 use crate::storage::{SegmentFile, Storage};
+use crate::structure::{Mark, Named, Seal, Succession};
 use crate::window::{Window, chunk_len};
 use restante_envelope::TransactionId;
 use restante_ledger::{Fact, Position};

@@ -6,10 +6,11 @@
 
 use crate::frame::{FrameHeader, HEADER_BYTES, Kind};
 use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinished_name};
-use crate::record::{Mark, Named, Prepared, Seal, Succession};
+use crate::record::Prepared;
 use crate::replay::Replay;
 use crate::scan::{Totals, second_seal_offset};
 use crate::storage::{SegmentFile, Storage, is_out_of_files};
+use crate::structure::{Mark, Named, Seal, Succession};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
 use restante_ledger::{Base, Position};
 use std::io;
