@@ -44,6 +44,8 @@ mod peers;
 #[cfg(test)]
 mod relaying;
 #[cfg(test)]
+mod removed;
+#[cfg(test)]
 mod retention;
 #[cfg(test)]
 mod scrub;

@@ -52,8 +52,21 @@ pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer, is_full};
 
-/// Formats an error with the file it concerns.
+/// An error, and the file it concerns.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {source}")]
+struct At {
+    name: String,
+    source: std::io::Error,
+}
+
 pub(crate) fn at(name: &str) -> impl FnOnce(std::io::Error) -> std::io::Error {
     let name = name.to_owned();
-    move |error| std::io::Error::new(error.kind(), format!("{name}: {error}"))
+    move |source| std::io::Error::new(source.kind(), At { name, source })
+}
+
+/// The system's number of an error, whether or not it names a file.
+pub(crate) fn os_error(error: &std::io::Error) -> Option<i32> {
+    let named = || error.get_ref()?.downcast_ref::<At>()?.source.raw_os_error();
+    error.raw_os_error().or_else(named)
 }

@@ -4,6 +4,7 @@
 //! prepare, but every sync waits for a metadata commit. *Filling ahead with zeros* writes those bytes twice, and each sync
 //! costs about half (figures in FORMAT.md section 1). The second, in steps of 1 MiB, so that small journals stay small.
 
+use crate::at;
 use crate::frame::{FrameHeader, HEADER_BYTES, Kind};
 use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinished_name};
 use crate::record::Prepared;
@@ -30,6 +31,10 @@ const BATCH_FRAMES_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Kept between batches: fifty usual messages. What a crowd of large ones takes goes back to the system.
 const SPARE_BYTES_MAX: usize = 256 << 10;
+/// For each segment that could not be opened, sequence numbers are left out, more than it can hold: it may come back.
+const SEQUENCES_SKIPPED: u64 = 1 << 32;
+/// A stray file may have any number in its name.
+const SKIPPED_MAX: u64 = 1 << 16;
 /// In records that are about no transaction.
 const NO_ID: TransactionId = TransactionId::from_bits(0);
 
@@ -168,9 +173,10 @@ impl<S: Storage> Writer<S> {
     ) -> Result<Self, CommitError> {
         let last = replay.last;
         let used_up =
-            || io::Error::other("there is no number left for another segment: see which file has the largest");
-        let next_number = last.map_or(Some(1), |l| l.number.checked_add(1));
-        let next_number = next_number.ok_or_else(used_up).map_err(CommitError::Failed)?;
+            || io::Error::other(format!("{} has the largest number there is: move it away", file_name(replay.highest)));
+        // Beyond files that could not be opened, too: they may be read again one day.
+        let next_number = replay.highest.checked_add(1).ok_or_else(used_up).map_err(CommitError::Failed)?;
+        let skipped = last.map_or(0, |last| replay.highest.saturating_sub(last.number)).min(SKIPPED_MAX);
         let mut writer = Self {
             storage,
             options,
@@ -181,7 +187,7 @@ impl<S: Storage> Writer<S> {
             segment: None,
             next_number,
             previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
-            sequence: replay.last_sequence,
+            sequence: replay.last_sequence + skipped.saturating_mul(SEQUENCES_SKIPPED),
             totals: replay.totals,
             base: replay.base,
             batch: Batch::default(),
@@ -359,13 +365,17 @@ impl<S: Storage> Writer<S> {
         let batch = std::mem::take(&mut self.batch);
         let written = match &mut self.segment {
             Some(segment) => {
-                segment.write(&batch).and_then(|()| segment.file.sync().map_err(Trouble::Failed)).and_then(
+                let name = file_name(segment.number);
+                let synced =
+                    |segment: &mut Segment<S::File>| segment.file.sync().map_err(at(&name)).map_err(Trouble::Failed);
+                segment.write(&batch).and_then(|()| synced(segment)).and_then(
                     // A blob that it names may have lost its entry while this was written.
                     |()| self.storage.check_directories().map_err(Trouble::Failed),
                 )
             }
             None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
         };
+        let written = written.and_then(|()| self.check_named().map_err(Trouble::Failed));
         match written {
             Ok(()) => {
                 if let Some(segment) = &mut self.segment {
@@ -383,6 +393,38 @@ impl<S: Storage> Writer<S> {
                 })
             }
         }
+    }
+
+    /// Whether somebody removed the segment from under us. Then nothing written to it is safe any more; but all of it can still
+    /// be read, and is put back for the next start.
+    fn check_named(&self) -> io::Result<()> {
+        let Some(segment) = &self.segment else { return Ok(()) };
+        if segment.file.is_named()? {
+            return Ok(());
+        }
+        let name = file_name(segment.number);
+        let put_back = self.put_back(&segment.file, &name);
+        let became =
+            put_back.map_or_else(|error| format!("it is lost: {error}"), |()| "what it held was put back".into());
+        Err(io::Error::other(format!("{name} was removed while it was being written; {became}")))
+    }
+
+    fn put_back(&self, file: &S::File, name: &str) -> io::Result<()> {
+        let mut copy = self.storage.create(name)?;
+        let (len, mut done, mut chunk) = (file.len()?, 0, vec![0; ZEROS_BYTES]);
+        while done < len {
+            let n = file.read_at(done, &mut chunk)?;
+            copy.write_at(done, chunk.get(..n).unwrap_or_default())?;
+            done += n.max(1) as u64;
+        }
+        copy.sync()?;
+        self.storage.sync_directory()
+    }
+
+    /// Looks whether the segment is still in its directory; for a quiet moment, in which no commit looks.
+    pub fn check_segment(&mut self) -> Result<(), CommitError> {
+        self.check()?;
+        self.check_named().map_err(|error| self.fail(error))
     }
 
     /// Appends a frame to the batch's bytes.

@@ -378,7 +378,7 @@ fn all() -> impl Iterator<Item = (&'static str, SimStorage)> {
 #[test]
 #[ignore = "golden journals are kept for ever; to add one, run this and commit nothing but the new one"]
 fn make_fixtures() {
-    for (name, storage) in all().into_iter().chain(leave::fixtures()) {
+    for (name, storage) in all().chain(leave::fixtures()) {
         let directory = directory(name);
         std::fs::create_dir_all(directory.join("blob")).unwrap();
         for file in storage.files().iter().filter(|file| !file.starts_with("torn/")) {
