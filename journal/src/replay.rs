@@ -237,7 +237,7 @@ fn read_range<S: Storage, K: Sink + ?Sized>(
         read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
         current = next;
     }
-    if last == u64::MAX && expected <= replay.highest {
+    if last == u64::MAX && replay.last.map_or(0, |read| read.number) < replay.highest {
         replay.report.add(Damage::new(expected, 0, 0, DamageKind::MissingSegment, Vec::new()), true);
     }
     (replay.blobs, replay.blob_bytes) = (shelf.named, shelf.named_bytes);

@@ -9,12 +9,10 @@
 //! of the runtime that waits for the disk, one at most. The runtime has another one, but an idle worker does not notice that:
 //! so this is done on a disk that syncs fast, and where one sync takes long all of a sudden, the thread calls the other worker.
 
-use super::memory::Share;
 use crate::clock;
 use restante_envelope::TransactionId;
-use restante_journal::{CommitError, DirStorage, Prepared, Receipt, Writer};
-use restante_ledger::{Accepted, Base, Fact, Position};
-use restante_smtp::{Resolution, Trouble};
+use restante_journal::{CommitError, DirStorage, Receipt, Writer};
+use restante_ledger::{Base, Fact};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,60 +33,9 @@ const LEAD_SYNC_MAX: Duration = Duration::from_millis(4);
 /// After this long without work the last batch is proven by an empty mark.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A record on its way to stable storage.
-pub(crate) struct Entry {
-    /// Encoded, checksums computed.
-    pub(crate) record: Prepared,
-    /// What it means; the identifier of a new message is filled in here.
-    pub(crate) fact: Fact,
-    /// The message it is about, for the log.
-    pub(crate) about: Option<Arc<Accepted>>,
-    /// Who waits. Nobody need.
-    pub(crate) answer: Option<oneshot::Sender<Result<Receipt, Refused>>>,
-    /// The share of the memory budget that it holds, given back when the entry is dropped.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(crate) memory: Share,
-}
+mod entry;
 
-/// Why a record is not durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// The disk is full.
-    Full,
-    /// The journal failed, and the process is about to end.
-    Failed,
-    /// More is waiting than the journal takes.
-    Busy,
-    /// The disk did not take this one message.
-    Broken,
-    /// We are about to stop, and its turn at the disk has not come.
-    Stopping,
-}
-
-impl Refused {
-    /// As the SMTP session says it.
-    pub(crate) fn trouble(self) -> Trouble {
-        match self {
-            Self::Full => Trouble::Storage,
-            Self::Busy => Trouble::Overloaded,
-            Self::Failed | Self::Broken => Trouble::Local,
-            Self::Stopping => Trouble::ShuttingDown,
-        }
-    }
-}
-
-/// The only way from a durable receipt to a 250.
-pub(crate) fn stored(receipt: &Receipt) -> Resolution {
-    Resolution::Stored(receipt.id())
-}
-
-/// A fact that is durable.
-#[derive(Debug)]
-pub(crate) struct Recorded {
-    pub(crate) position: Position,
-    pub(crate) fact: Fact,
-    pub(crate) about: Option<Arc<Accepted>>,
-}
+pub(crate) use entry::{Entry, Recorded, Refused, stored};
 
 /// The way to the journal.
 #[derive(Clone)]
