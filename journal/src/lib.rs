@@ -26,6 +26,7 @@ mod replay;
 mod report;
 mod scan;
 mod scrub;
+mod segment;
 mod shelf;
 mod storage;
 mod structure;
@@ -48,9 +49,10 @@ pub use recovery::set_aside;
 pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
 pub use scrub::{Scrubbed, scrub};
+pub use segment::is_full;
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
-pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer, is_full};
+pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
 /// An error, and the file it concerns.
 #[derive(Debug, thiserror::Error)]

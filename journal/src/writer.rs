@@ -10,19 +10,13 @@ use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinis
 use crate::record::Prepared;
 use crate::replay::Replay;
 use crate::scan::{Totals, second_seal_offset};
+use crate::segment::{FILL_BYTES, Segment, Trouble, ZEROS_BYTES, is_full, write_zeros};
 use crate::storage::{SegmentFile, Storage, is_out_of_files};
 use crate::structure::{Mark, Named, Seal, Succession};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
 use restante_ledger::{Base, Position};
 use std::io;
 
-/// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
-const FILL_BYTES: u64 = 1 << 20;
-/// Of these, written with one call.
-const ZEROS_BYTES: usize = 64 << 10;
-/// Room that new mail may not take: on a full disk, what is pending is still delivered, and each settlement needs its
-/// record. Some thousand of them fit, which lasts until settled mail makes room or an operator does.
-const RESERVE_BYTES: u64 = 512 << 10;
 /// A segment made on a nearly full disk: enough for settlements.
 const FILL_SMALL_BYTES: u64 = 64 << 10;
 /// A mark of this many frames is 32 KiB.
@@ -132,32 +126,16 @@ pub struct Writer<S: Storage> {
     failure: Option<String>,
 }
 
-/// The segment being written.
-#[derive(Debug)]
-struct Segment<F> {
-    file: F,
-    number: u64,
-    tag: u32,
-    /// Behind the last synced frame.
-    end: u64,
-    /// Behind the last zero written ahead.
-    filled: u64,
-    frames: u64,
-    begun: Timestamp,
-    /// Whether an empty mark would prove something that no mark proves yet.
-    unproven: bool,
-}
-
 /// Records staged and not yet committed.
 #[derive(Debug, Default)]
-struct Batch {
-    bytes: Vec<u8>,
+pub(crate) struct Batch {
+    pub(crate) bytes: Vec<u8>,
     frames: u64,
     named: Vec<Named>,
     receipts: Vec<Receipt>,
-    accepted: Totals,
+    pub(crate) accepted: Totals,
     succession: Option<Succession>,
-    names_blobs: bool,
+    pub(crate) names_blobs: bool,
 }
 
 impl<S: Storage> Writer<S> {
@@ -569,68 +547,4 @@ impl Spread {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-}
-
-impl<F: SegmentFile> Segment<F> {
-    /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes all of it back: whole
-    /// frames of the batch may stand there, and would validate. New mail leaves the reserve alone.
-    fn write(&mut self, batch: &Batch) -> Result<(), Trouble> {
-        let (end, new_mail) = (self.end + batch.bytes.len() as u64, batch.accepted.transactions > 0);
-        if let Err(error) = self.file.write_at(self.end, &batch.bytes) {
-            return Err(self.take_back(end, batch, error));
-        }
-        let reserve = if new_mail { RESERVE_BYTES } else { 0 };
-        if end + reserve <= self.filled {
-            return Ok(());
-        }
-        let from = end.max(self.filled);
-        let to = (end + RESERVE_BYTES).next_multiple_of(FILL_BYTES);
-        match write_zeros(&mut self.file, from, to) {
-            Ok(()) => self.filled = to,
-            // A settlement that found room has it, whatever is behind it.
-            Err(error) if is_full(&error) && !new_mail => {
-                self.filled = from;
-                self.file.truncate(from).map_err(Trouble::Failed)?;
-            }
-            Err(error) => return Err(self.take_back(end, batch, error)),
-        }
-        Ok(())
-    }
-
-    /// After a write that failed: makes the room filled ahead what it was. What else than a full disk it is, is a failure.
-    fn take_back(&mut self, end: u64, batch: &Batch, error: io::Error) -> Trouble {
-        if !is_full(&error) {
-            return Trouble::Failed(error);
-        }
-        let written = end.min(self.filled).saturating_sub(self.end);
-        let zeroed = write_zeros(&mut self.file, self.end, self.end + written);
-        let zeroed = zeroed.and_then(|()| self.file.truncate(self.filled));
-        // Its blobs may be removed as soon as the refusal is known: no power cut must bring back a frame that names one.
-        match zeroed.and_then(|()| if batch.names_blobs { self.file.sync() } else { Ok(()) }) {
-            Ok(()) => Trouble::Full(error),
-            Err(error) => Trouble::Failed(error),
-        }
-    }
-}
-
-/// Piece by piece: an allocator keeps what was once a megabyte.
-fn write_zeros(file: &mut impl SegmentFile, mut from: u64, to: u64) -> io::Result<()> {
-    let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX).min(ZEROS_BYTES)];
-    while let Some(left) = to.checked_sub(from).filter(|left| *left > 0) {
-        let piece = zeros.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(&zeros);
-        file.write_at(from, piece)?;
-        from += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// What a write ran into.
-enum Trouble {
-    Full(io::Error),
-    Failed(io::Error),
-}
-
-/// Whether the disk, a quota or a limit on the size of files has no room: what passes, unlike a failure.
-pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }
