@@ -250,7 +250,8 @@ class Journal:
                 if not any(isinstance(i, Hole) and i.offset <= second < i.end for i in items):
                     items.append(Hole(second, second + FRAME + 24))
             else:
-                sealed = bool(after) or not any(isinstance(i, Hole) and i.offset >= first for i in items)
+                torn = lambda i: isinstance(i, Hole) or i.read(seg) is None
+                sealed = bool(after) or not any(i.offset >= first and torn(i) for i in items)
         if not seals and not after and size < seg.made:
             self.place(seg.number, size, seg.made - size, "frame")
         if sealed or after:

@@ -186,7 +186,8 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         // A crash came between the seals: what stands behind the first was in flight.
         let followed = self.successor.is_some();
-        Ok(followed || !self.open.items.iter().any(|item| matches!(item, Item::Gap { .. })))
+        let is_torn = |item: &Item| matches!(item, Item::Gap { .. } | Item::Frame { meta_ok: false, .. });
+        Ok(followed || !self.open.items.iter().any(is_torn))
     }
 
     /// Where something else than zeros ends. Zeros count for nothing only where the file was filled ahead: behind a seal,

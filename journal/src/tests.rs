@@ -186,6 +186,27 @@ fn a_power_cut_at_any_call_loses_nothing_promised() {
 }
 
 #[test]
+fn a_second_seal_of_which_any_part_was_written_is_torn_and_no_damage() {
+    let whole = SimStorage::default();
+    history(&whole, 1);
+    let (name, made) = (crate::header::file_name(1), 4096 + (1 << 20));
+    let end = whole.bytes(&name).len();
+    for written in 0..88 {
+        let cut = whole.fork();
+        cut.alter(&name, |bytes| {
+            bytes.truncate(end - 88 + written);
+            bytes.resize(made, 0);
+        });
+        let (replay, ledger) = fold(&cut, Depth::Everything);
+        assert_ne!(replay.report.state(), State::Damaged, "{written} bytes: {:?}", replay.report);
+        open(&cut).unwrap().close().unwrap();
+        let (replay, again) = fold(&cut, Depth::Everything);
+        assert_eq!(replay.report.state(), State::Clean, "{written} bytes: {:?}", replay.report);
+        assert_eq!(again.balance(), ledger.balance());
+    }
+}
+
+#[test]
 fn a_start_that_is_cut_short_is_repeated_without_loss() {
     let crashed = SimStorage::default();
     crashed.fail_call(60, ErrorKind::Other);
