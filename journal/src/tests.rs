@@ -9,7 +9,7 @@ use crate::record::Prepared;
 use crate::sim::SimStorage;
 use crate::{
     BlobError, BlobName, BlobWriter, CommitError, Depth, Options, ReadError, Reader, Replay, Seed, State, Writer,
-    remove_parts, replay, set_aside, set_orphans_aside,
+    remove_parts, replay, set_aside, set_orphans_aside, sync_last_segment,
 };
 use restante_envelope::{
     BodyType, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp, Trace,
@@ -84,6 +84,7 @@ fn fold(storage: &SimStorage, depth: Depth) -> (Replay, Ledger) {
 
 fn open(storage: &SimStorage) -> Result<Writer<SimStorage>, CommitError> {
     storage.restart();
+    sync_last_segment(storage).map_err(CommitError::Failed)?;
     let (replay, ledger) = fold(storage, Depth::Records);
     set_aside(storage, &replay.report).map_err(CommitError::Failed)?;
     set_orphans_aside(storage, &replay).map_err(CommitError::Failed)?;
@@ -437,6 +438,7 @@ fn what_a_start_folds_from_the_page_cache_is_safe_before_it_is_counted() {
         // The process is gone, the machine is not: the next start sees all that was written.
         let Ok(writer) = open(&storage) else { continue };
         drop(writer);
+        storage.evict();
         for seed in 0..8 {
             let cut = storage.power_cut(seed);
             let (replay, ledger) = fold(&cut, Depth::Everything);

@@ -29,6 +29,10 @@ impl World {
             return Ok(());
         }
         self.summary.starts += 1;
+        if let Err(error) = restante_journal::sync_last_segment(&self.seam) {
+            self.note(|| format!("it does not get far: {error}"));
+            return self.died();
+        }
         let (found, replay) = match read(&self.seam, Depth::Records) {
             Ok(read) => read,
             Err(why) => return Err(failure(Rule::Recovery, format!("the journal cannot be read: {why}"))),
@@ -72,6 +76,9 @@ impl World {
             client.disconnected();
         }
         self.later(500, 4_000, Happening::Start);
+        if self.plan.chaos && self.draw.one_in(2) {
+            self.disk.evict();
+        }
     }
 
     /// After what may have been the process's last call.

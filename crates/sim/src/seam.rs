@@ -77,6 +77,9 @@ impl SegmentFile for SeamFile {
     fn truncate(&mut self, len: u64) -> io::Result<()> {
         self.file.truncate(len)
     }
+    fn forget(&self) {
+        self.file.forget();
+    }
     fn sync(&mut self) -> io::Result<()> {
         self.owes_sync = self.syncs_late;
         if self.syncs_late { Ok(()) } else { self.file.sync() }
