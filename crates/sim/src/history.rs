@@ -159,6 +159,11 @@ impl History {
         self.spoiled.range((position.segment, position.offset)..(position.segment, end)).next().is_some()
     }
 
+    /// Its record, or its blob: that it cannot be read may be recorded, and that record may rot in its turn.
+    fn is_message_spoiled(&self, position: Position) -> bool {
+        self.is_spoiled(position) || self.spoiled_blobs.contains(&position)
+    }
+
     /// What a start said of torn bytes stands in the first frame of the next segment. If that one rots, they are taken for
     /// bytes that count: a message that nobody was promised may come back, with content that fails its checksum.
     fn is_succession_spoiled(&self) -> bool {
@@ -315,8 +320,7 @@ impl History {
 
     /// A message that could not be read: only what the disk spoiled may be.
     pub(crate) fn check_unreadable(&self, id: TransactionId, position: Position, why: &str) -> Result<(), Failure> {
-        let spoiled = [&self.spoiled_blobs, &self.returned];
-        if self.is_spoiled(position) || spoiled.iter().any(|places| places.contains(&position)) {
+        if self.is_message_spoiled(position) || self.returned.contains(&position) {
             return Ok(());
         }
         Err(broken(Rule::Content, format!("{id} cannot be read at {position}, and nothing was spoiled there: {why}")))
@@ -337,7 +341,7 @@ impl History {
             let Some((id, recipients)) = &transmission.promise else { continue };
             let Some(message) = self.messages.get(id) else { continue };
             let is_damaged = message.recipients.iter().any(|(_, standing)| *standing == Standing::Damaged);
-            let is_spoiled = is_damaged || self.is_spoiled(message.position);
+            let is_spoiled = is_damaged || self.is_message_spoiled(message.position);
             if !is_spoiled && recipients.iter().any(|path| !transmission.delivered.contains(path)) {
                 let delivered = &transmission.delivered;
                 return Err(broken(
@@ -353,7 +357,7 @@ impl History {
     pub(crate) fn is_settled(&self) -> bool {
         let is_open = |(_, standing): &(String, Standing)| matches!(standing, Standing::Waiting | Standing::Frozen);
         let open = self.messages.values().filter(|message| message.recipients.iter().any(is_open));
-        open.into_iter().all(|message| self.is_spoiled(message.position))
+        open.into_iter().all(|message| self.is_message_spoiled(message.position))
     }
 
     /// Messages that clients were promised.
