@@ -20,6 +20,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 const SECTOR_BYTES: usize = 512;
+/// More than any block that is read for itself.
+const LONG_READ_BYTES: usize = 64 << 10;
 
 /// A file's bytes. What is durable is told by what differs: a segment is a megabyte, and a batch of it a few sectors.
 #[derive(Debug, Default, Clone)]
@@ -150,6 +152,8 @@ struct Disk {
     directories_failed: bool,
     /// Reads that touch these bytes of these images fail.
     unreadable: Vec<(usize, Range<u64>)>,
+    /// Where reads of many sectors began.
+    long_reads: Vec<u64>,
     seed: u64,
 }
 
@@ -349,6 +353,11 @@ impl SimStorage {
         disk.unreadable.extend(image.map(|image| (image, bytes)));
     }
 
+    /// Where the reads of many sectors began since this was asked last, in whatever file.
+    pub fn take_long_reads(&self) -> Vec<u64> {
+        std::mem::take(&mut self.0.borrow_mut().long_reads)
+    }
+
     /// Changes bytes at rest. Without effect if there is no such file.
     pub fn alter(&self, name: &str, change: impl FnOnce(&mut Vec<u8>)) {
         let mut disk = self.0.borrow_mut();
@@ -446,6 +455,9 @@ impl SegmentFile for SimFile {
         let live = disk.image(self.1)?.live.clone();
         let from = live.get(place(offset)..).unwrap_or_default();
         let n = from.len().min(buf.len());
+        if n > LONG_READ_BYTES {
+            disk.long_reads.push(offset);
+        }
         let bad = |(image, bytes): &(usize, Range<u64>)| {
             *image == self.1 && offset < bytes.end && bytes.start < offset + n as u64
         };

@@ -4,6 +4,7 @@ mod blob;
 mod fixtures;
 mod flips;
 mod scrub;
+mod sectors;
 
 use crate::record::Prepared;
 use crate::sim::SimStorage;
