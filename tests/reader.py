@@ -252,8 +252,11 @@ class Journal:
             else:
                 torn = lambda i: isinstance(i, Hole) or i.read(seg) is None
                 sealed = bool(after) or not any(i.offset >= first and torn(i) for i in items)
-        if not seals and not after and size < seg.made:
-            self.place(seg.number, size, seg.made - size, "frame")
+        if size < seg.made and (told is None or told <= size) and len(seals) < 2:
+            second = -(-seals[0].end // PAGE) * PAGE if seals else None
+            least = second + FRAME + 24 if seals else seg.made
+            if size < least and size != second:
+                self.place(seg.number, size, least - size, "frame")
         if sealed or after:
             proof = 1 << 64
         for item in items:

@@ -3,6 +3,7 @@
 mod blob;
 mod fixtures;
 mod flips;
+mod missing;
 mod scrub;
 mod sectors;
 
