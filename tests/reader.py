@@ -247,7 +247,8 @@ class Journal:
             second = -(-first // PAGE) * PAGE
             if (size if told is None else told) == second + FRAME + 24:
                 sealed = True
-                if not any(isinstance(i, Hole) and i.offset <= second < i.end for i in items):
+                holes = ranges + [(i.offset, i.end) for i in items if isinstance(i, Hole)]
+                if not any(a <= second < b for a, b in holes):
                     items.append(Hole(second, second + FRAME + 24))
             else:
                 torn = lambda i: isinstance(i, Hole) or i.read(seg) is None
