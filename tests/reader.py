@@ -1,373 +1,473 @@
-#!/usr/bin/env python3
-"""A second reader of the journal, after journal/FORMAT.md: it shares no code with the first, and no language.
-`reader.py DIR` prints one JSON object: what `restante verify --json` says of DIR, as far as both can know it.
-It reads and refuses to write; it is made to be compared, not to be fast."""
-import json, os, re, struct, sys
+"""A reader of the journal that follows journal/FORMAT.md alone; "section" and "step" are that page's.
 
-TABLE = []
-for n in range(256):
-    for _ in range(8):
-        n = n >> 1 ^ (0x82F63B78 if n & 1 else 0)
-    TABLE.append(n)
-PAGE, FRAME, PIECE, META_MAX = 4096, 64, 256 * 1024, 16 << 20
+    python3 reader.py DIR
+
+prints one JSON object, an account with keys of `restante verify --json`: exit 0, also if the journal is damaged. Exit 1,
+with a message, where the format says that a reader must stop. Never writes, nor locks. Python 3.11, its own library alone.
+"""
+
+import io
+import ipaddress
+import json
+import os
+import re
+import sys
+from itertools import chain, pairwise
+from types import SimpleNamespace as Record
+
+PAGE, COPY, SECTOR, PIECE, META_MAX, TOO_LARGE = 4096, 2048, 512, 256 << 10, 16 << 20, 1 << 60
 ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, MARK, SEAL = 1, 2, 3, 4, 5, 16, 17
+MAY_SKIP, IN_BLOB = 1, 2  # flags
+PENDING, SENT, DEFERRED, HELD, QUARANTINED = range(5)  # outcomes; 0 for all that are not final
+CRC_TABLE = list(range(256))
+for _ in range(8):
+    CRC_TABLE = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in CRC_TABLE]
 
 
-def crc(data):
-    c = 0xFFFFFFFF
-    for byte in data:
-        c = TABLE[(c ^ byte) & 255] ^ c >> 8
-    return c ^ 0xFFFFFFFF
-
-
-def aligned(n):
-    return (n + 7) & ~7
-
-
-def is_zero(data):
-    return not data.strip(b"\0")
-
-
-def ulid(raw):
-    """An id as text: the 128 bits in Crockford's base 32, 26 digits."""
-    bits = int.from_bytes(raw, "little")
-    return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[bits >> 5 * n & 31] for n in range(25, -1, -1))
+class Refused(Exception):
+    """This reader must not read this journal."""
 
 
 class Wrong(Exception):
     """A meta that does not decode."""
 
 
-class Meta:
-    """Reads fields one after the other."""
+def crc32c(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc = CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
 
-    def __init__(self, data):
-        self.data, self.at = data, 0
 
-    def take(self, count):
-        self.at += count
-        if self.at > len(self.data):
-            raise Wrong
-        return self.data[self.at - count:self.at]
+def checked(data, length, crc):
+    return data if len(data) == length and crc32c(data) == crc else None
 
-    def num(self, size):
-        return int.from_bytes(self.take(size), "little")
 
-    def text(self):
+def round_up(offset, multiple):
+    return -(-offset // multiple) * multiple
+
+
+def ulid(bits):
+    return "".join("0123456789ABCDEFGHJKMNPQRSTVWXYZ"[bits >> shift & 31] for shift in range(125, -1, -5))
+
+
+def read(*path):
+    """All of a file. A sector that the disk does not give back becomes bytes that no checksum fits."""
+    with open(os.path.join(*path), "rb", buffering=0) as file:
         try:
-            return self.take(self.num(2)).decode()
-        except UnicodeDecodeError:
-            raise Wrong from None
+            return file.read()
+        except OSError:
+            size = os.fstat(file.fileno()).st_size
+            return b"".join(sector(file.fileno(), at)[: size - at] for at in range(0, size, SECTOR))
 
-    def addr(self):
-        family = self.num(1)
-        if family not in (4, 6):
+
+def sector(fd, at):
+    try:
+        return os.pread(fd, SECTOR, at)
+    except OSError:
+        return b"\xee" * SECTOR
+
+
+# Sections 2 to 4: fields. A field is a function that takes it from a stream of bytes.
+
+
+def raw(length):
+    def take(stream):
+        data = stream.read(length)
+        if len(data) < length:
             raise Wrong
-        self.take(4 if family == 4 else 16)
+        return data
 
-    def many(self, size, one):
-        return [one() for _ in range(self.num(size))]
-
-
-class Frame:
-    def __init__(self, seg, at):
-        (self.kind, self.flags, self.recipients, self.tag, self.sequence, self.offset, self.id, self.meta_len, self.meta_crc,
-         self.content_len, self.content_crc) = struct.unpack_from("<BBHIQQ16sIIII", seg.data, at + 8)
-        self.header_crc = struct.unpack_from("<I", seg.data, at + 4)[0]
-        self.valid = (seg.data[at:at + 4] == b"RJF1" and self.header_crc == crc(seg.data[at + 8:at + FRAME])
-                      and self.offset == at and self.meta_len <= META_MAX)
-        self.whole = FRAME + self.meta_len + self.content_len
-        self.end = at + aligned(self.whole)
-
-    def meta(self, seg):
-        start = self.offset + FRAME
-        data = seg.data[start:start + self.meta_len]
-        return data if len(data) == self.meta_len and crc(data) == self.meta_crc else None
-
-    def read(self, seg):
-        """The decoded meta; none if it is wrong."""
-        data = self.meta(seg)
-        try:
-            return None if data is None else decode(self, data)
-        except Wrong:
-            return None
-
-    def content(self, seg):
-        start = self.offset + FRAME + self.meta_len
-        data = seg.data[start:start + self.content_len]
-        return data if len(data) == self.content_len and crc(data) == self.content_crc else None
+    return take
 
 
-def decode(frame, data):
-    """The fields of a meta that the account needs."""
-    m = Meta(data)
-    if frame.kind == ACCEPTED:
-        m.num(8), m.take(2), m.addr(), m.num(2), m.num(8), m.text(), m.text(), m.text(), m.text()
-        m.many(2, m.text)
-        m.many(2, lambda: (m.num(2), m.text()))
-        if not frame.flags & 2:
-            return ()
-        if m.at + 24 > len(data):
+def number(size, *known):
+    def take(stream):
+        value = int.from_bytes(raw(size)(stream), "little")
+        if known and value not in known:
             raise Wrong
-        name, size = data[-24:-8].hex(), int.from_bytes(data[-8:], "little")
-        if frame.content_len != -(-size // PIECE) * 4:
+        return value
+
+    return take
+
+
+def many(count, item):
+    return lambda stream: [item(stream) for _ in range(count(stream))]
+
+
+def record(**fields):
+    return lambda stream: Record(**{name: take(stream) for name, take in fields.items()})
+
+
+def text(stream):
+    try:
+        return raw(U16(stream))(stream).decode()
+    except UnicodeDecodeError:
+        raise Wrong from None
+
+
+def addr(stream):
+    return ipaddress.ip_address(raw({4: 4, 6: 16}[number(1, 4, 6)(stream)])(stream))
+
+
+def path(other):
+    def take(stream):
+        path = text(stream)
+        if path.lower() != other and not is_mailbox(path):
             raise Wrong
-        return name, size
-    if frame.kind == ATTEMPTED:
-        m.take(8 + 4 + 8 + 4 + 4)
-        if m.num(1):
-            m.text(), m.addr(), m.num(2), m.text()
-        return m.many(2, lambda: outcome(m))
-    if frame.kind == SUCCESSION:
-        return m.num(8), m.num(8), m.many(4, lambda: (m.num(8), m.num(8)))
-    if frame.kind == MARK:
-        entry = struct.Struct("<16sQIHBx")
-        return m.num(8), m.num(8), m.num(8), m.many(4, lambda: entry.unpack(m.take(32)))
-    if frame.kind == SEAL:
-        return m.num(8), m.num(8), m.num(8)
-    return ()
+        return path
+
+    return take
 
 
-def outcome(m):
-    recipient, word = m.num(2), m.num(1)
-    if word == 2:
-        m.num(8)
-    if m.num(1) == 0:
-        m.take(2 + 1 + 2 + 2)
-    m.text()
-    return recipient, {1: "sent", 2: "pending", 3: "pending", 4: "quarantined"}[word]
+def is_mailbox(path):
+    local, _, domain = path.rpartition("@")
+    if len(path) > 254 or len(local) > 64 or not LOCAL_PART.fullmatch(local):
+        return False
+    if not (literal := LITERAL.fullmatch(domain)):
+        return DOMAIN.fullmatch(domain) is not None
+    try:
+        return ipaddress.ip_address(literal[2]).version == (6 if literal[1] else 4)
+    except ValueError:
+        return False
+
+
+def result(stream):
+    recipient, outcome = U16(stream), number(1, SENT, DEFERRED, HELD, QUARANTINED)(stream)
+    next_try = U64(stream) if outcome == DEFERRED else None
+    cause = number(1, 0)(stream) if outcome == SENT else number(1, 0, 1, 2, 3)(stream)
+    reply = REPLY(stream) if cause == 0 else None
+    return Record(recipient=recipient, outcome=outcome, next_try=next_try, cause=cause, reply=reply, text=text(stream))
+
+
+def optional(item):
+    return lambda stream: item(stream) if number(1, 0, 1)(stream) else None
+
+
+U8, U16, U32, U64, U128 = map(number, (1, 2, 4, 8, 16))
+ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
+LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~]|\\[ -~])*"')
+DOMAIN = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*", re.ASCII)
+LITERAL = re.compile(r"\[(IPv6:)?([0-9A-F:.]+)\]", re.IGNORECASE)
+REPLY = record(code=U16, enhanced=record(status=U8, subject=U16, detail=U16))
+HEADER = record(
+    magic=raw(8), format=U16, oldest_reader=U16, tag=U32, journal=raw(16), number=U64, first_sequence=U64, created=U64,
+    previous=U64, previous_length=U64, messages=U64, recipients=U64, made=U32, crc=U32,
+)
+FRAME = record(
+    magic=raw(4), crc=U32, kind=U8, flags=U8, recipients=U16, tag=U32, sequence=U64, offset=U64, id=U128,
+    meta_length=U32, meta_crc=U32, content_length=U32, content_crc=U32,
+)
+HEADER_SIZE, FRAME_SIZE = 96, 64
+METAS = {
+    ACCEPTED: record(
+        time=U64, body=number(1, 0, 1), protocol=number(1, 0, 1, 2), client=addr, port=U16, session=U64, helo=text,
+        reverse_path=path(""), tls=text, hold=text, routes=many(U16, text),
+        recipients=many(U16, record(route=U16, forward_path=path("postmaster"))),
+    ),
+    ATTEMPTED: record(
+        time=U64, before_queue_ms=U32, in_queue_ms=U64, connecting_ms=U32, transferring_ms=U32,
+        host=optional(record(name=text, addr=addr, port=U16, tls=text)), results=many(U16, result),
+    ),
+    OPERATED: record(time=U64, action=number(1, 1, 2), actor=text, reason=text, recipients=many(U16, U16)),
+    SERVED: record(
+        time=U64, hostname=text,
+        routes=many(U16, record(name=text, domains=many(U16, text), next_hops=many(U16, text))),
+    ),
+    SUCCESSION: record(number=U64, length=U64, torn=many(U32, record(offset=U64, length=U64))),
+    MARK: record(
+        batch=U64, messages=U64, recipients=U64,
+        named=many(U32, record(id=U128, offset=U64, crc=U32, recipients=U16, kind=U8, zero=U8)),
+    ),
+    SEAL: record(frames=U64, messages=U64, recipients=U64),
+}
+
+
+def decode(frame, meta):
+    if frame.kind not in METAS:
+        return Record()
+    if not (frame.kind == ACCEPTED and frame.flags & IN_BLOB):
+        blob, fields = None, METAS[frame.kind](io.BytesIO(meta))
+    else:
+        blob, fields = record(name=raw(16), length=U64)(io.BytesIO(meta[-24:])), METAS[ACCEPTED](io.BytesIO(meta[:-24]))
+    table_wrong = blob and frame.content_length != round_up(blob.length, PIECE) // PIECE * 4
+    if table_wrong or frame.kind == ACCEPTED and any(r.route >= len(fields.routes) for r in fields.recipients):
+        raise Wrong
+    fields.blob = blob
+    return fields
+
+
+def meta_of(frame, *kinds):
+    return frame.meta if frame.kind in kinds else None
+
+
+def hole(at, end):
+    return Record(kind=None, offset=at, length=end - at)
+
+
+def split(found, at):
+    return [hole(found.offset, at), hole(at, found.offset + found.length)] if within(at, found) else [found]
+
+
+def within(at, place):
+    return place.offset <= at < place.offset + place.length
 
 
 class Segment:
-    """One file: its header, and how the next one says that it ends."""
+    def __init__(self, directory, number):
+        self.number, self.name = number, f"seg-{number:020}.rj"
+        self.data = read(directory, self.name)
+        copies = [self.data[at : at + HEADER_SIZE] for at in (0, COPY)]
+        good = [c for c in copies if c[:8] == b"RSTJRNL\1" and crc32c(c[:-4]).to_bytes(4, "little") == c[-4:]]
+        self.header = HEADER(io.BytesIO(good[0])) if good else None
+        if good and self.header.oldest_reader > 1:
+            raise Refused(f"{self.name} needs a reader of format {self.header.oldest_reader}; this one knows 1")
+        self.page_right = good and self.data[:PAGE] == good[0].ljust(COPY, b"\0") * 2 and self.header.number == number
+        self.tag = self.header.tag if good else next((f.tag for f in self.headers(PAGE, len(self.data))), None)
 
-    def __init__(self, path, number):
-        with open(path, "rb") as file:
-            self.data = file.read()
-        self.number, self.header = number, None
-        for at in (2048, 0):
-            copy = self.data[at:at + 96]
-            if copy[:8] == b"RSTJRNL\x01" and len(copy) == 96 and crc(copy[:92]) == int.from_bytes(copy[92:], "little"):
-                fields = struct.unpack("<8sHHI16sQQQQQQQII", copy)
-                if fields[2] > 1:
-                    sys.exit(f"segment {number} is of a later format")
-                self.header, page = fields, copy + bytes(2048 - 96)
-        self.page_wrong = not self.header or self.data[:PAGE] != page * 2 or self.header[5] != number
-        self.tag = self.header[3] if self.header else next((f.tag for f in self.headers()), 0)
-        self.made = self.header[12] if self.header else 0
+    def headers(self, at, end):
+        """Frame headers that begin in front of `end` and are right, apart from tag and sequence."""
+        while (at := self.data.find(b"RJF1", at, end + 3)) >= 0:
+            header = self.data[at : at + FRAME_SIZE]
+            if at % 8 == 0 and len(header) == FRAME_SIZE:
+                frame = FRAME(io.BytesIO(header))
+                if frame.crc == crc32c(header[8:]) and frame.offset == at and frame.meta_length <= META_MAX:
+                    yield frame
+            at += 1
 
-    def headers(self):
-        frames = (Frame(self, at) for at in range(PAGE, len(self.data) - FRAME + 1, 8) if self.data[at:at + 4] == b"RJF1")
-        return (frame for frame in frames if frame.valid)
-
-    def frame_at(self, at, sequence):
-        if self.data[at:at + 4] != b"RJF1" or at + FRAME > len(self.data):
+    def next_frame(self, at, end, sequence):
+        """The next valid frame, with `meta` and `content` None if they are wrong."""
+        headers = self.headers(at, end)
+        frame = next((f for f in headers if f.tag == self.tag and sequence < f.sequence < TOO_LARGE), None)
+        if not frame:
             return None
-        frame = Frame(self, at)
-        return frame if frame.valid and frame.tag == self.tag and frame.sequence > sequence else None
+        if frame.kind not in METAS and not frame.flags & MAY_SKIP:
+            raise Refused(f"{self.name} has a frame of kind {frame.kind} at {frame.offset}: unknown, not to be skipped")
+        if frame.kind in METAS and frame.flags & ~(MAY_SKIP | (IN_BLOB if frame.kind == ACCEPTED else 0)):
+            raise Refused(f"{self.name} has a frame with flags {frame.flags:#x} at {frame.offset}, which are unknown")
+        meta_at = frame.offset + FRAME_SIZE
+        frame.content_at = meta_at + frame.meta_length
+        frame.padding_at = frame.content_at + frame.content_length
+        frame.end = round_up(frame.padding_at, 8)
+        frame.padding_wrong = any(self.data[frame.padding_at : frame.end])
+        frame.content = checked(self.data[frame.content_at : frame.padding_at], frame.content_length, frame.content_crc)
+        meta = checked(self.data[meta_at : frame.content_at], frame.meta_length, frame.meta_crc)
+        try:
+            frame.meta = None if meta is None else decode(frame, meta)
+        except Wrong:
+            frame.meta = None
+        return frame
 
-    def succession(self, number):
-        frame = self.frame_at(PAGE, 0)
-        told = frame.read(self) if frame and frame.kind == SUCCESSION else None
-        return told if told and told[0] == number else None
+    def told_of(self, number):
+        """Step 4: how much of the segment in front counts, None if this one does not tell, and what was torn there."""
+        first = self.next_frame(PAGE, PAGE + 1, 0)
+        succession = first and meta_of(first, SUCCESSION)
+        if not succession or succession.number != number:
+            succession = Record(length=None, torn=[])
+        by_header = self.header and self.header.previous == number
+        return self.header.previous_length if by_header else succession.length, succession.torn
+
+    def scan(self, told, torn, sequence):
+        """Step 5: frames and holes."""
+        size, frames, holes, at = len(self.data), [], [], PAGE
+        end = size if told is None else min(told, size)
+        while at < end:
+            if ranges := [t for t in torn if within(at, t)]:
+                at = ranges[0].offset + ranges[0].length
+                continue
+            stop = min([end] + [t.offset for t in torn if t.offset > at])
+            frame = self.next_frame(at, stop, sequence)
+            if frame and frame.offset == at:
+                frames.append(frame)
+                at, sequence = frame.end, frame.sequence
+                continue
+            stop = frame.offset if frame else stop
+            seals = sum(meta_of(frame, SEAL) is not None for frame in frames)
+            zeros_from = at + len(self.data[at:stop].rstrip(b"\0"))
+            if stop == end:
+                holes.append(hole(at, stop if told is not None and not seals else zeros_from))
+            elif seals != 1 or zeros_from > at:
+                holes.append(hole(at, stop))
+            at = stop
+        holes.append(hole(size, max(size, told or 0)))
+        return frames, [hole for hole in holes if hole.length]
 
 
-class Hole:
-    def __init__(self, start, end):
-        self.offset, self.end, self.named = start, end, []
+class Account:
+    def __init__(self, directory):
+        self.directory, self.journal, self.number, self.sequence = directory, None, 0, 0
+        self.counted, self.unnamed = [0, 0], [0, 0]  # messages, recipients; the first is T of the page
+        self.messages, self.states, self.all_sent = 0, {}, 0
+        self.segments, self.bytes, self.blobs, self.damage, self.torn = 0, 0, [], [], []
 
+    def place(self, proven, segment, at, length, kind, ids=(), file=None):
+        ids = [ulid(bits) for bits in ids if bits]
+        place = {"segment": segment, "offset": at, "bytes": length, "kind": kind, "ids": ids, "file": file}
+        (self.damage if proven else self.torn).append(place)
 
-class Journal:
-    """The account, built up segment by segment (section 6, by its steps)."""
+    def compare(self, segment, told, torn=(0, 0)):
+        """Step 3, and what step 9 says of marks and seals."""
+        missing = [max(0, count - known - gone) for count, known, gone in zip(told, self.counted, torn)]
+        if max(told) < TOO_LARGE and any(missing):
+            self.place(True, segment.name, 0, 0, "unnamed")
+            self.counted = [known + more for known, more in zip(self.counted, missing)]
+            self.unnamed = [known + more for known, more in zip(self.unnamed, missing)]
 
-    def __init__(self, path):
-        self.path, self.damage, self.torn, self.messages = path, [], [], {}
-        self.t, self.unnamed, self.sequence, self.blobs, self.blob_bytes = [0, 0], [0, 0], 0, 0, 0
-        names = sorted(n for n in os.listdir(path) if re.fullmatch(r"seg-\d{20}\.rj", n))
-        self.segments = [Segment(os.path.join(path, n), int(n[4:24])) for n in names]
-        self.named_blobs, expected, journals = set(), 1, set()
-        for seg, after in zip(self.segments, self.segments[1:] + [None]):
-            if seg.number > expected:
-                self.place(expected, 0, 0, "missing-segment")
-            expected = seg.number + 1
-            if seg.page_wrong:
-                self.place(seg.number, 0, PAGE, "header-page")
-            if seg.header:
-                journals.add(seg.header[4])
-                if len(journals) > 1:
-                    sys.exit("two journals in one directory")
-                self.compare(seg, seg.header[10], seg.header[11])
-            self.read(seg, after)
+    def add(self, segment, following):
+        """Steps 1 to 9 for a segment; `following` is the next, or None."""
+        self.add_header(segment)
+        size = len(segment.data)
+        told, torn = following.told_of(segment.number) if following else (None, [])
+        limit = size if told is None else told
+        frames, holes = segment.scan(told, torn, self.sequence)
+        self.sequence = frames[-1].sequence if frames else self.sequence
 
-    def place(self, number, offset, size, kind, ids=(), proven=True, file=None):
-        entry = {"segment": f"seg-{number:020}.rj", "offset": offset, "bytes": size, "kind": kind,
-                 "ids": [ulid(raw) for raw in ids if any(raw)]}
-        (self.damage if proven else self.torn).append(entry | ({"file": file} if file else {}))
+        marks = [frame for frame in frames if meta_of(frame, MARK)]
+        batches = [min(mark.meta.batch, mark.offset) for mark in marks]
+        for batch in batches:
+            holes = [part for found in holes for part in split(found, batch)]
+        holes = [found for found in holes if found.length]
+        named = [n for mark in marks for n in mark.meta.named if mark.meta.batch <= n.offset < mark.offset]
+        passed = [n for n in named if n.kind == ACCEPTED and any(within(n.offset, t) for t in torn)]
+        there = {frame.offset for frame in frames}
+        named = [n for n in named if n.offset not in there]
 
-    def compare(self, seg, messages, recipients, forgiven=(0, 0)):
-        more = [max(0, claim - t - f) for claim, t, f in zip((messages, recipients), self.t, forgiven)]
-        if any(more):
-            self.place(seg.number, 0, 0, "unnamed")
-            self.t = [a + b for a, b in zip(self.t, more)]
-            self.unnamed = [a + b for a, b in zip(self.unnamed, more)]
-
-    def read(self, seg, after):
-        size, told, ranges = len(seg.data), None, []
-        if after:
-            succession = after.succession(seg.number)
-            if succession:
-                told, ranges = succession[1], [(a, a + n) for a, n in succession[2]]
-            if after.header and after.header[8] == seg.number:
-                told = after.header[9]
-        items, seals = self.walk(seg, size, told, ranges)
-        if told is not None and told > size:
-            items.append(Hole(size, told))
-        frames = {i.offset for i in items if isinstance(i, Frame)}
-        marks = [(i, i.read(seg)) for i in items if isinstance(i, Frame) and i.kind == MARK and i.read(seg)]
-        forgiven, forgiven_at, proof = [0, 0], {}, 0
-        for frame, (start, _, _, named) in marks:
-            proof = max(proof, start)
-            for n, hole in enumerate(items):
-                if isinstance(hole, Hole) and hole.offset < start < hole.end:
-                    items[n:n + 1] = [Hole(hole.offset, start), Hole(start, hole.end)]
-                    items[n].named = hole.named
-                    break
-            for name in named:
-                if any(a <= name[1] < b for a, b in ranges):
-                    if name[4] == ACCEPTED:
-                        forgiven = [forgiven[0] + 1, forgiven[1] + name[3]]
-                elif name[1] not in frames:
-                    for hole in items:
-                        if isinstance(hole, Hole) and hole.offset <= name[1] < hole.end:
-                            hole.named.append(name)
-            forgiven_at[frame.offset] = forgiven
-        sealed = len(seals) > 1
+        seals = [frame for frame in frames if meta_of(frame, SEAL)]
+        sealed, proven = len(seals) > 1, max(batches, default=0)
         if len(seals) == 1:
-            proof = first = seals[0].end
-            second = -(-first // PAGE) * PAGE
-            if (size if told is None else told) == second + FRAME + 24:
-                sealed = True
-                holes = ranges + [(i.offset, i.end) for i in items if isinstance(i, Hole)]
-                if not any(a <= second < b for a, b in holes):
-                    items.append(Hole(second, second + FRAME + 24))
+            end, second = seals[0].end, round_up(seals[0].end, PAGE)
+            second_end = second + end - seals[0].offset
+            if limit == second_end and not any(within(second, found) for found in holes + torn):
+                holes.append(hole(second, second_end))
+            wrong = holes + [frame for frame in frames if frame.meta is None]
+            sealed = limit == second_end or not any(found.offset >= end for found in wrong)
+            proven = max(proven, end)
+        if sealed or following:
+            proven = max(limit, size)
+        made = segment.header.made if segment.header else 0
+        if limit <= size < made and len(seals) < 2:
+            least = second_end if seals else made
+            if size < least and not (seals and size == second):
+                self.place(True, segment.name, size, least - size, "frame")
+
+        for item in sorted(frames + holes, key=lambda item: item.offset):
+            safe = item.offset < proven
+            if item.kind is None:
+                self.add_hole(segment, item, [n for n in named if within(n.offset, item)], safe)
             else:
-                torn = lambda i: isinstance(i, Hole) or i.read(seg) is None
-                sealed = bool(after) or not any(i.offset >= first and torn(i) for i in items)
-        if size < seg.made and (told is None or told <= size) and len(seals) < 2:
-            second = -(-seals[0].end // PAGE) * PAGE if seals else None
-            least = second + FRAME + 24 if seals else seg.made
-            if size < least and size != second:
-                self.place(seg.number, size, least - size, "frame")
-        if sealed or after:
-            proof = 1 << 64
-        for item in items:
-            proven = item.offset < proof
-            if isinstance(item, Hole):
-                self.take_hole(seg, item, proven)
-                continue
-            self.take_frame(seg, item, proven)
-            if proven and item.kind in (MARK, SEAL) and item.read(seg):
-                forgiven = forgiven_at.get(item.offset, forgiven)
-                self.compare(seg, item.read(seg)[1], item.read(seg)[2], forgiven)
+                self.add_frame(segment, item, safe)
+            if safe and (counts := meta_of(item, MARK, SEAL)):
+                gone = [n.recipients for n in passed if n.offset < item.offset]
+                self.compare(segment, [counts.messages, counts.recipients], [len(gone), sum(gone)])
 
-    def walk(self, seg, size, told, ranges):
-        """Step 5: the frames and holes up to the limit."""
-        items, seals, at = [], [], PAGE
-        limit = size if told is None else min(told, size)
-        past = lambda at: next((b for a, b in ranges if a <= at < b), None)
-        while at < limit:
-            if past(at):
-                at = past(at)
-                continue
-            frame = seg.frame_at(at, self.sequence)
-            if frame:
-                items.append(frame)
-                self.sequence, at = frame.sequence, frame.end
-                if frame.kind == SEAL and frame.read(seg):
-                    seals.append(frame)
-                if frame.kind not in range(1, 6) and frame.kind not in (MARK, SEAL) and not frame.flags & 1:
-                    sys.exit(f"a frame of a later format in segment {seg.number}")
-                continue
-            start, at = at, (at | 7) + 1
-            while at < limit and not past(at) and not seg.frame_at(at, self.sequence):
-                at += 8
-            end = at = min(at, limit)
-            between = at < limit and len(seals) == 1 and is_zero(seg.data[start:end])
-            if at == limit and (told is None or seals):
-                end = start + len(seg.data[start:end].rstrip(b"\0"))
-            if end > start and not between:
-                items.append(Hole(start, end))
-        return items, seals
+    def add_header(self, segment):
+        header = segment.header
+        if segment.number > self.number + 1:
+            self.place(True, f"seg-{self.number + 1:020}.rj", 0, 0, "missing-segment")
+        self.number, self.segments, self.bytes = segment.number, self.segments + 1, self.bytes + len(segment.data)
+        if not segment.page_right:
+            self.place(True, segment.name, 0, PAGE, "header-page")
+        if header:
+            if self.journal not in (None, header.journal):
+                raise Refused(f"{segment.name} belongs to another journal than the segments in front of it")
+            self.journal, told = header.journal, [header.messages, header.recipients]
+            self.compare(segment, told)
+            if segment.page_right and max(told) < TOO_LARGE:
+                self.counted = told
 
-    def take_hole(self, seg, hole, proven):
-        self.place(seg.number, hole.offset, hole.end - hole.offset, "frame", [n[0] for n in hole.named], proven)
-        for raw, _, _, recipients, kind in hole.named:
-            if proven and kind == ACCEPTED:
-                self.accept(raw, recipients, "quarantined")
+    def add_hole(self, segment, found, named, proven):
+        self.place(proven, segment.name, found.offset, found.length, "frame", [n.id for n in named])
+        for message in named:
+            if proven and message.kind == ACCEPTED:
+                self.add_message(message, message.recipients, QUARANTINED)
 
-    def accept(self, raw, recipients, state):
-        self.t = [self.t[0] + 1, self.t[1] + recipients]
-        self.messages.setdefault(raw, [state] * recipients)
+    def add_frame(self, segment, frame, proven):
+        whole = proven, segment.name, frame.offset, frame.end - frame.offset
+        if frame.padding_wrong:
+            self.place(proven, segment.name, frame.padding_at, frame.end - frame.padding_at, "padding")
+        if not proven and (frame.meta is None or frame.content is None):
+            self.place(*whole, "content", [frame.id])
+            return
+        if frame.meta is None:
+            self.place(*whole, "envelope", [frame.id])
+        elif frame.content is None:
+            self.place(proven, segment.name, frame.content_at, frame.content_length, "content", [frame.id])
+        if frame.kind == ACCEPTED and frame.meta is None:
+            self.add_message(frame, frame.recipients, QUARANTINED)
+        elif frame.kind == ACCEPTED:
+            right = self.blob_right(segment, frame) if frame.meta.blob else frame.content is not None
+            self.add_message(frame, len(frame.meta.recipients), PENDING if right else QUARANTINED)
+        elif attempted := meta_of(frame, ATTEMPTED):
+            self.add_results(frame.id, attempted.results)
 
-    def take_frame(self, seg, frame, proven):
-        fields, content, is_mail = frame.read(seg), frame.content(seg), frame.kind == ACCEPTED
-        place = lambda *rest: self.place(seg.number, *rest)
-        padding = seg.data[frame.offset + frame.whole:frame.end]
-        if not proven and (fields is None or content is None):
-            place(frame.offset, frame.end - frame.offset, "content", [frame.id], False)
-        elif fields is None:
-            place(frame.offset, frame.end - frame.offset, "envelope", [frame.id])
-            if is_mail:
-                self.accept(frame.id, frame.recipients, "quarantined")
-        elif is_mail:
-            wrong = False
-            if frame.flags & 2:
-                self.blobs, self.blob_bytes = self.blobs + 1, self.blob_bytes + fields[1]
-                self.named_blobs.add(fields[0])
-            if content is None:
-                wrong = True
-                place(frame.offset + FRAME + frame.meta_len, frame.content_len, "content", [frame.id])
-            elif frame.flags & 2:
-                kind, size = self.look(*fields, content)
-                wrong = kind is not None
-                if wrong:
-                    place(frame.offset, size, kind, [frame.id], True, "blob/" + fields[0])
-            self.accept(frame.id, frame.recipients, "quarantined" if wrong else "pending")
-        elif frame.kind == ATTEMPTED:
-            states = self.messages.get(frame.id, [])
-            for recipient, state in fields:
-                if recipient < len(states) and (states[recipient] == "pending" or state == "sent"):
-                    states[recipient] = state
-        if not is_zero(padding):
-            place(frame.offset + frame.whole, frame.end - frame.offset - frame.whole, "padding", (), proven)
+    def add_message(self, told, recipients, state):
+        self.counted = [self.counted[0] + 1, self.counted[1] + told.recipients]
+        if told.id not in self.states:
+            self.messages, self.states[told.id] = self.messages + 1, [state] * recipients
 
-    def look(self, name, size, table):
+    def add_results(self, message, results):
+        states = self.states.get(message, [])
+        for result in results:
+            final = result.outcome in (SENT, QUARANTINED) and result.recipient < len(states)
+            if final and states[result.recipient] != SENT:
+                states[result.recipient] = result.outcome
+        if states and set(states) == {SENT}:
+            self.all_sent += len(self.states.pop(message))
+
+    def blob_right(self, segment, frame):
+        name, length = frame.meta.blob.name.hex(), frame.meta.blob.length
+        at_fault = [frame.id], f"blob/{name}"
+        self.blobs.append((name, length))
+        if frame.content is None:
+            return False
         try:
-            with open(os.path.join(self.path, "blob", name), "rb") as file:
-                data = file.read()
+            data = read(self.directory, "blob", name)
         except FileNotFoundError:
-            return "blob-missing", size
-        wrong = max(0, len(data) - size)
-        for at in range(0, size, PIECE):
-            want, told = min(PIECE, size - at), table[at // PIECE * 4:][:4]
-            piece = data[at:at + want]
-            wrong += 0 if len(piece) == want and crc(piece) == int.from_bytes(told, "little") else want
-        return ("blob", wrong) if wrong else (None, 0)
+            self.place(True, segment.name, frame.offset, length, "blob-missing", *at_fault)
+            return False
+        wrong, table = max(0, len(data) - length), io.BytesIO(frame.content)
+        for at in range(0, length, PIECE):
+            piece = min(PIECE, length - at)
+            wrong += piece if checked(data[at : at + piece], piece, U32(table)) is None else 0
+        if wrong:
+            self.place(True, segment.name, frame.offset, wrong, "blob", *at_fault)
+        return not wrong
 
-    def account(self):
-        states = [state for message in self.messages.values() for state in message]
-        try:
-            files = sorted(os.listdir(os.path.join(self.path, "blob")))
-        except FileNotFoundError:
-            files = []
-        orphans = [f for f in files if re.fullmatch(r"[0-9a-f]{32}(\.part)?", f) and f not in self.named_blobs]
-        return {"state": "damaged" if self.damage else "torn" if self.torn else "clean",
-                "transactions": len(self.messages) + self.unnamed[0], "accepted": len(states) + self.unnamed[1],
-                "pending": states.count("pending"), "sent": states.count("sent"),
-                "quarantined": states.count("quarantined") + self.unnamed[1], "segments": len(self.segments),
-                "bytes": sum(len(s.data) for s in self.segments), "blobs": self.blobs, "blob_bytes": self.blob_bytes,
-                "damage": self.damage, "torn": self.torn, "orphans": ["blob/" + f for f in orphans]}
+    def told(self):
+        """Step 10."""
+        states, named = list(chain(*self.states.values())), {name for name, _ in self.blobs}
+        shelf = os.path.join(self.directory, "blob")
+        files = sorted(os.listdir(shelf)) if os.path.isdir(shelf) else []
+        return {
+            "state": "damaged" if self.damage else "torn" if self.torn else "clean",
+            "transactions": self.messages + self.unnamed[0],
+            "accepted": len(states) + self.all_sent + self.unnamed[1],
+            "pending": states.count(PENDING),
+            "sent": states.count(SENT) + self.all_sent,
+            "quarantined": states.count(QUARANTINED) + self.unnamed[1],
+            "segments": self.segments,
+            "bytes": self.bytes,
+            "blobs": len(self.blobs),
+            "blob_bytes": sum(length for _, length in self.blobs),
+            "damage": self.damage,
+            "torn": self.torn,
+            "orphans": [f"blob/{f}" for f in files if re.fullmatch(r"[0-9a-f]{32}(\.part)?", f) and f not in named],
+        }
+
+
+def main(directory):
+    names = (re.fullmatch(r"seg-([0-9]{20})\.rj", name) for name in os.listdir(directory))
+    numbers = sorted(int(name[1]) for name in names if name and int(name[1]) < 1 << 64)
+    account = Account(directory)
+    for segment, following in pairwise(chain((Segment(directory, number) for number in numbers), [None])):
+        account.add(segment, following)
+    print(json.dumps(account.told()))
 
 
 if __name__ == "__main__":
-    print(json.dumps(Journal(sys.argv[1]).account()))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python3 reader.py DIR")
+    try:
+        main(sys.argv[1])
+    except (Refused, OSError) as stop:
+        sys.exit(f"reader.py: {stop}")

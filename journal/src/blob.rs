@@ -45,12 +45,6 @@ impl BlobName {
     }
 }
 
-impl From<u128> for BlobName {
-    fn from(bits: u128) -> Self {
-        Self(bits)
-    }
-}
-
 impl fmt::Display for BlobName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}", self.0)
@@ -134,6 +128,7 @@ pub enum BlobError {
 }
 
 /// Writes one blob. Dropped before it is finished, it removes what it wrote, as well as it can.
+#[derive(Debug)]
 pub struct BlobWriter<S: Storage> {
     storage: S,
     name: BlobName,
@@ -174,11 +169,6 @@ impl<S: Storage + Clone> BlobWriter<S> {
 }
 
 impl<S: Storage> BlobWriter<S> {
-    /// Bytes written so far.
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// Appends `content`, of any length, and may wait for the disk. After an error the blob is of no use: drop it.
     pub fn write(&mut self, content: &[u8]) -> io::Result<()> {
         self.check()?;
@@ -226,12 +216,6 @@ impl<S: Storage> BlobWriter<S> {
         self.unfinished = None;
         let reference = BlobRef { name: self.name, bytes: self.bytes };
         Ok(Blob { reference, table: std::mem::take(&mut self.table.0) })
-    }
-}
-
-impl<S: Storage> fmt::Debug for BlobWriter<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BlobWriter").field("name", &self.name).field("bytes", &self.bytes).finish_non_exhaustive()
     }
 }
 

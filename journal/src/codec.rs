@@ -7,7 +7,7 @@ use std::net::IpAddr;
 pub(crate) struct Malformed;
 
 /// Appends fields to a byte string.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Put(pub(crate) Vec<u8>);
 
 impl Put {
@@ -102,5 +102,26 @@ impl<'a> Take<'a> {
     ) -> Result<Vec<T>, Malformed> {
         let n = self.u16()?;
         (0..n).map(|_| one(self)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_beyond_its_length_field_is_cut_at_a_character_and_what_follows_is_read() {
+        let mut put = Put::default();
+        put.text16(&("x".repeat(65_534) + "\u{e9}"));
+        put.u8(7);
+        let mut take = Take(&put.0);
+        assert_eq!((take.text16().map(str::len), take.u8()), (Ok(65_534), Ok(7)));
+    }
+
+    #[test]
+    fn an_address_of_a_family_that_does_not_exist_is_malformed() {
+        for family in [0, 5, 255] {
+            assert_eq!(Take(&[family; 20]).ip(), Err(Malformed));
+        }
     }
 }

@@ -134,14 +134,15 @@ impl FrameHeader {
 
     /// Its content is a table of checksums, and the message is in a blob.
     pub(crate) fn has_blob(&self) -> bool {
-        self.flags & FLAG_BLOB != 0
+        self.kind == Kind::Accepted && self.flags & FLAG_BLOB != 0
     }
 
     /// Written by a later version that means something by it, which must not be guessed at.
     pub(crate) fn is_beyond_us(&self) -> bool {
         match self.kind {
             Kind::Unknown(_) => !self.is_ignorable(),
-            _ => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
+            Kind::Accepted => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
+            _ => self.flags & !FLAG_IGNORABLE != 0,
         }
     }
 

@@ -60,28 +60,18 @@ impl SegmentHeader {
         }
         put.u32(self.made_bytes);
         put.u32(crc32c::crc32c(&put.0));
-        let mut page = put.0;
-        let copy = page.clone();
-        page.resize(SECOND_COPY_AT, 0);
-        page.extend_from_slice(&copy);
-        page.resize(PAGE_BYTES, 0);
-        page
+        page_of(&put.0)
     }
 
     /// Reads a page; a short one counts as filled up with zeros.
     pub(crate) fn decode(page: &[u8]) -> Page {
         let copies = [page.get(..HEADER_BYTES), page.get(SECOND_COPY_AT..SECOND_COPY_AT + HEADER_BYTES)];
-        let mut found = None;
-        for copy in copies.into_iter().flatten() {
-            match Self::decode_copy(copy) {
-                Some(Ok(header)) => found = found.or(Some(header)),
-                Some(Err(format)) => return Page::TooNew { format },
-                None => {}
-            }
-        }
-        match found {
-            Some(header) if page == header.encode() => Page::Intact(header),
-            Some(header) => Page::Damaged(header),
+        let good = copies.into_iter().flatten().find_map(|copy| Some((copy, Self::decode_copy(copy)?)));
+        match good {
+            // Held against the copy itself: a later minor format has another number in it than we would write.
+            Some((copy, Ok(header))) if page == page_of(copy) => Page::Intact(header),
+            Some((_, Ok(header))) => Page::Damaged(header),
+            Some((_, Err(format))) => Page::TooNew { format },
             None => Page::Lost,
         }
     }
@@ -113,6 +103,15 @@ impl SegmentHeader {
         let mut read = read;
         read().ok()
     }
+}
+
+/// The page that holds a copy of a header twice.
+fn page_of(copy: &[u8]) -> Vec<u8> {
+    let mut page = copy.to_vec();
+    page.resize(SECOND_COPY_AT, 0);
+    page.extend_from_slice(copy);
+    page.resize(PAGE_BYTES, 0);
+    page
 }
 
 /// `seg-00000000000000000001.rj`

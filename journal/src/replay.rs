@@ -163,7 +163,7 @@ pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
     let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
     let mut expected = first.max(1);
     if let Some(header) = current.as_ref().and_then(|segment| segment.header).filter(|_| first > 1) {
-        replay.totals = Totals::told(header.transactions, header.recipients);
+        replay.totals = Totals::told(header.transactions, header.recipients).unwrap_or_default();
     }
     while let Some(segment) = current.filter(|segment| segment.number <= last) {
         let next = numbers.next().map(|n| open(storage, n)).transpose()?;
@@ -199,13 +199,14 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
         if *replay.journal.get_or_insert(header.journal) != header.journal {
             return Err(ReplayError::Foreign { file: file() });
         }
-        let claimed = Totals::told(header.transactions, header.recipients);
-        let known = replay.totals;
-        unnamed(&mut replay.totals, known, claimed, segment.number, &mut replay.report, sink);
-        if !segment.page_damaged {
-            // More than it claims were found: torn messages that passed for others, because the record that says they are torn
-            // is unreadable. They must not make up for messages that are missing further on.
-            replay.totals = claimed;
+        if let Some(claimed) = Totals::told(header.transactions, header.recipients) {
+            let known = replay.totals;
+            unnamed(&mut replay.totals, known, claimed, segment.number, &mut replay.report, sink);
+            if !segment.page_damaged {
+                // More than it claims were found: torn messages that passed for others, because the record that says they
+                // are torn is unreadable. They must not make up for messages that are missing further on.
+                replay.totals = claimed;
+            }
         }
     }
     let scan = Scan {

@@ -36,9 +36,9 @@ pub(crate) struct Totals {
 const NUMBER_MAX: u64 = 1 << 60;
 
 impl Totals {
-    /// As a header page, a mark or a seal tells them; one that cannot be true tells nothing.
-    pub(crate) fn told(transactions: u64, recipients: u64) -> Self {
-        if transactions.max(recipients) < NUMBER_MAX { Self { transactions, recipients } } else { Self::default() }
+    /// As a header page, a mark or a seal tells them; none if they cannot be true.
+    pub(crate) fn told(transactions: u64, recipients: u64) -> Option<Self> {
+        (transactions.max(recipients) < NUMBER_MAX).then_some(Self { transactions, recipients })
     }
 }
 
@@ -271,7 +271,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
             return Err(ScanError::UnknownKind { offset: header.offset, kind: header.kind.code() });
         }
         match header.kind {
-            Kind::Mark if meta_ok => self.take_mark(&meta)?,
+            Kind::Mark if meta_ok => self.take_mark(&meta, header.offset)?,
             Kind::Seal if meta_ok => self.take_seal(&meta, header.end())?,
             _ => {}
         }
@@ -293,10 +293,13 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
     }
 
     /// Everything in front of the batch is proven; what the mark names and we have not seen stands in a gap.
-    fn take_mark(&mut self, meta: &[u8]) -> Result<(), ScanError> {
+    fn take_mark(&mut self, meta: &[u8], at: u64) -> Result<(), ScanError> {
         let Ok(mark) = Mark::decode(meta) else { return Ok(()) };
         self.split_gap(mark.batch_start);
-        for named in mark.named {
+        // Before the names: what this mark says of torn messages makes up for nothing that the one before counts.
+        self.tell(mark.batch_start, true)?;
+        // It names frames of its own batch; of what stands elsewhere other marks tell.
+        for named in mark.named.into_iter().filter(|named| (mark.batch_start..at).contains(&named.offset)) {
             if self.dealt_with(named.offset).is_some() {
                 if named.kind == Kind::Accepted {
                     self.open.forgiven.transactions += 1;
@@ -315,8 +318,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
             }
         }
         self.open.seen.clear();
-        self.tell(mark.batch_start, true)?;
-        self.open.items.push_back(Item::Totals(Totals::told(mark.transactions, mark.recipients)));
+        self.open.items.extend(Totals::told(mark.transactions, mark.recipients).map(Item::Totals));
         Ok(())
     }
 
@@ -335,7 +337,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         let Ok(seal) = Seal::decode(meta) else { return Ok(()) };
         self.open.sealed_at = self.open.sealed_at.or(Some(end));
         self.open.seals += 1;
-        self.open.items.push_back(Item::Totals(Totals::told(seal.transactions, seal.recipients)));
+        self.open.items.extend(Totals::told(seal.transactions, seal.recipients).map(Item::Totals));
         Ok(())
     }
 
@@ -403,15 +405,12 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         if let Some(blob) = blob {
             self.shelf.name(blob);
         }
+        if content == Content::Wrong {
+            let bytes = u64::from(header.content_len);
+            self.report_at(header.content_offset(), bytes, DamageKind::Content, ids, proven);
+        }
         match (fact, blob) {
             (Some(Fact::Accepted(accepted)), _) if content == Content::Wrong => {
-                self.report_at(
-                    header.content_offset(),
-                    u64::from(header.content_len),
-                    DamageKind::Content,
-                    ids,
-                    proven,
-                );
                 self.sink.damaged(position, &accepted);
             }
             (Some(Fact::Accepted(accepted)), Some(blob)) => self.tell_in_blob(header, accepted, blob)?,

@@ -136,3 +136,31 @@ impl<F: SegmentFile, P: Fn(u64) -> bool> SegmentFile for PacedFile<'_, F, P> {
         read_only()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimStorage;
+
+    #[test]
+    fn a_scrub_that_would_write_is_refused() {
+        let disk = SimStorage::default();
+        disk.create("seg").unwrap();
+        let paced = Paced { storage: &disk, may_read: &|_| true, stopped: &Cell::new(false) };
+        let (calls, mut file) = (disk.calls(), paced.open("seg").unwrap());
+        let refused = [
+            paced.create("other").map(drop),
+            paced.rename("seg", "other"),
+            paced.remove("seg"),
+            paced.sync_directory(),
+            paced.sync_blobs(),
+            paced.check_directories(),
+            file.write_at(0, b"x"),
+            file.truncate(0),
+            file.sync(),
+        ];
+        assert!(refused.into_iter().all(|done| done.is_err_and(|e| e.kind() == io::ErrorKind::ReadOnlyFilesystem)));
+        assert_eq!(disk.calls(), calls);
+        assert!(file.is_empty().unwrap() && file.read_at_hand(0, &mut []).is_none());
+    }
+}

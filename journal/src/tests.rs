@@ -1,9 +1,14 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
 mod blob;
+mod directory;
 mod fixtures;
 mod flips;
+mod forged;
 mod missing;
+mod reader;
+mod refusals;
+mod room;
 mod scrub;
 mod sectors;
 

@@ -188,3 +188,30 @@ pub struct RouteRecord {
     /// Next hops in order of preference, each `host:port`.
     pub primary: Vec<String>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_have_arrived_says_so_and_nothing_else_does() {
+        let text = || "the connection broke".to_owned();
+        let warned = |cause: &Cause| cause.to_string().contains("may be a duplicate");
+        assert!(warned(&Cause::InDoubt(text())));
+        for (cause, shown) in [
+            (Cause::Connection(text()), text()),
+            (Cause::Local(text()), text()),
+            (Cause::Reply(Reply::new(451, None, "later")), "451 later".to_owned()),
+        ] {
+            assert!(!warned(&cause) && cause.to_string() == shown, "{cause}");
+        }
+    }
+
+    #[test]
+    fn a_server_and_a_place_are_written_as_those_who_parse_logs_know_them() {
+        let (host, ip) = ("mail.example.test".to_owned(), "192.0.2.10".parse().unwrap());
+        let hop = NextHop { host, ip, port: 25, tls: None };
+        assert_eq!(hop.to_string(), "mail.example.test[192.0.2.10]:25");
+        assert_eq!(Position { segment: 3, offset: 4096 }.to_string(), "3:4096");
+    }
+}

@@ -425,6 +425,33 @@ mod tests {
         assert_eq!((ledger.balance().transactions, ledger.get(id(1)).unwrap().position), (1, at(1)));
     }
 
+    #[test]
+    fn a_message_is_settled_with_its_last_recipient_and_a_route_keeps_its_number() {
+        let mut ledger = Ledger::new();
+        for n in 1..3 {
+            ledger.apply(at(1), &Fact::Accepted(accepted(n, 2)));
+        }
+        let [even, odd] = ["even", "odd"].map(RouteName::new);
+        assert_eq!((ledger.find_route(&even), ledger.find_route(&odd)), (Some(0), Some(1)));
+        assert_eq!((ledger.route(1), ledger.find_route(&RouteName::new("none"))), (Some(&odd), None));
+        assert_eq!(ledger.route(RouteIndex::MAX), None, "unreadable, and not the last");
+        ledger.apply(at(2), &attempted(1, vec![(0, sent())]));
+        assert!(!ledger.get(id(1)).unwrap().is_settled());
+        ledger.apply(at(3), &attempted(1, vec![(1, Outcome::Quarantined(Cause::Local("rot".into())))]));
+        assert!(ledger.get(id(1)).unwrap().is_settled());
+    }
+
+    #[test]
+    fn the_last_daemon_s_routes_are_those_that_a_recovery_delivers_by() {
+        let mut ledger = Ledger::new();
+        assert_eq!(ledger.served(), None);
+        let served = |hostname: &str| Served { hostname: hostname.into(), ..Served::default() };
+        for hostname in ["mx1.test", "mx2.test"] {
+            ledger.apply(at(1), &Fact::Served(served(hostname)));
+        }
+        assert_eq!(ledger.served(), Some(&served("mx2.test")));
+    }
+
     proptest! {
         #[test]
         fn the_balance_is_even_whatever_the_order(steps in proptest::collection::vec((0u8..7, 1u128..6, 0u16..4), 0..60)) {

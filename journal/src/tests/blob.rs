@@ -83,7 +83,9 @@ proptest! {
         let mut blob = BlobWriter::create(&storage, NAME).unwrap();
         content.chunks(step).for_each(|piece| blob.write(piece).unwrap());
         let (envelope, trace) = envelope(2);
-        writer.stage(&Prepared::accepted_in_blob(&envelope, &trace, &blob.finish().unwrap(), None), now()).unwrap();
+        let blob = blob.finish().unwrap();
+        prop_assert_eq!(blob.bytes(), len as u64);
+        writer.stage(&Prepared::accepted_in_blob(&envelope, &trace, &blob, None), now()).unwrap();
         let position = writer.commit(now()).unwrap().receipts()[0].position();
         writer.close().unwrap();
         for depth in [Depth::Records, Depth::Everything] {
