@@ -201,7 +201,11 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         // A crash came between the seals: what stands behind the first was in flight.
         let followed = self.successor.is_some();
-        let is_torn = |item: &Item| matches!(item, Item::Gap { .. } | Item::Frame { meta_ok: false, .. });
+        let is_torn = |item: &Item| match item {
+            Item::Gap { .. } => true,
+            Item::Frame { header, meta, meta_ok, .. } => !meta_ok || decode_frame(header, meta).is_err(),
+            Item::Totals(_) => false,
+        };
         Ok(followed || !self.open.items.iter().any(is_torn))
     }
 
