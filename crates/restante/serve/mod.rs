@@ -159,6 +159,7 @@ fn open_journal(
     storage: &DirStorage,
 ) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>, Vec<Damage>)> {
     let mut boot = Boot::default();
+    restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
     match replay.report.state() {
