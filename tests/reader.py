@@ -375,15 +375,18 @@ class Account:
         if len(seals) == 1:
             end, second = seals[0].end, round_up(seals[0].end, PAGE)
             second_end = second + end - seals[0].offset
-            if limit == second_end and not any(within(second, found) for found in holes):
+            if limit == second_end and not any(within(second, found) for found in holes + torn):
                 holes.append(hole(second, second_end))
-            sealed = limit == second_end or not any(found.offset >= end for found in holes)
+            wrong = holes + [frame for frame in frames if frame.meta is None]
+            sealed = limit == second_end or not any(found.offset >= end for found in wrong)
             proven = max(proven, end)
         if sealed or following:
             proven = max(limit, size)
         made = segment.header.made if segment.header else 0
-        if not seals and limit <= size < made:
-            self.place(True, segment.name, size, made - size, "frame")
+        if limit <= size < made and len(seals) < 2:
+            least = second_end if seals else made
+            if size < least and not (seals and size == second):
+                self.place(True, segment.name, size, least - size, "frame")
 
         for item in sorted(frames + holes, key=lambda item: item.offset):
             safe = item.offset < proven

@@ -45,7 +45,7 @@ pub use frame::Kind;
 pub use leave::{CarriedBlobs, Removed, remove_left};
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
-pub use recovery::set_aside;
+pub use recovery::{set_aside, sync_last_segment};
 pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
 pub use scrub::{Scrubbed, scrub};

@@ -76,6 +76,8 @@ pub trait SegmentFile {
     fn is_named(&self) -> io::Result<bool> {
         Ok(true)
     }
+    /// Drops from memory what needs no sync, so that it is read from the disk again. Advice: not every file system takes it.
+    fn forget(&self) {}
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -342,6 +344,10 @@ impl SegmentFile for DiskFile {
 
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn forget(&self) {
+        let _advice = rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
     }
 }
 

@@ -140,6 +140,7 @@ pub(crate) struct Batch {
 
 impl<S: Storage> Writer<S> {
     /// Goes on where `replay` ended, in a new segment. `largest_id` is the ledger's; new identifiers are larger.
+    /// [`crate::sync_last_segment`] came before the replay.
     /// Torn ranges must have been set aside: this records that they count no more.
     pub fn open(
         storage: S,
@@ -174,11 +175,6 @@ impl<S: Storage> Writer<S> {
             failure: None,
         };
         writer.remove_unfinished().map_err(CommitError::Failed)?;
-        if let Some(last) = last {
-            // What a process left in the page cache was folded and will be counted: it must be as safe as what is said of it.
-            let synced = writer.storage.open(&file_name(last.number)).and_then(|mut file| file.sync());
-            synced.map_err(CommitError::Failed)?;
-        }
         if let Some(last) = last.filter(|l| !l.sealed) {
             let torn = replay.report.torn.iter().filter(|t| t.segment == last.number);
             let torn = torn.map(|t| (t.offset, t.bytes)).collect();

@@ -169,6 +169,7 @@ struct Opened {
 /// Folds the journal, deals with what is torn, and opens a new segment.
 fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened> {
     let mut boot = Boot::default();
+    restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
     match replay.report.state() {

@@ -22,7 +22,7 @@ pub(super) fn directory(name: &str) -> PathBuf {
 /// Everything that a replay tells, as a digest, and who was told to be lost.
 #[derive(Default)]
 pub(super) struct Told {
-    ledger: Ledger,
+    pub(super) ledger: Ledger,
     digest: Sha256,
     positions: Vec<Position>,
     pub(super) intact: Vec<TransactionId>,

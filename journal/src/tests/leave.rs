@@ -26,6 +26,7 @@ struct Keeper {
 impl Keeper {
     fn start(storage: &SimStorage) -> Result<Self, CommitError> {
         storage.restart();
+        sync_last_segment(storage).map_err(CommitError::Failed)?;
         let (replay, ledger) = fold(storage, Depth::Records);
         set_aside(storage, &replay.report).map_err(CommitError::Failed)?;
         let mut carried = replay.carried_blobs.clone();
