@@ -44,6 +44,10 @@ mod peers;
 #[cfg(test)]
 mod relaying;
 #[cfg(test)]
+mod removed;
+#[cfg(test)]
+mod retention;
+#[cfg(test)]
 mod scrub;
 #[cfg(test)]
 mod shapes;

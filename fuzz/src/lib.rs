@@ -9,7 +9,7 @@ pub use memory::Memory;
 
 use restante_envelope::{Timestamp, TransactionId};
 use restante_journal::{Depth, Options, Replay, ReplayError, Seed, Sink, Writer, replay, set_aside};
-use restante_ledger::{Accepted, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
 use std::collections::BTreeMap;
 
 /// Any instant: no target depends on the clock.
@@ -63,8 +63,14 @@ impl Sink for Account {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 

@@ -26,6 +26,8 @@ pub enum Kind {
     Served,
     /// What is torn in the segment before.
     Succession,
+    /// A message written again, and how its recipients stood.
+    Carried,
     /// The end of a batch.
     Mark,
     /// The end of a segment.
@@ -42,10 +44,16 @@ impl Kind {
             Self::Operated => 3,
             Self::Served => 4,
             Self::Succession => 5,
+            Self::Carried => 6,
             Self::Mark => 16,
             Self::Seal => 17,
             Self::Unknown(code) => code,
         }
+    }
+
+    /// Whether it holds a message.
+    pub(crate) fn is_message(self) -> bool {
+        matches!(self, Self::Accepted | Self::Carried)
     }
 
     pub(crate) fn from_code(code: u8) -> Self {
@@ -55,6 +63,7 @@ impl Kind {
             3 => Self::Operated,
             4 => Self::Served,
             5 => Self::Succession,
+            6 => Self::Carried,
             16 => Self::Mark,
             17 => Self::Seal,
             other => Self::Unknown(other),
@@ -134,14 +143,14 @@ impl FrameHeader {
 
     /// Its content is a table of checksums, and the message is in a blob.
     pub(crate) fn has_blob(&self) -> bool {
-        self.kind == Kind::Accepted && self.flags & FLAG_BLOB != 0
+        self.kind.is_message() && self.flags & FLAG_BLOB != 0
     }
 
     /// Written by a later version that means something by it, which must not be guessed at.
     pub(crate) fn is_beyond_us(&self) -> bool {
         match self.kind {
             Kind::Unknown(_) => !self.is_ignorable(),
-            Kind::Accepted => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
+            Kind::Accepted | Kind::Carried => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
             _ => self.flags & !FLAG_IGNORABLE != 0,
         }
     }

@@ -1,13 +1,20 @@
 //! The header page of a segment (FORMAT.md section 2), and the segment's file name.
 
 use crate::codec::{Malformed, Put, Take};
+use crate::scan::NUMBER_MAX;
+use restante_envelope::TransactionId;
+use restante_ledger::{Balance, Base};
 
 /// Frames start behind the page.
 pub(crate) const PAGE_BYTES: usize = 4096;
 const SECOND_COPY_AT: usize = 2048;
-const HEADER_BYTES: usize = 96;
 const MAGIC: &[u8; 8] = b"RSTJRNL\x01";
-const FORMAT: u16 = 1;
+/// Without a base: no segment has left yet, nor could.
+const FORMAT_1: u16 = 1;
+const FORMAT_1_BYTES: usize = 96;
+const FORMAT_2: u16 = 2;
+/// Of one copy.
+pub(crate) const FORMAT_2_BYTES: usize = 192;
 
 /// What a segment says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +30,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) recipients: u64,
     /// How long the file was when it came into use, zeros included.
     pub(crate) made_bytes: u32,
+    /// What is known of the segments that have left; none in format 1.
+    pub(crate) base: Option<Base>,
 }
 
 /// What became of reading a page.
@@ -41,10 +50,11 @@ pub(crate) enum Page {
 impl SegmentHeader {
     /// The whole page.
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut put = Put(Vec::with_capacity(HEADER_BYTES));
+        let mut put = Put(Vec::with_capacity(FORMAT_2_BYTES));
         put.0.extend_from_slice(MAGIC);
-        put.u16(FORMAT);
-        put.u16(FORMAT);
+        let format = if self.base.is_some() { FORMAT_2 } else { FORMAT_1 };
+        put.u16(format);
+        put.u16(format);
         put.u32(self.tag);
         put.u128(self.journal);
         for field in [
@@ -59,14 +69,18 @@ impl SegmentHeader {
             put.u64(field);
         }
         put.u32(self.made_bytes);
+        if let Some(base) = &self.base {
+            put_base(&mut put, base);
+        }
         put.u32(crc32c::crc32c(&put.0));
         page_of(&put.0)
     }
 
     /// Reads a page; a short one counts as filled up with zeros.
     pub(crate) fn decode(page: &[u8]) -> Page {
-        let copies = [page.get(..HEADER_BYTES), page.get(SECOND_COPY_AT..SECOND_COPY_AT + HEADER_BYTES)];
-        let good = copies.into_iter().flatten().find_map(|copy| Some((copy, Self::decode_copy(copy)?)));
+        let copy = |at: usize, bytes: usize| page.get(at..at + bytes);
+        let copies = [0, SECOND_COPY_AT].map(|at| [copy(at, FORMAT_2_BYTES), copy(at, FORMAT_1_BYTES)]);
+        let good = copies.into_iter().flatten().flatten().find_map(|copy| Some((copy, Self::decode_copy(copy)?)));
         match good {
             // Held against the copy itself: a later minor format has another number in it than we would write.
             Some((copy, Ok(header))) if page == page_of(copy) => Page::Intact(header),
@@ -77,17 +91,20 @@ impl SegmentHeader {
     }
 
     fn decode_copy(copy: &[u8]) -> Option<Result<Self, u16>> {
-        let (fields, crc) = copy.split_at_checked(HEADER_BYTES - 4)?;
+        let (fields, crc) = copy.split_at_checked(copy.len().checked_sub(4)?)?;
         if crc != crc32c::crc32c(fields).to_le_bytes() {
             return None;
         }
         let mut take = Take(fields.strip_prefix(MAGIC)?);
         let read = || -> Result<Result<Self, u16>, Malformed> {
             let format = take.u16()?;
-            if take.u16()? > FORMAT {
+            if take.u16()? > FORMAT_2 {
                 return Ok(Err(format));
             }
-            Ok(Ok(Self {
+            if (format < FORMAT_2) != (copy.len() == FORMAT_1_BYTES) {
+                return Err(Malformed);
+            }
+            Ok(Ok(Some(Self {
                 tag: take.u32()?,
                 journal: take.u128()?,
                 number: take.u64()?,
@@ -98,11 +115,43 @@ impl SegmentHeader {
                 transactions: take.u64()?,
                 recipients: take.u64()?,
                 made_bytes: take.u32()?,
-            }))
+                base: (format >= FORMAT_2).then(|| take_base(&mut take)).transpose()?,
+            })
+            // One that counts itself no more would have all of the journal removed.
+            .filter(|header: &Self| header.base.is_none_or(|base| base.first <= header.number))
+            .ok_or(Malformed)?))
         };
         let mut read = read;
         read().ok()
     }
+}
+
+fn put_base(put: &mut Put, base: &Base) {
+    let Balance { transactions, accepted: _, pending: _, sent, bounced, expired, removed, quarantined, generated } =
+        base.left;
+    let left = [transactions, sent, bounced, expired, removed, quarantined, generated];
+    for field in [base.first, base.transactions, base.recipients].into_iter().chain(left) {
+        put.u64(field);
+    }
+    put.u128(base.largest_id.map_or(0, TransactionId::to_bits));
+}
+
+fn take_base(take: &mut Take<'_>) -> Result<Base, Malformed> {
+    let mut count = || take.u64().and_then(|n| if n < NUMBER_MAX { Ok(n) } else { Err(Malformed) });
+    let (first, transactions, recipients) = (count()?, count()?, count()?);
+    let mut left = Balance {
+        transactions: count()?,
+        sent: count()?,
+        bounced: count()?,
+        expired: count()?,
+        removed: count()?,
+        quarantined: count()?,
+        generated: count()?,
+        ..Balance::default()
+    };
+    left.accepted = left.sent + left.bounced + left.expired + left.removed + left.quarantined;
+    let largest_id = Some(take.u128()?).filter(|bits| *bits != 0).map(TransactionId::from_bits);
+    Ok(Base { first, transactions, recipients, left, largest_id })
 }
 
 /// The page that holds a copy of a header twice.
@@ -140,6 +189,8 @@ mod tests {
     use super::*;
 
     fn header() -> SegmentHeader {
+        let left = Balance { transactions: 5, accepted: 7, sent: 4, removed: 2, quarantined: 1, ..Balance::default() };
+        let largest_id = TransactionId::from_bits(77);
         SegmentHeader {
             tag: 1,
             journal: 2,
@@ -151,19 +202,30 @@ mod tests {
             transactions: 8,
             recipients: 9,
             made_bytes: 10,
+            base: Some(Base { first: 3, transactions: 8, recipients: 9, left, largest_id: Some(largest_id) }),
         }
     }
 
     #[test]
     fn one_flipped_bit_anywhere_in_the_page_is_seen_and_survived() {
-        let page = header().encode();
-        assert_eq!(page.len(), PAGE_BYTES);
-        assert_eq!(SegmentHeader::decode(&page), Page::Intact(header()));
-        for byte in 0..PAGE_BYTES {
-            let mut bad = page.clone();
-            bad[byte] ^= 0x10;
-            assert_eq!(SegmentHeader::decode(&bad), Page::Damaged(header()), "byte {byte}");
+        for header in [header(), SegmentHeader { base: None, ..header() }] {
+            let page = header.encode();
+            assert_eq!(page.len(), PAGE_BYTES);
+            assert_eq!(SegmentHeader::decode(&page), Page::Intact(header));
+            for byte in 0..PAGE_BYTES {
+                let mut bad = page.clone();
+                bad[byte] ^= 0x10;
+                assert_eq!(SegmentHeader::decode(&bad), Page::Damaged(header), "byte {byte}");
+            }
         }
+    }
+
+    #[test]
+    fn a_header_that_counts_its_own_segment_no_more_is_not_believed() {
+        let forged = |base: Base| SegmentHeader { base: Some(base), ..header() }.encode();
+        let base = header().base.unwrap();
+        assert_eq!(SegmentHeader::decode(&forged(Base { first: 4, ..base })), Page::Lost);
+        assert_eq!(SegmentHeader::decode(&forged(Base { transactions: NUMBER_MAX, ..base })), Page::Lost);
     }
 
     #[test]
@@ -171,9 +233,9 @@ mod tests {
         assert_eq!(SegmentHeader::decode(&[]), Page::Lost);
         assert_eq!(SegmentHeader::decode(&[0; PAGE_BYTES]), Page::Lost);
         let mut newer = header().encode();
-        newer[8..12].copy_from_slice(&[9, 0, 2, 0]);
-        let crc = crc32c::crc32c(&newer[..92]).to_le_bytes();
-        newer[92..96].copy_from_slice(&crc);
+        newer[8..12].copy_from_slice(&[9, 0, 3, 0]);
+        let crc = crc32c::crc32c(&newer[..188]).to_le_bytes();
+        newer[188..192].copy_from_slice(&crc);
         assert_eq!(SegmentHeader::decode(&newer), Page::TooNew { format: 9 });
     }
 

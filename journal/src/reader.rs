@@ -1,7 +1,9 @@
 //! Reads single records by their position, and checks them again: what rotted since the start must not be delivered.
 
+use crate::blob::BlobRef;
+use crate::carry::Cargo;
 use crate::content::Content;
-use crate::frame::{FLAG_BLOB, FrameHeader, HEADER_BYTES, Kind};
+use crate::frame::{FLAG_BLOB, FrameHeader, HEADER_BYTES};
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name};
 use crate::record::decode_frame;
 use crate::scan::find_tag;
@@ -78,6 +80,7 @@ impl<S: Storage> Reader<S> {
             return None;
         }
         let (Some(fact), None) = decode_frame(&header, meta).ok()? else { return None };
+        let fact = as_accepted(fact);
         read.truncate(content.end);
         read.drain(..content.start);
         Some(Stored { fact, content: Content::in_record(position, read) })
@@ -88,7 +91,37 @@ impl<S: Storage> Reader<S> {
         self.read(position, false)
     }
 
+    /// The message at `position`, to be written again.
+    pub fn to_carry(&mut self, position: Position) -> Result<Cargo, ReadError> {
+        let (fact, content, blob) = self.checked(position, true)?;
+        match fact {
+            Fact::Accepted(accepted) => Ok(Cargo { accepted, content, blob }),
+            _ => Err(ReadError::Damaged { position, what: "another record stands there" }),
+        }
+    }
+
     fn read(&mut self, position: Position, with_content: bool) -> Result<Stored<S::File>, ReadError> {
+        let damaged = |what| ReadError::Damaged { position, what };
+        let (fact, content, blob) = self.checked(position, with_content)?;
+        let content = match blob.filter(|_| with_content) {
+            None => Content::in_record(position, content),
+            Some(blob) => match self.storage.open(&blob.name.file()) {
+                Ok(file) => Content::in_blob(position, file, blob, &content)?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Err(damaged("the blob of the content is missing"));
+                }
+                Err(error) => return Err(error.into()),
+            },
+        };
+        Ok(Stored { fact, content })
+    }
+
+    /// The record, its content if that is wanted, and the blob it names.
+    fn checked(
+        &mut self,
+        position: Position,
+        with_content: bool,
+    ) -> Result<(Fact, Vec<u8>, Option<BlobRef>), ReadError> {
         let damaged = |what| ReadError::Damaged { position, what };
         let (tag, file) = self.segment(position.segment)?;
         let header = read_exactly(file, position.offset, HEADER_BYTES)?.ok_or(damaged("record header"))?;
@@ -100,23 +133,13 @@ impl<S: Storage> Reader<S> {
             return Err(damaged("envelope"));
         }
         let (fact, blob) = decode_frame(&header, &meta).map_err(|_| damaged("envelope"))?;
-        let fact = fact.ok_or(damaged("envelope"))?;
+        let fact = as_accepted(fact.ok_or(damaged("envelope"))?);
         if !with_content {
-            return Ok(Stored { fact, content: Content::in_record(position, Vec::new()) });
+            return Ok((fact, Vec::new(), blob));
         }
         let content = read_exactly(file, header.content_offset(), header.content_len as usize)?;
         let content = content.filter(|c| crc32c::crc32c(c) == header.content_crc).ok_or(damaged("content"))?;
-        let content = match blob {
-            None => Content::in_record(position, content),
-            Some(blob) => match self.storage.open(&blob.name.file()) {
-                Ok(file) => Content::in_blob(position, file, blob, &content)?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(damaged("the blob of the content is missing"));
-                }
-                Err(error) => return Err(error.into()),
-            },
-        };
-        Ok(Stored { fact, content })
+        Ok((fact, content, blob))
     }
 
     /// The first `bytes` of the content of message `id`, accepted at `position`, if its record header says that it is: a look
@@ -133,7 +156,7 @@ impl<S: Storage> Reader<S> {
         })?;
         read.truncate(n);
         let header = FrameHeader::decode(&read)
-            .filter(|h| h.offset == position.offset && h.tag == tag && h.kind == Kind::Accepted && h.id == id)
+            .filter(|h| h.offset == position.offset && h.tag == tag && h.kind.is_message() && h.id == id)
             .ok_or(damaged("record header"))?;
         if header.flags & FLAG_BLOB != 0 {
             return Ok(self.message(position)?.content.next_chunk()?.unwrap_or_default());
@@ -173,6 +196,14 @@ impl<S: Storage> Reader<S> {
         let position = Position { segment: number, offset: 0 };
         let (_, tag, file) = self.open.as_ref().ok_or(ReadError::Damaged { position, what: "segment header" })?;
         Ok((*tag, file))
+    }
+}
+
+/// A message is a message, however often it was written.
+fn as_accepted(fact: Fact) -> Fact {
+    match fact {
+        Fact::Carried(carried) => Fact::Accepted(carried.accepted),
+        fact => fact,
     }
 }
 

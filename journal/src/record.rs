@@ -1,8 +1,10 @@
 //! Facts as metas and back (FORMAT.md section 4). Every decoder takes any bytes and never panics.
 
 use crate::blob::{Blob, BlobName, BlobRef};
+use crate::carry::{self, Cargo};
 use crate::codec::{Malformed, Put, Take};
 use crate::frame::{FLAG_BLOB, FrameHeader, Kind};
+use crate::structure::{Mark, Seal, Succession};
 use restante_envelope::{
     BodyType, EnhancedStatus, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp,
     Trace, TransactionId,
@@ -55,6 +57,10 @@ impl Prepared {
             Fact::Attempted(a) => Self::new(Kind::Attempted, Some(a.id), 0, encode_attempted(a), Vec::new()),
             Fact::Operated(o) => Self::new(Kind::Operated, Some(o.id), 0, encode_operated(o), Vec::new()),
             Fact::Served(s) => Self::new(Kind::Served, None, 0, encode_served(s), Vec::new()),
+            Fact::Carried(c) => {
+                let cargo = Cargo { accepted: c.accepted.clone(), content, blob: None };
+                Self::carried(cargo, c.recipients.clone()).0
+            }
         }
     }
 
@@ -94,6 +100,7 @@ fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Resul
         Kind::Attempted => Fact::Attempted(decode_attempted(&mut take, id)?),
         Kind::Operated => Fact::Operated(decode_operated(&mut take, id)?),
         Kind::Served => Fact::Served(decode_served(&mut take)?),
+        Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len)?),
         // No facts, but a meta that does not decode is as wrong in these.
         Kind::Succession => return Succession::decode(meta).map(|_| None),
         Kind::Mark => return Mark::decode(meta).map(|_| None),
@@ -102,7 +109,7 @@ fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Resul
     }))
 }
 
-fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Vec<u8> {
+pub(crate) fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Vec<u8> {
     let mut put = Put::default();
     put.u64(trace.received_at.unix_ms());
     put.u8(match envelope.body {
@@ -136,7 +143,7 @@ fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&str>) -> Ve
     put.0
 }
 
-fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
+pub(crate) fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
     let received_at = Timestamp::from_unix_ms(take.u64()?);
     let body = match take.u8()? {
         0 => BodyType::SevenBit,
@@ -168,10 +175,10 @@ fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> 
     })
 }
 
-const SENT: u8 = 1;
-const DEFERRED: u8 = 2;
-const HOLD: u8 = 3;
-const QUARANTINED: u8 = 4;
+pub(crate) const SENT: u8 = 1;
+pub(crate) const DEFERRED: u8 = 2;
+pub(crate) const HOLD: u8 = 3;
+pub(crate) const QUARANTINED: u8 = 4;
 
 fn encode_attempted(attempted: &Attempted) -> Vec<u8> {
     let mut put = Put::default();
@@ -297,6 +304,9 @@ fn encode_operated(operated: &Operated) -> Vec<u8> {
     put.u8(match operated.action {
         Action::Hold => 1,
         Action::Release => 2,
+        Action::Bounce => 3,
+        Action::Remove => 4,
+        Action::Undo => 5,
     });
     put.text16(&operated.actor);
     put.text16(&operated.reason);
@@ -312,6 +322,9 @@ fn decode_operated(take: &mut Take<'_>, id: TransactionId) -> Result<Operated, M
     let action = match take.u8()? {
         1 => Action::Hold,
         2 => Action::Release,
+        3 => Action::Bounce,
+        4 => Action::Remove,
+        5 => Action::Undo,
         _ => return Err(Malformed),
     };
     let (actor, reason) = (take.text16()?.to_owned(), take.text16()?.to_owned());
@@ -341,109 +354,6 @@ fn decode_served(take: &mut Take<'_>) -> Result<Served, Malformed> {
     let routes =
         take.list16(|t| Ok(RouteRecord { name: text(t)?, domains: t.list16(text)?, primary: t.list16(text)? }))?;
     Ok(Served { at, hostname, routes })
-}
-
-/// Ranges of the segment before that were torn and are dealt with.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub(crate) struct Succession {
-    pub(crate) number: u64,
-    pub(crate) bytes: u64,
-    pub(crate) torn: Vec<(u64, u64)>,
-}
-
-impl Succession {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut put = Put::default();
-        put.u64(self.number);
-        put.u64(self.bytes);
-        put.u32(u32::try_from(self.torn.len()).unwrap_or(u32::MAX));
-        for (offset, bytes) in &self.torn {
-            put.u64(*offset);
-            put.u64(*bytes);
-        }
-        put.0
-    }
-
-    pub(crate) fn decode(meta: &[u8]) -> Result<Self, Malformed> {
-        let mut take = Take(meta);
-        let (number, bytes, n) = (take.u64()?, take.u64()?, take.u32()?);
-        let torn = (0..n).map(|_| Ok((take.u64()?, take.u64()?))).collect::<Result<_, _>>()?;
-        Ok(Self { number, bytes, torn })
-    }
-}
-
-/// One frame, as the mark of its batch remembers it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Named {
-    pub(crate) id: TransactionId,
-    pub(crate) offset: u64,
-    pub(crate) header_crc: u32,
-    pub(crate) recipients: u16,
-    pub(crate) kind: Kind,
-}
-
-/// The end of a batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Mark {
-    pub(crate) batch_start: u64,
-    pub(crate) transactions: u64,
-    pub(crate) recipients: u64,
-    pub(crate) named: Vec<Named>,
-}
-
-impl Mark {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut put = Put(Vec::with_capacity(28 + 32 * self.named.len()));
-        put.u64(self.batch_start);
-        put.u64(self.transactions);
-        put.u64(self.recipients);
-        put.u32(u32::try_from(self.named.len()).unwrap_or(u32::MAX));
-        for named in &self.named {
-            put.u128(named.id.to_bits());
-            put.u64(named.offset);
-            put.u32(named.header_crc);
-            put.u16(named.recipients);
-            put.u8(named.kind.code());
-            put.u8(0);
-        }
-        put.0
-    }
-
-    pub(crate) fn decode(meta: &[u8]) -> Result<Self, Malformed> {
-        let mut take = Take(meta);
-        let (batch_start, transactions, recipients, n) = (take.u64()?, take.u64()?, take.u64()?, take.u32()?);
-        let mut one = || -> Result<Named, Malformed> {
-            let (id, offset, header_crc) = (TransactionId::from_bits(take.u128()?), take.u64()?, take.u32()?);
-            let (recipients, kind) = (take.u16()?, Kind::from_code(take.u8()?));
-            take.u8()?;
-            Ok(Named { id, offset, header_crc, recipients, kind })
-        };
-        let named = (0..n).map(|_| one()).collect::<Result<_, _>>()?;
-        Ok(Self { batch_start, transactions, recipients, named })
-    }
-}
-
-/// The end of a segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Seal {
-    pub(crate) frames: u64,
-    pub(crate) transactions: u64,
-    pub(crate) recipients: u64,
-}
-
-impl Seal {
-    pub(crate) fn encode(self) -> Vec<u8> {
-        let mut put = Put::default();
-        put.u64(self.frames);
-        put.u64(self.transactions);
-        put.u64(self.recipients);
-        put.0
-    }
-
-    pub(crate) fn decode(meta: &[u8]) -> Result<Self, Malformed> {
-        let mut take = Take(meta);
-        Ok(Self { frames: take.u64()?, transactions: take.u64()?, recipients: take.u64()? })
-    }
 }
 
 #[cfg(test)]
@@ -571,7 +481,7 @@ mod tests {
             (&attempted, 33, 5),
             (&attempted, 33, SENT),
             (&attempted, 34, 4),
-            (&operated, 8, 3),
+            (&operated, 8, 6),
         ] {
             let mut meta = record.meta.clone();
             assert!(decode(record.kind, id(), 0, &meta).is_ok());

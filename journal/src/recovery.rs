@@ -3,7 +3,7 @@
 
 use crate::header::{file_name, parse_file_name};
 use crate::report::{Damage, Report};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::read_around;
 use std::io;
 
@@ -14,10 +14,20 @@ const CHUNK_BYTES: usize = 1 << 20;
 /// counted, so it must be what the disk has. A process that was killed leaves it in memory alone; one whose sync failed
 /// leaves in memory what the kernel takes for clean, and no later sync writes that.
 pub fn sync_last_segment<S: Storage>(storage: &S) -> io::Result<()> {
-    let Some(last) = storage.list()?.iter().filter_map(|name| parse_file_name(name)).max() else { return Ok(()) };
-    let mut file = storage.open(&file_name(last))?;
-    file.sync()?;
-    file.forget();
+    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    numbers.sort_unstable();
+    for number in numbers.into_iter().rev() {
+        match storage.open(&file_name(number)) {
+            // The replay passes it over as well.
+            Err(error) if is_lost(&error) => {}
+            Err(error) => return Err(error),
+            Ok(mut file) => {
+                file.sync()?;
+                file.forget();
+                break;
+            }
+        }
+    }
     Ok(())
 }
 

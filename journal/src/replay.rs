@@ -1,13 +1,17 @@
 //! Goes through all segments of a journal in order and tells every fact: the way in for boot, `verify` and `recover`.
 
+use crate::blob::BlobName;
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name, parse_file_name};
+use crate::leave::CarriedBlobs;
 use crate::report::{Damage, DamageKind, Report};
 use crate::scan::{Scan, ScanError, Successor, Totals, find_tag, succession, unnamed};
 use crate::shelf::{Orphan, Shelf};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::{Window, read_around};
+use crate::{at, os_error};
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
+use std::collections::HashSet;
 use std::io;
 
 /// How much is read.
@@ -28,8 +32,12 @@ pub trait Sink {
     fn damaged(&mut self, position: Position, accepted: &Accepted);
     /// A message of which only the name and the number of recipients are known.
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16);
-    /// Messages of which only the number is known.
-    fn unnamed(&mut self, transactions: u64, recipients: u64);
+    /// A message that was written again, whose envelope is intact and whose content is not.
+    fn damaged_carried(&mut self, position: Position, carried: &Carried);
+    /// Messages of this segment of which only the number is known.
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64);
+    /// What is known of the segments that have left the journal; before everything else.
+    fn begins_after(&mut self, base: &Base);
     /// A segment of this many bytes has been read.
     fn segment_done(&mut self, _bytes: u64) {}
     /// A blob of this many bytes has been read.
@@ -46,8 +54,14 @@ impl Sink for Ledger {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.apply_lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.apply_unnamed(transactions, recipients);
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.apply_damaged_carried(position, carried);
+    }
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.apply_unnamed(segment, transactions, recipients);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.apply_base(base);
     }
 }
 
@@ -66,8 +80,14 @@ pub struct Replay {
     pub blob_bytes: u64,
     /// Files in `blob/` that belong to no message. No damage. Beside a daemon at work, some may be on their way.
     pub orphans: Vec<Orphan>,
+    /// What is known of the segments that have left. Files of those may still be there: see [`crate::remove_left`].
+    pub base: Base,
+    /// Blobs named by records that were written again.
+    pub carried_blobs: CarriedBlobs,
     pub(crate) journal: Option<u128>,
     pub(crate) last: Option<Last>,
+    /// The largest number of any file, whether or not it could be opened.
+    pub(crate) highest: u64,
     pub(crate) last_sequence: u64,
     pub(crate) totals: Totals,
 }
@@ -132,7 +152,27 @@ struct Opened<F> {
 
 /// Reads the whole journal. An empty directory is an empty journal.
 pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mut K) -> Result<Replay, ReplayError> {
-    replay_from(storage, 0, depth, sink)
+    let base = base(storage)?;
+    sink.begins_after(&base);
+    let totals = Totals::told(base.transactions, base.recipients).unwrap_or_default();
+    read_range(storage, Replay { base, totals, ..Replay::default() }, base.first, u64::MAX, depth, sink)
+}
+
+/// What the newest segment whose header can be read says of those that have left.
+fn base<S: Storage>(storage: &S) -> Result<Base, ReplayError> {
+    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    numbers.sort_unstable();
+    for number in numbers.into_iter().rev() {
+        match open(storage, number) {
+            Ok(Opened { header: Some(header), .. }) => return Ok(header.base.unwrap_or_default()),
+            Err(ReplayError::Io(error)) if !is_lost(&error) => return Err(error.into()),
+            Err(
+                error @ (ReplayError::TooNew { .. } | ReplayError::UnknownKind { .. } | ReplayError::Foreign { .. }),
+            ) => return Err(error),
+            Ok(_) | Err(ReplayError::Io(_)) => {}
+        }
+    }
+    Ok(Base::default())
 }
 
 /// Reads from segment `first` on, for whoever knows already what stands in front of it. The counts and the report are of
@@ -154,19 +194,40 @@ pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
     depth: Depth,
     sink: &mut K,
 ) -> Result<Replay, ReplayError> {
+    let base = base(storage)?;
+    let first = first.max(base.first);
+    let mut replay = Replay { base, ..Replay::default() };
+    if let Some(header) = exists(storage, first)?.and_then(|segment| segment.header) {
+        replay.totals = Totals::told(header.transactions, header.recipients).unwrap_or_default();
+    }
+    read_range(storage, replay, first, last, depth, sink)
+}
+
+fn exists<S: Storage>(storage: &S, number: u64) -> Result<Option<Opened<S::File>>, ReplayError> {
+    match open(storage, number) {
+        Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
+}
+
+fn read_range<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    mut replay: Replay,
+    first: u64,
+    last: u64,
+    depth: Depth,
+    sink: &mut K,
+) -> Result<Replay, ReplayError> {
     let named = |name: &String| parse_file_name(name).filter(|number| *number >= first);
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(named).collect();
     numbers.sort_unstable();
-    let mut replay = Replay::default();
     let mut shelf = Shelf::list(storage)?;
     let mut numbers = numbers.into_iter();
-    let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
+    replay.highest = numbers.as_slice().last().copied().unwrap_or_default();
+    let mut current = open_next(storage, &mut numbers)?;
     let mut expected = first.max(1);
-    if let Some(header) = current.as_ref().and_then(|segment| segment.header).filter(|_| first > 1) {
-        replay.totals = Totals::told(header.transactions, header.recipients).unwrap_or_default();
-    }
     while let Some(segment) = current.filter(|segment| segment.number <= last) {
-        let next = numbers.next().map(|n| open(storage, n)).transpose()?;
+        let next = open_next(storage, &mut numbers)?;
         if expected < segment.number {
             // One entry for a hole, however wide: a stray file may have any number in its name.
             let kind = DamageKind::MissingSegment;
@@ -176,9 +237,52 @@ pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
         read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
         current = next;
     }
+    if last == u64::MAX && replay.last.map_or(0, |read| read.number) < replay.highest {
+        replay.report.add(Damage::new(expected, 0, 0, DamageKind::MissingSegment, Vec::new()), true);
+    }
     (replay.blobs, replay.blob_bytes) = (shelf.named, shelf.named_bytes);
+    replay.carried_blobs = std::mem::take(&mut shelf.carried);
     replay.orphans = shelf.orphans();
     Ok(replay)
+}
+
+/// The next segment that can be opened. One that the disk does not give is as good as missing, and is told as that.
+fn open_next<S: Storage>(
+    storage: &S,
+    numbers: &mut impl Iterator<Item = u64>,
+) -> Result<Option<Opened<S::File>>, ReplayError> {
+    for number in numbers {
+        match open(storage, number) {
+            Err(ReplayError::Io(error)) if is_lost(&error) => {}
+            opened => return opened.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+/// The blobs that a segment names which counts no more.
+pub(crate) fn read_dead<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    number: u64,
+    depth: Depth,
+    sink: &mut K,
+) -> Result<HashSet<BlobName>, ReplayError> {
+    let (mut replay, mut shelf) = (Replay::default(), Shelf::default());
+    let next = exists(storage, number.saturating_add(1))?;
+    read_segment(storage, &open(storage, number)?, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
+    Ok(shelf.names)
+}
+
+/// For whom the report alone matters.
+pub(crate) struct Nobody;
+
+impl Sink for Nobody {
+    fn fact(&mut self, _: Position, _: &Fact) {}
+    fn damaged(&mut self, _: Position, _: &Accepted) {}
+    fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
+    fn damaged_carried(&mut self, _: Position, _: &Carried) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 fn read_segment<S: Storage, K: Sink + ?Sized>(
@@ -225,6 +329,7 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
         open: crate::scan::Open::default(),
     };
     let ending = scan.run().map_err(|error| match error {
+        ScanError::Io(error) if os_error(&error) == error.raw_os_error() => ReplayError::Io(at(&file())(error)),
         ScanError::Io(error) => ReplayError::Io(error),
         ScanError::UnknownKind { offset, kind } => ReplayError::UnknownKind { file: file(), offset, kind },
     })?;
@@ -250,7 +355,7 @@ fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Succes
 fn open<S: Storage>(storage: &S, number: u64) -> Result<Opened<S::File>, ReplayError> {
     let file = storage.open(&file_name(number))?;
     let mut page = vec![0; PAGE_BYTES];
-    let n = read_around(&file, 0, &mut page)?;
+    let n = read_around(&file, 0, &mut page).map_err(at(&file_name(number)))?;
     page.truncate(n);
     let (header, page_damaged) = match SegmentHeader::decode(&page) {
         Page::Intact(header) => (Some(header), header.number != number),

@@ -3,14 +3,15 @@
 use crate::blob::BlobRef;
 use crate::frame::{ALIGN_BYTES, FrameHeader, HEADER_BYTES, Kind};
 use crate::header::PAGE_BYTES;
-use crate::record::{Mark, Named, Seal, Succession, decode_frame};
+use crate::record::decode_frame;
 use crate::replay::{Depth, Sink};
 use crate::report::{Damage, DamageKind, Report};
 use crate::shelf::{Found, Shelf};
 use crate::storage::{SegmentFile, Storage};
+use crate::structure::{Mark, Named, Seal, Succession};
 use crate::window::{Window, chunk_len};
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Fact, Position};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 
@@ -33,7 +34,7 @@ pub(crate) struct Totals {
 
 /// No journal gets so far in a thousand years. Larger numbers were forged: they are not believed, so that ours, which go on
 /// from them, never overflow.
-const NUMBER_MAX: u64 = 1 << 60;
+pub(crate) const NUMBER_MAX: u64 = 1 << 60;
 
 impl Totals {
     /// As a header page, a mark or a seal tells them; none if they cannot be true.
@@ -400,7 +401,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
             Some(decoded) => decoded,
             None => {
                 self.report_at(header.offset, bytes, DamageKind::Meta, ids, proven);
-                if header.kind == Kind::Accepted {
+                if header.kind.is_message() {
                     self.sink.lost(position, header.id, header.recipients);
                 }
                 return Ok(());
@@ -408,16 +409,19 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         };
         if let Some(blob) = blob {
             self.shelf.name(blob);
+            if header.kind == Kind::Carried {
+                self.shelf.carried.note(blob.name, self.number);
+            }
         }
         if content == Content::Wrong {
             let bytes = u64::from(header.content_len);
             self.report_at(header.content_offset(), bytes, DamageKind::Content, ids, proven);
         }
         match (fact, blob) {
-            (Some(Fact::Accepted(accepted)), _) if content == Content::Wrong => {
-                self.sink.damaged(position, &accepted);
+            (Some(fact), _) if content == Content::Wrong && header.kind.is_message() => {
+                self.tell_damaged(position, &fact);
             }
-            (Some(Fact::Accepted(accepted)), Some(blob)) => self.tell_in_blob(header, accepted, blob)?,
+            (Some(fact), Some(blob)) => self.tell_in_blob(header, fact, blob)?,
             (Some(fact), _) => self.sink.fact(position, &fact),
             (None, _) => {}
         }
@@ -426,7 +430,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
 
     /// A message in a blob. That was on stable storage before the frame was written, so what is wrong with it is damage
     /// even where the frame itself is not proven.
-    fn tell_in_blob(&mut self, header: &FrameHeader, accepted: Accepted, blob: BlobRef) -> Result<(), ScanError> {
+    fn tell_in_blob(&mut self, header: &FrameHeader, fact: Fact, blob: BlobRef) -> Result<(), ScanError> {
         let found = match self.depth {
             Depth::Records => self.shelf.look(self.storage, blob)?,
             Depth::Everything => {
@@ -439,7 +443,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         let position = self.position(header.offset);
         let (kind, bytes) = match found {
             Found::Intact => {
-                self.sink.fact(position, &Fact::Accepted(accepted));
+                self.sink.fact(position, &fact);
                 return Ok(());
             }
             Found::Missing => (DamageKind::BlobMissing, blob.bytes),
@@ -447,8 +451,16 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         };
         let damage = Damage::new(self.number, header.offset, bytes, kind, vec![header.id]);
         self.report.add(Damage { blob: Some(blob.name), ..damage }, true);
-        self.sink.damaged(position, &accepted);
+        self.tell_damaged(position, &fact);
         Ok(())
+    }
+
+    fn tell_damaged(&mut self, position: Position, fact: &Fact) {
+        match fact {
+            Fact::Accepted(accepted) => self.sink.damaged(position, accepted),
+            Fact::Carried(carried) => self.sink.damaged_carried(position, carried),
+            _ => {}
+        }
     }
 
     fn tell_gap(&mut self, offset: u64, bytes: u64, named: &[Named], proven: bool) {
@@ -460,9 +472,11 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         if !proven {
             return;
         }
-        for named in named.iter().filter(|n| n.kind == Kind::Accepted) {
-            self.totals.transactions += 1;
-            self.totals.recipients += u64::from(named.recipients);
+        for named in named.iter().filter(|n| n.kind.is_message()) {
+            if named.kind == Kind::Accepted {
+                self.totals.transactions += 1;
+                self.totals.recipients += u64::from(named.recipients);
+            }
             self.sink.lost(self.position(named.offset), named.id, named.recipients);
         }
     }
@@ -502,7 +516,7 @@ pub(crate) fn unnamed<K: Sink + ?Sized>(
     totals.transactions += transactions;
     totals.recipients += recipients;
     report.add(Damage::new(segment, 0, 0, DamageKind::Unnamed, Vec::new()), true);
-    sink.unnamed(transactions, recipients);
+    sink.unnamed(segment, transactions, recipients);
 }
 
 /// The ranges torn in the segment before this one, if this one's first frame tells them.

@@ -2,11 +2,9 @@
 //! daemon at work, beside it: it writes nothing, holds no lock, reads no faster than it is let, and ends when it is told to.
 
 use crate::header::parse_file_name;
-use crate::replay::{Depth, ReplayError, Sink, replay_range};
+use crate::replay::{Depth, Nobody, ReplayError, replay_range};
 use crate::report::Damage;
 use crate::storage::{BlobEntry, SegmentFile, Storage};
-use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Fact, Position};
 use std::cell::Cell;
 use std::io;
 
@@ -54,16 +52,6 @@ pub fn scrub<S: Storage>(
         }
     }
     Ok(scrubbed)
-}
-
-/// Only the report matters.
-struct Nobody;
-
-impl Sink for Nobody {
-    fn fact(&mut self, _: Position, _: &Fact) {}
-    fn damaged(&mut self, _: Position, _: &Accepted) {}
-    fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
-    fn unnamed(&mut self, _: u64, _: u64) {}
 }
 
 /// A directory that is read at a pace, and not written.

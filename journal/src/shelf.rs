@@ -2,12 +2,13 @@
 //! happens once; reading removes nothing.
 
 use crate::blob::{BlobName, BlobRef, PIECE_BYTES, crcs};
+use crate::leave::CarriedBlobs;
 use crate::replay::Replay;
 use crate::report::State;
 use crate::storage::{SegmentFile, Storage};
 use crate::window::read_around;
 use restante_envelope::Timestamp;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 /// A file in `blob/` that belongs to no message.
@@ -37,6 +38,10 @@ pub(crate) enum Found {
 pub(crate) struct Shelf {
     blobs: HashMap<BlobName, Entry>,
     parts: Vec<Orphan>,
+    /// Those that records name.
+    pub(crate) names: HashSet<BlobName>,
+    /// Those that records name which were written again.
+    pub(crate) carried: CarriedBlobs,
     /// Records that name a blob, and the bytes they say it has.
     pub(crate) named: u64,
     pub(crate) named_bytes: u64,
@@ -45,7 +50,6 @@ pub(crate) struct Shelf {
 struct Entry {
     bytes: u64,
     modified: Timestamp,
-    named: bool,
 }
 
 impl Shelf {
@@ -55,7 +59,7 @@ impl Shelf {
         for entry in storage.list_blobs()? {
             let (bytes, modified) = (entry.bytes, entry.modified);
             if let Some(name) = BlobName::parse(&entry.name) {
-                shelf.blobs.insert(name, Entry { bytes, modified, named: false });
+                shelf.blobs.insert(name, Entry { bytes, modified });
             } else if let Some(name) = entry.name.strip_suffix(".part").and_then(BlobName::parse) {
                 shelf.parts.push(Orphan { file: name.part_file(), bytes, modified, whole: false });
             }
@@ -67,9 +71,7 @@ impl Shelf {
     pub(crate) fn name(&mut self, blob: BlobRef) {
         self.named += 1;
         self.named_bytes += blob.bytes;
-        if let Some(entry) = self.blobs.get_mut(&blob.name) {
-            entry.named = true;
-        }
+        self.names.insert(blob.name);
     }
 
     /// Whether it is there with its length.
@@ -111,7 +113,7 @@ impl Shelf {
 
     /// What no record named, in order of names.
     pub(crate) fn orphans(self) -> Vec<Orphan> {
-        let unnamed = self.blobs.into_iter().filter(|(_, entry)| !entry.named);
+        let unnamed = self.blobs.into_iter().filter(|(name, _)| !self.names.contains(name));
         let whole = unnamed.map(|(name, entry)| Orphan {
             file: name.file(),
             bytes: entry.bytes,

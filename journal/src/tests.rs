@@ -5,6 +5,7 @@ mod directory;
 mod fixtures;
 mod flips;
 mod forged;
+mod leave;
 mod missing;
 mod reader;
 mod refusals;
@@ -12,6 +13,7 @@ mod room;
 mod scrub;
 mod sectors;
 
+use crate::header::FORMAT_2_BYTES;
 use crate::record::Prepared;
 use crate::sim::SimStorage;
 use crate::{
@@ -29,6 +31,12 @@ use std::io::ErrorKind;
 const SEED: Seed = Seed { journal: 42, entropy: 7, tags: 8 };
 /// Small, so that short histories see several segments.
 const SMALL: Options = Options { segment_bytes: 16 << 10 };
+
+/// Makes the checksum of a copy of a header right again.
+fn seal_header(copy: &mut [u8]) {
+    let (fields, crc) = copy.split_at_mut(FORMAT_2_BYTES - 4);
+    crc.copy_from_slice(&crc32c::crc32c(fields).to_le_bytes());
+}
 
 fn now() -> Timestamp {
     Timestamp::from_unix_ms(1_795_359_200_118)

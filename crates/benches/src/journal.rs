@@ -6,7 +6,7 @@ use crate::mail;
 use criterion::{BatchSize, BenchmarkId, Criterion, SamplingMode, Throughput};
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, Options, Prepared, Replay, Seed, Sink, Writer, replay};
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Position};
 use std::hint::black_box;
 
 /// Messages in the journal that is scanned: with 4 KiB each, 17 MB.
@@ -85,9 +85,11 @@ impl Sink for Look {
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {
         panic!("a bench reads no damaged journal");
     }
-    fn unnamed(&mut self, _: u64, _: u64) {
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {
         panic!("a bench reads no damaged journal");
     }
+    fn damaged_carried(&mut self, _: Position, _: &Carried) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 /// What a start and `verify` do before the fold; only `verify` checks the contents. Bytes are those of the segments, either way.

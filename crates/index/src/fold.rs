@@ -9,7 +9,9 @@ use crate::rows::{instant, timestamp};
 use crate::state;
 use crate::summary::Summary;
 use restante_envelope::{Timestamp, TransactionId};
-use restante_ledger::{Accepted, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState};
+use restante_ledger::{
+    Accepted, Action, Attempted, Carried, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState,
+};
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
 use std::collections::HashMap;
 
@@ -33,6 +35,8 @@ struct Message<'a> {
     /// By index: all of a new one, those that were looked at of a row.
     recipients: Vec<(RecipientIndex, Recipient)>,
     was_attempted: bool,
+    /// Written again, here.
+    moved_to: Option<Position>,
 }
 
 enum Source<'a> {
@@ -63,13 +67,31 @@ struct Recipient {
 
 /// What an event says of a recipient.
 struct Told {
-    state: RecipientState,
+    what: What,
     /// What the next hop said, if it did.
     reply: Option<String>,
     /// Why it is deferred or on hold, where no reply tells.
     reason: Option<String>,
     attempts: u16,
     at: Timestamp,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    State(RecipientState),
+    Action(Action),
+    /// How it stood when its message was written again; whether that is all that is known of it.
+    Carried(RecipientState, bool),
+}
+
+impl What {
+    fn after(self, state: RecipientState) -> Option<RecipientState> {
+        match self {
+            Self::State(told) => state.after(told),
+            Self::Action(action) => state.after_action(action),
+            Self::Carried(told, is_all) => (is_all || state == RecipientState::Quarantined).then_some(told),
+        }
+    }
 }
 
 impl<'a> Fold<'a> {
@@ -95,6 +117,8 @@ impl<'a> Fold<'a> {
             Event::Fact(Fact::Attempted(attempted)) => self.attempted(attempted),
             Event::Fact(Fact::Operated(operated)) => self.operated(operated),
             Event::Fact(Fact::Served(_)) => Ok(()),
+            Event::Fact(Fact::Carried(carried)) => self.carried(change.position, carried, summary, false),
+            Event::DamagedCarried(carried) => self.carried(change.position, carried, summary, true),
             Event::Damaged(accepted) => self.accept(change.position, accepted, RecipientState::Quarantined, summary),
             Event::Lost { id, recipients } => {
                 // When it was accepted stands in its name.
@@ -143,7 +167,7 @@ impl<'a> Fold<'a> {
         let pending = if state.is_settled() { 0 } else { recipients.into() };
         let recipients = (0..recipients).map(|nth| (nth, recipient())).collect();
         self.places.insert(id, self.messages.len());
-        self.messages.push(Message { source, pending, recipients, was_attempted: false });
+        self.messages.push(Message { source, pending, recipients, was_attempted: false, moved_to: None });
         Ok(())
     }
 
@@ -161,7 +185,8 @@ impl<'a> Fold<'a> {
                     other => (None, Some(other.to_string())),
                 },
             };
-            self.change(place, *nth, Told { state: outcome.into(), reply, reason, attempts: 1, at: attempted.at })?;
+            let what = What::State(outcome.into());
+            self.change(place, *nth, Told { what, reply, reason, attempts: 1, at: attempted.at })?;
         }
         if let Some(message) = self.messages.get_mut(place) {
             message.was_attempted = true;
@@ -171,11 +196,49 @@ impl<'a> Fold<'a> {
 
     fn operated(&mut self, operated: &Operated) -> Result<(), IndexError> {
         let Some(place) = self.message(operated.id)? else { return Ok(()) };
-        let state = RecipientState::from(operated.action);
-        let reason = (state == RecipientState::Hold).then(|| format!("{}: {}", operated.actor, operated.reason));
+        let is_final = matches!(operated.action, Action::Hold | Action::Bounce | Action::Remove);
+        let reason = is_final.then(|| format!("{}: {}", operated.actor, operated.reason));
         for nth in &operated.recipients {
             let (reason, at) = (reason.clone(), operated.at);
-            self.change(place, *nth, Told { state, reply: None, reason, attempts: 0, at })?;
+            let what = What::Action(operated.action);
+            self.change(place, *nth, Told { what, reply: None, reason, attempts: 0, at })?;
+        }
+        Ok(())
+    }
+
+    /// Written again: its record is here now, and what was damaged where it stood first is not. Nothing is known of it where
+    /// that place has left.
+    fn carried(
+        &mut self,
+        position: Position,
+        carried: &'a Carried,
+        summary: Option<&'a Summary>,
+        is_damaged: bool,
+    ) -> Result<(), IndexError> {
+        let accepted = &carried.accepted;
+        let known = self.message(accepted.id)?;
+        if is_damaged && known.is_some() {
+            return Ok(());
+        }
+        let place = match known {
+            Some(place) => place,
+            None => {
+                self.accept(position, accepted, RecipientState::Due, summary)?;
+                self.messages.len().saturating_sub(1)
+            }
+        };
+        for (nth, standing) in (0..).zip(&carried.recipients) {
+            let state =
+                if is_damaged && !standing.state.is_settled() { RecipientState::Quarantined } else { standing.state };
+            let why = Some(standing.why.clone()).filter(|why| !why.is_empty());
+            let (reply, reason) = if state == RecipientState::Hold { (None, why) } else { (why, None) };
+            let what = What::Carried(state, known.is_none());
+            let at = accepted.trace.received_at;
+            let attempts = if known.is_none() { standing.attempts } else { 0 };
+            self.change(place, nth, Told { what, reply, reason, attempts, at })?;
+        }
+        if let Some(message) = self.messages.get_mut(place) {
+            message.moved_to = Some(position);
         }
         Ok(())
     }
@@ -187,7 +250,13 @@ impl<'a> Fold<'a> {
         }
         let found = self.find.query_row(params![id.to_bits().to_be_bytes()], |row| row.get(0)).optional()?;
         Ok(found.map(|n| {
-            let message = Message { source: Source::Row(n), pending: 0, recipients: Vec::new(), was_attempted: false };
+            let message = Message {
+                source: Source::Row(n),
+                pending: 0,
+                recipients: Vec::new(),
+                was_attempted: false,
+                moved_to: None,
+            };
             self.messages.push(message);
             *self.places.entry(id).or_insert(self.messages.len() - 1)
         }))
@@ -244,7 +313,9 @@ impl<'a> Fold<'a> {
             let is_checked = self.keep == Keep::Unsent && message.was_attempted;
             match &message.source {
                 Source::New { .. } if is_checked && message.is_sent() => {}
-                Source::New { id, position, at, accepted } => tables.insert(message, *id, *position, *at, *accepted)?,
+                Source::New { id, position, at, accepted } => {
+                    tables.insert(message, *id, message.moved_to.unwrap_or(*position), *at, *accepted)?;
+                }
                 Source::Row(n) => {
                     tables.update(*n, message)?;
                     if is_checked {
@@ -265,9 +336,9 @@ impl Message<'_> {
 
 impl Recipient {
     fn take(&mut self, told: Told) {
-        let Some(state) = self.state.after(told.state) else { return };
+        let Some(state) = told.what.after(self.state) else { return };
         // Frozen by an operator while the attempt was under way: his reason stands.
-        let is_frozen = self.state == RecipientState::Hold && state != told.state;
+        let is_frozen = matches!((self.state, told.what), (RecipientState::Hold, What::State(told)) if state != told);
         if !is_frozen {
             self.reason = Some(told.reason);
         }
@@ -345,6 +416,12 @@ impl Tables<'_> {
                 recipient.attempts,
                 instant(recipient.changed_at),
             ])?;
+        }
+        if let Some(position) = message.moved_to {
+            let (segment, offset) = (position.segment.cast_signed(), position.offset.cast_signed());
+            self.connection
+                .prepare_cached("UPDATE transactions SET segment = ?, offset = ? WHERE n = ?")?
+                .execute(params![segment, offset, n])?;
         }
         if message.pending != 0 {
             self.update.execute(params![message.pending, n])?;

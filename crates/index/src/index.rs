@@ -4,7 +4,7 @@ use crate::error::IndexError;
 use crate::fold::Fold;
 use crate::summary::Summary;
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Carried, Fact, Position};
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, TransactionBehavior, params};
 use std::path::Path;
 use std::time::Duration;
@@ -67,6 +67,8 @@ pub enum Event {
     Fact(Fact),
     /// A message whose content is damaged.
     Damaged(Accepted),
+    /// A message written again, whose content is wrong where it stands now.
+    DamagedCarried(Carried),
     /// A message of which only the name and the number of recipients are known.
     Lost {
         /// Its name.
@@ -202,6 +204,18 @@ impl Index {
     /// Whether it has once been at the end of the journal: before that it is being made.
     pub fn is_complete(&self) -> Result<bool, IndexError> {
         Ok(self.connection.query_row("SELECT complete FROM meta", [], |row| row.get(0))?)
+    }
+
+    /// Forgets messages whose records stand in the segments before `first`, which have left the journal.
+    pub fn forget_before(&mut self, first: u64) -> Result<(), IndexError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let first = first.cast_signed();
+        transaction.execute(
+            "DELETE FROM recipients WHERE n IN (SELECT n FROM transactions WHERE segment < ?)",
+            params![first],
+        )?;
+        transaction.execute("DELETE FROM transactions WHERE segment < ?", params![first])?;
+        Ok(transaction.commit()?)
     }
 
     /// Notes that the end of the journal is reached.

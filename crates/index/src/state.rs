@@ -10,6 +10,8 @@ pub(crate) fn word(state: RecipientState) -> &'static str {
         RecipientState::Deferred(_) => "deferred",
         RecipientState::Hold => "hold",
         RecipientState::Sent => "sent",
+        RecipientState::Bounced => "bounced",
+        RecipientState::Removed => "removed",
         RecipientState::Quarantined => "quarantined",
     }
 }
@@ -18,7 +20,7 @@ pub(crate) fn word(state: RecipientState) -> &'static str {
 pub(crate) fn next_at(state: RecipientState) -> Option<Timestamp> {
     match state {
         RecipientState::Deferred(at) => Some(at),
-        RecipientState::Due | RecipientState::Hold | RecipientState::Sent | RecipientState::Quarantined => None,
+        _ => None,
     }
 }
 
@@ -29,6 +31,8 @@ pub(crate) fn parse(word: &str, next_at: Option<Timestamp>) -> Option<RecipientS
         ("deferred", Some(at)) => Some(RecipientState::Deferred(at)),
         ("hold", None) => Some(RecipientState::Hold),
         ("sent", None) => Some(RecipientState::Sent),
+        ("bounced", None) => Some(RecipientState::Bounced),
+        ("removed", None) => Some(RecipientState::Removed),
         ("quarantined", None) => Some(RecipientState::Quarantined),
         _ => None,
     }

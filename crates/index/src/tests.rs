@@ -8,7 +8,8 @@ use restante_envelope::{
     TransactionId,
 };
 use restante_ledger::{
-    Accepted, Action, Attempted, Cause, Fact, Ledger, Operated, Outcome, Position, RecipientState, Timings,
+    Accepted, Action, Attempted, Carried, Cause, Fact, Ledger, Operated, Outcome, Position, RecipientState, Standing,
+    Timings,
 };
 use rusqlite::params_from_iter;
 use std::path::Path;
@@ -352,11 +353,37 @@ fn of_rows(rows: Vec<Row>) -> Digest {
     rows.iter().filter(|row| !is_sent(row)).map(|row| (row.id, row.position, row.size, entries(row))).collect()
 }
 
+fn take(ledger: &mut Ledger, position: Position, event: &Event) {
+    match event {
+        Event::Fact(fact) => _ = ledger.apply(position, fact),
+        Event::Damaged(accepted) => ledger.apply_damaged(position, accepted),
+        Event::DamagedCarried(carried) => ledger.apply_damaged_carried(position, carried),
+        Event::Lost { id, recipients } => ledger.apply_lost(position, *id, *recipients),
+    }
+}
+
+/// `who` again as it stands, or one whose first record has left.
+fn carried(ledger: &Ledger, who: u128, arrived: &mut u128, index: u16, is_damaged: bool) -> Event {
+    let known = ledger.get(id(who)).map(|t| t.recipients.iter().map(|r| (r.attempts, r.state)).collect::<Vec<_>>());
+    let (who, states) = known.map_or_else(
+        || {
+            *arrived += 1;
+            (*arrived, vec![(2, RecipientState::Hold); usize::from(index) + 1])
+        },
+        |states| (who, states),
+    );
+    let standing = |(attempts, state)| Standing { attempts, state, why: "as it was".into() };
+    let recipients: Vec<_> = states.into_iter().map(standing).collect();
+    let accepted = accepted(who, u16::try_from(recipients.len()).unwrap(), None);
+    let carried = Carried { accepted, recipients };
+    if is_damaged { Event::DamagedCarried(carried) } else { Event::Fact(Fact::Carried(carried)) }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn the_index_says_what_the_ledger_says(
-        steps in proptest::collection::vec((0u8..9, 1u128..6, 0u16..4), 0..60),
+        steps in proptest::collection::vec((0u8..14, 1u128..6, 0u16..4), 0..60),
         cut in 0usize..60,
     ) {
         let (mut ledger, mut arrived, mut events) = (Ledger::new(), 0, Vec::new());
@@ -371,16 +398,20 @@ proptest! {
                 5 => attempted(who, index, deferred("x")),
                 6 => attempted(who, index, if index == 0 { Outcome::Quarantined(cause) } else { Outcome::Held(cause) }),
                 7 => operated(who, index, Action::Hold),
-                _ => operated(who, index, Action::Release),
+                8 => operated(who, index, Action::Release),
+                9 => operated(who, index, Action::Bounce),
+                10 => operated(who, index, Action::Remove),
+                11 => operated(who, index, Action::Undo),
+                _ => carried(&ledger, who, &mut arrived, index, kind == 13),
             });
+            let change = changes(vec![events[events.len() - 1].clone()]).remove(0);
+            let position = Position { offset: events.len() as u64, ..change.position };
+            take(&mut ledger, position, &change.event);
         }
         let batch = changes(events);
+        let mut ledger = Ledger::new();
         for Change { position, event, .. } in &batch {
-            match event {
-                Event::Fact(fact) => _ = ledger.apply(*position, fact),
-                Event::Damaged(accepted) => ledger.apply_damaged(*position, accepted),
-                Event::Lost { id, recipients } => ledger.apply_lost(*position, *id, *recipients),
-            }
+            take(&mut ledger, *position, event);
         }
         for keep in [Keep::All, Keep::Unsent] {
             let mut index = Index::temporary(keep).unwrap();

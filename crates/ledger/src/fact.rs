@@ -1,5 +1,6 @@
 //! The durable records, as values. How they look as bytes is `journal/FORMAT.md`'s business.
 
+use crate::RecipientState;
 use restante_envelope::{Envelope, Reply, Timestamp, Trace, TransactionId};
 use std::fmt;
 use std::net::IpAddr;
@@ -33,6 +34,8 @@ pub enum Fact {
     Operated(Operated),
     /// A daemon started on this journal, with these routes.
     Served(Served),
+    /// A message was written again, so that the segment with its first record may leave.
+    Carried(Carried),
 }
 
 /// A message was accepted. Its content follows in the same record, or is in a blob that the record names.
@@ -165,6 +168,32 @@ pub enum Action {
     Hold,
     /// Let it go on: due at once.
     Release,
+    /// Give it up, as refused.
+    Bounce,
+    /// Give it up without a word to anybody.
+    Remove,
+    /// Take it up again: due at once. Of what was bounced or removed.
+    Undo,
+}
+
+/// A message written again, with its content, and how its recipients stood then.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// As it was accepted.
+    pub accepted: Accepted,
+    /// One for each recipient, in the envelope's order.
+    pub recipients: Vec<Standing>,
+}
+
+/// How a recipient of a carried message stood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Attempts so far.
+    pub attempts: u16,
+    /// Its state.
+    pub state: RecipientState,
+    /// The last reply, or why it is on hold, in words; empty if nobody knew.
+    pub why: String,
 }
 
 /// A daemon started. Lets `recover --deliver` find the primary when the configuration is gone.

@@ -1,21 +1,26 @@
 //! The fold: facts in, state of every unsettled transaction and the balance out.
 
-use crate::{Accepted, Action, Attempted, Balance, Fact, IdMap, Operated, Outcome, Position, RecipientIndex, Served};
+use crate::retention::{self, Base, Tallies};
+use crate::{
+    Accepted, Action, Attempted, Balance, Carried, Fact, IdMap, Operated, Outcome, Position, RecipientIndex, Served,
+};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use std::ops::{Deref, DerefMut};
+use std::time::Duration;
 
 /// A route, by its place in [`Ledger::routes`].
 pub type RouteIndex = u16;
 
-/// Everything the facts so far say. Holds transactions with at least one recipient unsettled or quarantined; the rest
-/// lives on in the balance alone.
+/// Everything the facts so far say. Holds transactions with at least one recipient that is not sent, until their segment
+/// leaves; the rest lives on in the balance alone.
 #[derive(Debug, Clone, Default)]
 pub struct Ledger {
     transactions: IdMap<Transaction>,
     routes: Vec<RouteName>,
     balance: Balance,
     largest_id: Option<TransactionId>,
-    served: Option<Served>,
+    served: Option<(u64, Served)>,
+    tallies: Tallies,
     without_effect: u64,
 }
 
@@ -105,6 +110,10 @@ pub enum RecipientState {
     Hold,
     /// Taken by the primary. Final.
     Sent,
+    /// Given back by an operator. Final, unless undone.
+    Bounced,
+    /// Removed by an operator. Final, unless undone.
+    Removed,
     /// Bytes damaged. Final, unless a later record shows it was settled before the damage.
     Quarantined,
 }
@@ -112,18 +121,31 @@ pub enum RecipientState {
 impl RecipientState {
     /// Whether nothing will be done for this recipient any more.
     pub fn is_settled(self) -> bool {
-        matches!(self, Self::Sent | Self::Quarantined)
+        matches!(self, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined)
     }
 
     /// The state after a record that says `told`; none if that record changes nothing. A settled recipient stays settled;
-    /// only a quarantined one may turn out to have been sent. One that an operator froze while an attempt was under way
-    /// stays frozen: the refusal does not undo that.
+    /// only one that is not sent may turn out to have been sent, by an attempt that was under way. One that an operator
+    /// froze while an attempt was under way stays frozen: the refusal does not undo that.
     pub fn after(self, told: Self) -> Option<Self> {
         match (self, told) {
             (Self::Sent, _) => None,
-            (Self::Quarantined, told) if told != Self::Sent => None,
+            (Self::Quarantined | Self::Bounced | Self::Removed, told) if told != Self::Sent => None,
             (Self::Hold, Self::Deferred(_)) => Some(self),
             (_, told) => Some(told),
+        }
+    }
+
+    /// The state after an operator's action; none if it changes nothing. What was sent cannot be taken back, and nobody
+    /// has the bytes of what is quarantined.
+    pub fn after_action(self, action: Action) -> Option<Self> {
+        match (action, self) {
+            (Action::Undo, Self::Bounced | Self::Removed) => Some(Self::Due),
+            (Action::Undo, _) | (_, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined) => None,
+            (Action::Hold, _) => Some(Self::Hold),
+            (Action::Release, _) => Some(Self::Due),
+            (Action::Bounce, _) => Some(Self::Bounced),
+            (Action::Remove, _) => Some(Self::Removed),
         }
     }
 }
@@ -135,15 +157,6 @@ impl From<&Outcome> for RecipientState {
             Outcome::Deferred { next_at, .. } => Self::Deferred(*next_at),
             Outcome::Held(_) => Self::Hold,
             Outcome::Quarantined(_) => Self::Quarantined,
-        }
-    }
-}
-
-impl From<Action> for RecipientState {
-    fn from(action: Action) -> Self {
-        match action {
-            Action::Hold => Self::Hold,
-            Action::Release => Self::Due,
         }
     }
 }
@@ -175,7 +188,8 @@ impl Ledger {
             }
             Fact::Attempted(attempted) => return self.attempted(attempted),
             Fact::Operated(operated) => self.operated(operated),
-            Fact::Served(served) => self.served = Some(served.clone()),
+            Fact::Served(served) => self.served = Some((position.segment, served.clone())),
+            Fact::Carried(carried) => self.carried(position, carried, |state| state),
         }
         None
     }
@@ -197,8 +211,28 @@ impl Ledger {
         self.insert(id, transaction);
     }
 
-    /// Takes what the marks count and nothing names: recipients quarantined without an identifier.
-    pub fn apply_unnamed(&mut self, transactions: u64, recipients: u64) {
+    /// Takes a `Carried` fact whose record is intact but whose content is not: what is pending is quarantined, unless the
+    /// record that it repeats is there.
+    pub fn apply_damaged_carried(&mut self, position: Position, carried: &Carried) {
+        if !self.transactions.contains(carried.accepted.id) {
+            self.carried(
+                position,
+                carried,
+                |state| if state.is_settled() { state } else { RecipientState::Quarantined },
+            );
+        }
+    }
+
+    /// Begins with what is left of the segments that have left; before anything else is applied.
+    pub fn apply_base(&mut self, base: &Base) {
+        self.balance = base.left;
+        self.largest_id = base.largest_id;
+        self.tallies = Tallies::new(*base);
+    }
+
+    /// Takes what the marks of a segment count and nothing names: recipients quarantined without an identifier.
+    pub fn apply_unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.tallies.unnamed(segment, transactions, recipients);
         self.balance.transactions += transactions;
         self.balance.accepted += recipients;
         self.balance.quarantined += recipients;
@@ -217,12 +251,49 @@ impl Ledger {
         self.insert(accepted.id, transaction);
     }
 
+    /// The same message written again: this record counts from now on. Where the first one is gone, it also tells how the
+    /// recipients stand; where the first one is damaged, they are as they were before that was found.
+    fn carried(&mut self, position: Position, carried: &Carried, believed: impl Fn(RecipientState) -> RecipientState) {
+        let id = carried.accepted.id;
+        if let Some(transaction) = self.transactions.get_mut(id) {
+            self.tallies.moved_away(transaction);
+            transaction.position = position;
+            for (entry, told) in transaction.recipients.iter_mut().zip(&carried.recipients) {
+                if entry.state == RecipientState::Quarantined {
+                    *self.balance.column(entry.state) -= 1;
+                    *self.balance.column(told.state) += 1;
+                    entry.state = told.state;
+                }
+            }
+            return self.tallies.placed(transaction);
+        }
+        let recipients = carried.accepted.envelope.recipients.iter().zip(&carried.recipients);
+        let entry = |(recipient, told): (&restante_envelope::Recipient, &crate::Standing)| RecipientEntry {
+            route: self.route_index(&recipient.route),
+            attempts: told.attempts,
+            state: believed(told.state),
+        };
+        let transaction = Transaction {
+            position,
+            accepted_at: carried.accepted.trace.received_at,
+            content_len: carried.accepted.content_len,
+            recipients: recipients.map(entry).collect(),
+        };
+        self.tallies.placed(&transaction);
+        self.enter(id, transaction);
+    }
+
     /// The same identifier twice is one message: the first record counts.
     fn insert(&mut self, id: TransactionId, transaction: Transaction) {
         if self.largest_id.is_some_and(|largest| id <= largest) && self.transactions.contains(id) {
             self.without_effect += 1;
             return;
         }
+        self.tallies.accepted(&transaction);
+        self.enter(id, transaction);
+    }
+
+    fn enter(&mut self, id: TransactionId, transaction: Transaction) {
         self.largest_id = self.largest_id.max(Some(id));
         self.balance.transactions += 1;
         for recipient in &transaction.recipients {
@@ -233,27 +304,32 @@ impl Ledger {
     }
 
     fn attempted(&mut self, attempted: &Attempted) -> Option<Transaction> {
-        let told = attempted.results.iter().map(|(index, outcome)| (*index, outcome.into()));
-        let is_history = self.change(attempted.id, told, 1);
-        is_history.then(|| self.transactions.remove(attempted.id)).flatten()
+        let told = attempted.results.iter().map(|(index, outcome)| (*index, outcome));
+        let is_history = self.change(attempted.id, attempted.at, 1, told, |state, outcome| state.after(outcome.into()));
+        let history = is_history.then(|| self.transactions.remove(attempted.id)).flatten();
+        history.iter().for_each(|transaction| self.tallies.forgotten(transaction));
+        history
     }
 
     fn operated(&mut self, operated: &Operated) {
-        let told = operated.recipients.iter().map(|index| (*index, operated.action.into()));
-        self.change(operated.id, told, 0);
+        let told = operated.recipients.iter().map(|index| (*index, operated.action));
+        self.change(operated.id, operated.at, 0, told, RecipientState::after_action);
     }
 
     /// Whether the transaction is history now.
-    fn change(
+    fn change<T>(
         &mut self,
         id: TransactionId,
-        told: impl Iterator<Item = (RecipientIndex, RecipientState)>,
+        at: Timestamp,
         attempts: u16,
+        told: impl Iterator<Item = (RecipientIndex, T)>,
+        after: impl Fn(RecipientState, T) -> Option<RecipientState>,
     ) -> bool {
         let mut transaction = self.transactions.get_mut(id);
+        let was_settled = transaction.as_ref().is_none_or(|t| t.is_settled());
         for (index, told) in told {
             let entry = transaction.as_mut().and_then(|t| t.recipients.get_mut(usize::from(index)));
-            let Some((entry, state)) = entry.and_then(|entry| entry.state.after(told).map(|state| (entry, state)))
+            let Some((entry, state)) = entry.and_then(|entry| after(entry.state, told).map(|state| (entry, state)))
             else {
                 self.without_effect += 1;
                 continue;
@@ -263,7 +339,13 @@ impl Ledger {
             entry.state = state;
             entry.attempts = entry.attempts.saturating_add(attempts);
         }
-        transaction.is_some_and(|t| t.is_history())
+        let Some(transaction) = transaction else { return false };
+        match (was_settled, transaction.is_settled()) {
+            (false, true) => self.tallies.closed(transaction, at),
+            (true, false) => self.tallies.reopened(transaction),
+            _ => {}
+        }
+        transaction.is_history()
     }
 
     fn route_index(&mut self, name: &RouteName) -> RouteIndex {
@@ -307,23 +389,58 @@ impl Ledger {
 
     /// What the last daemon on this journal recorded of itself.
     pub fn served(&self) -> Option<&Served> {
-        self.served.as_ref()
+        self.served.as_ref().map(|(_, served)| served)
+    }
+
+    /// Before which segment all may leave when settled mail is kept for `retain`, once its stragglers were written again.
+    /// `newest` is the one being written, which may be among them. None if none may.
+    pub fn leaving(&self, newest: u64, retain: Duration, now: Timestamp) -> Option<u64> {
+        Some(self.tallies.ripe_before(newest, retain, now)).filter(|first| *first > self.tallies.base().first)
+    }
+
+    /// Messages in the segments before `first` that are to be settled: some of them, if they are many.
+    pub fn stragglers(&self, first: u64) -> Vec<TransactionId> {
+        if self.tallies.are_live_before(first) {
+            retention::stragglers(first, self.transactions.iter())
+        } else {
+            Vec::new()
+        }
+    }
+
+    /// What will be known of the segments before `first` when they have left; none if a message there is to be settled.
+    /// Whatever is needed of them must have been written again before: see [`Ledger::served_in`].
+    pub fn base_at(&self, first: u64) -> Option<Base> {
+        let settled = self.transactions.iter().map(|(_, t)| t).filter(|t| t.position.segment < first);
+        self.tallies.base_at(first, self.largest_id, settled)
+    }
+
+    /// The segments before `base.first` have left: a header says so that is on stable storage.
+    pub fn segments_left(&mut self, base: &Base) {
+        let gone: Vec<_> = self.transactions.iter().filter(|(_, t)| t.position.segment < base.first).collect();
+        let gone: Vec<_> = gone.into_iter().map(|(id, _)| id).collect();
+        gone.into_iter().for_each(|id| drop(self.transactions.remove(id)));
+        self.tallies.left(*base);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    /// What is known of the segments that have left.
+    pub fn base(&self) -> Base {
+        self.tallies.base()
+    }
+
+    /// The segment in which the last daemon recorded itself.
+    pub fn served_in(&self) -> Option<u64> {
+        self.served.as_ref().map(|(segment, _)| *segment)
     }
 
     /// Facts that changed nothing: about unknown messages or recipients already settled. Each is harmless; many of them
     /// say that something wrote what it should not.
     pub fn without_effect(&self) -> u64 {
         self.without_effect
-    }
-}
-
-impl Balance {
-    fn column(&mut self, state: RecipientState) -> &mut u64 {
-        match state {
-            RecipientState::Due | RecipientState::Deferred(_) | RecipientState::Hold => &mut self.pending,
-            RecipientState::Sent => &mut self.sent,
-            RecipientState::Quarantined => &mut self.quarantined,
-        }
     }
 }
 

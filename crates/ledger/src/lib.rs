@@ -5,7 +5,8 @@
 //!                |  ^        |------> deferred (until a printed time) -> waiting
 //!                |  |        '------> hold (permanent refusal, safety rule)
 //!                |  '---- Operated: release ----'
-//!                '------- Operated: hold -> hold
+//!                |------- Operated: hold -> hold
+//!                '------- Operated: remove, bounce -> removed, bounced -- Operated: undo -> waiting
 //! record unreadable -> quarantined
 //! ```
 //!
@@ -18,11 +19,13 @@ mod balance;
 mod fact;
 mod id_map;
 mod ledger;
+mod retention;
 
 pub use balance::Balance;
 pub use fact::{
-    Accepted, Action, Attempted, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, RouteRecord,
-    Served, Timings,
+    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex,
+    RouteRecord, Served, Standing, Timings,
 };
 pub use id_map::IdMap;
 pub use ledger::{Ledger, RecipientEntry, RecipientState, Recipients, RouteIndex, Transaction};
+pub use retention::Base;

@@ -10,7 +10,8 @@ use crate::status::{Event, RouteStatus, StateView, TransactionState};
 use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Cause, Fact, Ledger, Outcome, Position, RecipientEntry, RecipientIndex, RecipientState, RouteIndex, Transaction,
+    Base, Cause, Fact, Ledger, Outcome, Position, RecipientEntry, RecipientIndex, RecipientState, RouteIndex,
+    Transaction,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -234,6 +235,7 @@ impl Relay {
             Fact::Accepted(accepted) => accepted.id,
             Fact::Attempted(attempted) => attempted.id,
             Fact::Operated(operated) => operated.id,
+            Fact::Carried(carried) => carried.accepted.id,
             Fact::Served(_) => return drop(self.ledger.apply(position, fact)),
         };
         let sent = self.ledger.apply(position, fact);
@@ -398,6 +400,11 @@ impl Relay {
             lane.health.probe_now(now);
         }
         self.rewake(number);
+    }
+
+    /// The segments before `base.first` have left the journal. Nothing in them was to be settled.
+    pub fn segments_left(&mut self, base: &Base) {
+        self.ledger.segments_left(base);
     }
 
     /// What the facts so far say.

@@ -28,7 +28,9 @@ impl From<RecipientState> for Place {
             RecipientState::Due => Self::Due,
             RecipientState::Deferred(at) => Self::Deferred(at),
             RecipientState::Hold => Self::Hold,
-            RecipientState::Sent | RecipientState::Quarantined => Self::Settled,
+            RecipientState::Sent | RecipientState::Bounced | RecipientState::Removed | RecipientState::Quarantined => {
+                Self::Settled
+            }
         }
     }
 }

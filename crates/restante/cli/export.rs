@@ -162,6 +162,8 @@ fn state(entry: RecipientEntry) -> &'static str {
         RecipientState::Deferred(_) => "deferred",
         RecipientState::Hold => "hold",
         RecipientState::Sent => "sent",
+        RecipientState::Bounced => "bounced",
+        RecipientState::Removed => "removed",
         RecipientState::Quarantined => "quarantined",
     }
 }

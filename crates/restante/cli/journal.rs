@@ -13,7 +13,7 @@ use restante_journal::{
     CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Replay, ReplayError, Seed, Sink,
     Storage as _, Writer, replay,
 };
-use restante_ledger::{Accepted, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -86,8 +86,14 @@ impl Sink for Watched {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.apply_lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.apply_unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.apply_unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.apply_damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.apply_base(base);
     }
     fn segment_done(&mut self, bytes: u64) {
         self.progress.advance(bytes, "");

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// After a full disk: as much as the journal fills ahead, and a message.
 const ROOM_AGAIN_BYTES: u64 = 4 << 20;
@@ -33,6 +33,8 @@ pub(crate) struct Admin {
     pub(crate) storage: DirStorage,
     pub(crate) journal: Journal,
     pub(crate) relay: mpsc::Sender<Request>,
+    /// Whoever changes how recipients stand has the permit.
+    pub(crate) operating: Arc<Semaphore>,
     pub(crate) reload: mpsc::Sender<reload::Order>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
@@ -211,11 +213,19 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
     };
     let (actor, reason) = (required("actor")?, required("reason")?);
     let which = which(params)?;
+    let stopping = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
+    let permit = desk.admin.operating.clone().acquire_owned().await.map_err(stopping)?;
     let chosen = desk.admin.ask(|answer| Request::Choose(which, action, answer)).await?;
     let matched = chosen.len();
     let order = Order { action, actor, reason };
     // A task of its own: a client that leaves does not leave half of it done.
-    let done = tokio::spawn(operate_all(desk.admin.clone(), chosen, order)).await.unwrap_or(0);
+    let admin = desk.admin.clone();
+    let operating = async move {
+        let done = operate_all(admin, chosen, order).await;
+        drop(permit);
+        done
+    };
+    let done = tokio::spawn(operating).await.unwrap_or(0);
     if done < matched {
         let why = format!("{done} of {matched} done; the journal did not take the rest, run the command again");
         return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, why));
@@ -223,6 +233,9 @@ async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Actio
     let verb = match action {
         Action::Hold => "hold",
         Action::Release => "release",
+        Action::Bounce => "bounce",
+        Action::Remove => "remove",
+        Action::Undo => "undo",
     };
     Ok(Json(json!({"type": verb, "matched": matched})))
 }

@@ -99,6 +99,11 @@ pub(crate) struct Tried {
     pub(crate) unheard: bool,
 }
 
+/// Our own finding about a message, without a next hop.
+pub(crate) fn found(id: TransactionId, results: Vec<(RecipientIndex, Outcome)>) -> Attempted {
+    Attempted { id, at: clock::now(), next_hop: None, timings: Timings::default(), results }
+}
+
 /// A message that the disk did not give us is tried again after this.
 const READ_RETRY: Duration = Duration::from_secs(60);
 

@@ -11,7 +11,7 @@ use self::desk::{Batch, Desk, GATHER, Next};
 use restante_envelope::TransactionId;
 use restante_index::{Change, Event, HEAD_BYTES_MAX, Index, IndexError, Origin, Summary};
 use restante_journal::{Depth, DirStorage, Reader, Report, Sink, replay_from};
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Position};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
@@ -147,7 +147,11 @@ impl Keeper {
                 .into_iter()
                 .map(|(position, fact)| change(&mut keeper.reader, position, Event::Fact(fact)))
                 .collect();
-            keeper.apply(&changes)
+            keeper.apply(&changes)?;
+            match batch.left {
+                Some(first) => keeper.forget(first),
+                None => Ok(()),
+            }
         });
     }
 
@@ -247,6 +251,13 @@ impl Keeper {
         Ok(())
     }
 
+    /// What stands in the segments before `first` is not in the journal any more.
+    fn forget(&mut self, first: u64) -> Result<(), IndexError> {
+        self.open_index()?.index.forget_before(first)?;
+        self.written();
+        Ok(())
+    }
+
     /// Remembers how we left the file.
     fn written(&mut self) {
         if let Some(open) = &mut self.open {
@@ -258,6 +269,9 @@ impl Keeper {
 fn change(reader: &mut Reader<DirStorage>, position: Position, event: Event) -> Change {
     let summary = match &event {
         Event::Fact(Fact::Accepted(accepted)) | Event::Damaged(accepted) => summary(reader, position, accepted.id),
+        Event::Fact(Fact::Carried(carried)) | Event::DamagedCarried(carried) => {
+            summary(reader, position, carried.accepted.id)
+        }
         Event::Fact(_) | Event::Lost { .. } => None,
     };
     Change { position, event, summary }
@@ -304,7 +318,11 @@ impl Sink for Feeder<'_> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.event(position, || Event::Lost { id, recipients });
     }
-    fn unnamed(&mut self, _transactions: u64, _recipients: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.event(position, || Event::DamagedCarried(carried.clone()));
+    }
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 fn beside(path: &Path, ending: &str) -> PathBuf {

@@ -6,7 +6,7 @@
 use super::log::{Line, Range, files};
 use restante_envelope::TransactionId;
 use restante_journal::{Depth, DirStorage, Reader, Sink};
-use restante_ledger::{Accepted, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -88,7 +88,7 @@ pub(crate) struct Boot {
 
 impl Sink for Boot {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        if !matches!(fact, Fact::Served(_)) {
+        if !matches!(fact, Fact::Served(_) | Fact::Carried(_)) {
             self.last = Some(position);
         }
         self.end = Some(position);
@@ -102,8 +102,15 @@ impl Sink for Boot {
         self.end = Some(position);
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.end = Some(position);
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 
@@ -171,7 +178,7 @@ impl Sink for Teller<'_> {
             let about = match fact {
                 Fact::Attempted(attempted) => self.about(attempted.id),
                 Fact::Operated(operated) => self.about(operated.id),
-                Fact::Accepted(_) | Fact::Served(_) => None,
+                Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => None,
             };
             self.tell(position, Line::of(fact, about.as_ref()));
         }
@@ -186,8 +193,14 @@ impl Sink for Teller<'_> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.boot.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.boot.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.boot.unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.boot.damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.boot.begins_after(base);
     }
 }
 

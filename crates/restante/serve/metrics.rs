@@ -141,7 +141,7 @@ impl Metrics {
                     } += 1;
                 }
             }
-            Fact::Operated(_) | Fact::Served(_) => {}
+            Fact::Operated(_) | Fact::Served(_) | Fact::Carried(_) => {}
         }
     }
 

@@ -22,6 +22,7 @@ pub(crate) mod metrics;
 mod notify;
 mod relay;
 mod reload;
+mod retention;
 mod scrub;
 mod session;
 mod settlements;
@@ -30,6 +31,7 @@ mod socket;
 mod sockets;
 pub(crate) mod tls;
 
+use crate::cli::account::in_words;
 use crate::cli::exit;
 use crate::clock;
 use crate::config::{Config, Flags, Limits, Route};
@@ -39,8 +41,8 @@ use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_index::Origin;
 use restante_journal::{
-    CommitError, Damage, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay, Seed, State,
-    Writer,
+    CarriedBlobs, CommitError, Damage, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay,
+    Seed, State, Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
@@ -143,21 +145,30 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
     };
     let sockets = Sockets::open(&config, inherited)?;
     notify::starting();
-    let (boot, origin, writer, damage) = open_journal(&config, &storage)?;
+    let Opened { boot, origin, writer, damage, carried, unrecorded } = open_journal(&config, &storage)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
+    index.0.left(boot.ledger.base().first);
     let means = reload::Means { flags, hangups };
-    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, writer, tls, means)?;
+    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried, unrecorded), tls, means)?;
     let metrics = daemon.door.metrics.clone();
     let scrub = scrub::Scrub::start(storage, &damage, metrics).context("cannot start reading the journal again")?;
     daemon.run(config, sockets, signals, stop_with_stdin, scrub).await?;
     Ok(Ended::Stopped)
 }
 
+/// The journal, ready to be written to.
+struct Opened {
+    boot: Boot,
+    origin: Origin,
+    writer: Writer<DirStorage>,
+    damage: Vec<Damage>,
+    carried: CarriedBlobs,
+    /// What found no room for its record.
+    unrecorded: Option<Fact>,
+}
+
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(
-    config: &Config,
-    storage: &DirStorage,
-) -> anyhow::Result<(Boot, Origin, Writer<DirStorage>, Vec<Damage>)> {
+fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened> {
     let mut boot = Boot::default();
     restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
@@ -169,12 +180,7 @@ fn open_journal(
         }
         State::Damaged => {
             for damage in &replay.report.damage {
-                let (kind, ids) = (damage.kind.as_str(), &damage.ids);
-                tracing::error!(
-                    "the journal is damaged: segment {} at {}: {kind} {ids:?}",
-                    damage.segment,
-                    damage.offset
-                );
+                tracing::error!("the journal is {}", in_words("damaged", damage));
             }
             tracing::error!("mail is served around the damage; run `restante verify` for the account");
         }
@@ -182,22 +188,32 @@ fn open_journal(
     for name in aside {
         tracing::warn!("set aside: {name}");
     }
+    let mut carried = replay.carried_blobs.clone();
+    // A crash came before they were gone. Their blobs look like orphans, so they go first.
+    if let Err(error) = restante_journal::remove_left(storage, replay.base.first, &mut carried) {
+        tracing::warn!("cannot remove segments that have left the journal: {error}");
+    }
     clear_orphans(storage, &replay);
     let seed = Seed { journal: clock::entropy128(), entropy: clock::entropy(), tags: clock::entropy() };
     let origin = index::origin(replay.journal().unwrap_or(seed.journal), &replay.report);
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = served(config);
+    let mut unrecorded = None;
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
-        Ok(durable) => boot.end = durable.receipts().last().map(Receipt::position).or(boot.end),
+        Ok(durable) => {
+            boot.end = durable.receipts().last().map(Receipt::position).or(boot.end);
+            boot.end.iter().for_each(|position| _ = boot.ledger.apply(*position, &served));
+        }
         Err(CommitError::Full(error)) => {
-            tracing::warn!("no room for the journal, mail is refused until there is: {error}")
+            tracing::warn!("no room for the journal, mail waits and is refused until there is: {error}");
+            unrecorded = Some(served);
         }
         Err(error) => return Err(error.into()),
     }
-    Ok((boot, origin, writer, replay.report.damage))
+    Ok(Opened { boot, origin, writer, damage: replay.report.damage, carried, unrecorded })
 }
 
 /// What is in `blob/` and belongs to no message costs room and nothing else, so no error here keeps us from starting.
@@ -290,6 +306,7 @@ struct Daemon {
     log_thread: JoinHandle<()>,
     index_thread: JoinHandle<()>,
     settlements: Arc<settlements::Settlements>,
+    retention: retention::Keeper,
 }
 
 impl Daemon {
@@ -298,7 +315,7 @@ impl Daemon {
         storage: DirStorage,
         boot: Boot,
         (index, index_thread): (index::IndexHandle, JoinHandle<()>),
-        writer: Writer<DirStorage>,
+        (writer, carried, unrecorded): (Writer<DirStorage>, CarriedBlobs, Option<Fact>),
         tls: Arc<tls::Tls>,
         means: reload::Means,
     ) -> anyhow::Result<Self> {
@@ -310,6 +327,9 @@ impl Daemon {
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
         let (journal, journal_thread) = journal::start(writer, fact_sender)?;
+        if unrecorded.is_some() {
+            journal.is_stuck_from_the_start();
+        }
         let (routes_now, routes_of_now) = watch::channel(routes.clone());
         let (limits_now, limits) = watch::channel(config.limits.clone());
         let (order_sender, orders) = mpsc::channel(reload::ORDERS);
@@ -336,6 +356,20 @@ impl Daemon {
             log: log.handle.clone(),
             index,
             metrics: metrics.clone(),
+            newest: relay::Newest::new(boot.end),
+            rest: None,
+        };
+        let operating = Arc::new(Semaphore::new(1));
+        let retention = retention::Keeper {
+            storage: storage.clone(),
+            journal: journal.clone(),
+            relay: request_sender.clone(),
+            settlements: settlements.clone(),
+            operating: operating.clone(),
+            stopping: stopping.clone(),
+            retain: config.retain,
+            carried,
+            unrecorded,
         };
         let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
         settings.starttls = true;
@@ -358,6 +392,7 @@ impl Daemon {
             storage,
             journal,
             relay: request_sender,
+            operating,
             reload: order_sender,
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
@@ -365,7 +400,19 @@ impl Daemon {
         });
         let reloading = reload::Reloading::new(config.clone(), means, parts, orders);
         let log_thread = log.thread;
-        Ok(Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread, settlements })
+        Ok(Self {
+            door,
+            admin,
+            relay,
+            stop,
+            limits,
+            reloading,
+            journal_thread,
+            log_thread,
+            index_thread,
+            settlements,
+            retention,
+        })
     }
 
     async fn run(
@@ -376,8 +423,9 @@ impl Daemon {
         stop_with_stdin: bool,
         scrub: scrub::Scrub,
     ) -> anyhow::Result<()> {
-        let Self { door, admin, relay, stop, limits, reloading, journal_thread, log_thread, index_thread, settlements } =
-            self;
+        let Self { door, admin, relay, stop, limits, reloading, .. } = self;
+        let (journal_thread, log_thread, index_thread) = (self.journal_thread, self.log_thread, self.index_thread);
+        let (settlements, retention) = (self.settlements, self.retention);
         let smtp: Vec<SocketAddr> = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
         let admin_address = sockets.admin_tcp.as_ref().map(TcpListener::local_addr).transpose()?;
         let mut relay = tokio::spawn(relay.run());
@@ -390,6 +438,7 @@ impl Daemon {
         tokio::spawn(door.tls.clone().watch());
         let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), limits));
         tokio::spawn(reloading.run());
+        tokio::spawn(retention.run());
         announce(&smtp, admin_address)?;
         notify::ready(config.routes.len());
 

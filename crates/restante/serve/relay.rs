@@ -9,11 +9,14 @@ use super::log::{Line, LogHandle};
 use super::metrics::Metrics;
 use crate::clock;
 use restante_courier::Target;
-use restante_envelope::{RouteName, TransactionId};
-use restante_ledger::{Action as Operation, Fact, Ledger, Position, RecipientIndex, RecipientState};
+use restante_envelope::{RouteName, Timestamp, TransactionId};
+use restante_ledger::{
+    Action as Operation, Base, Fact, Ledger, Position, RecipientEntry, RecipientIndex, RecipientState, Served, Standing,
+};
 use restante_relay::{Action, Event, Flush, MAX_CONNECTIONS_DEFAULT, Relay, RouteState, RouteStatus, Routes};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// Batches of facts and reports on their way here. The journal's thread waits when this is full: the relay never waits
@@ -23,6 +26,9 @@ pub(crate) const QUEUE: usize = 256;
 /// Messages that get a `waiting` line when a primary goes down. One that flaps with a million messages due must not bury
 /// the log; its line tells how many there are.
 const WAITING_NAMED_MAX: usize = 1_000;
+
+/// Whether there is room again on a full disk.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// A question, or an order of an operator.
 pub(crate) enum Request {
@@ -36,6 +42,58 @@ pub(crate) enum Request {
     Choose(Which, Operation, oneshot::Sender<Vec<Chosen>>),
     /// Go by these routes from now on.
     SetRoutes(Arc<Routes>, NextHops, oneshot::Sender<()>),
+    /// Begin no attempt until the other end is gone.
+    Rest(oneshot::Receiver<()>),
+    /// Which segments may leave if settled mail is kept for `retain`, and the newest is not younger than `age`?
+    Leaving { retain: Duration, age: Duration, answer: oneshot::Sender<Leaving> },
+    /// Which messages in the segments before this one are to be settled? Some of them, if they are many.
+    Stragglers { first: u64, answer: oneshot::Sender<Vec<Straggler>> },
+    /// What will be known of those segments when they have left? None if they cannot.
+    BaseAt { first: u64, answer: oneshot::Sender<Option<Base>> },
+    /// What the last daemon, this one or a reload of it, recorded of itself.
+    Served(oneshot::Sender<Option<Served>>),
+    /// They have.
+    Left { base: Base, answer: oneshot::Sender<()> },
+}
+
+/// What may be done about old segments.
+pub(crate) struct Leaving {
+    /// Those before this one may leave, once their stragglers were written again.
+    pub(crate) first: Option<u64>,
+    /// The newest one is old, and holds something.
+    pub(crate) is_old: bool,
+}
+
+/// A message that is to be settled in a segment that is to leave.
+pub(crate) struct Straggler {
+    pub(crate) id: TransactionId,
+    pub(crate) position: Position,
+    pub(crate) content_len: u64,
+    pub(crate) recipients: Vec<Standing>,
+    /// An attempt is under way.
+    pub(crate) is_active: bool,
+}
+
+/// The segment that is written now, as far as its facts tell.
+#[derive(Clone, Copy)]
+pub(crate) struct Newest {
+    number: u64,
+    since: Timestamp,
+    /// Of more than the start of a daemon.
+    holds_something: bool,
+}
+
+impl Newest {
+    pub(crate) fn new(end: Option<Position>) -> Self {
+        Self { number: end.map_or(0, |end| end.segment), since: clock::now(), holds_something: false }
+    }
+
+    fn take(&mut self, position: Position, fact: &Fact, now: Timestamp) {
+        if position.segment > self.number {
+            *self = Self { number: position.segment, since: now, holds_something: false };
+        }
+        self.holds_something |= !matches!(fact, Fact::Served(_));
+    }
 }
 
 /// Where each route's mail goes.
@@ -68,6 +126,9 @@ pub(crate) struct RelayTask {
     pub(crate) log: LogHandle,
     pub(crate) index: IndexHandle,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) newest: Newest,
+    /// While the other end is there, no attempt begins.
+    pub(crate) rest: Option<oneshot::Receiver<()>>,
 }
 
 /// The desk of a route whose mail goes to these.
@@ -81,10 +142,16 @@ impl RelayTask {
         let mut stopping = self.stopping.clone();
         let mut stopped = false;
         loop {
-            if !stopped {
+            // What is sent while that cannot be recorded is sent again after the next start.
+            let is_stuck = self.office.settlements.are_stuck();
+            let may_act = !stopped && self.rest.is_none() && !is_stuck;
+            if may_act {
                 self.act();
             }
-            let next = self.relay.poll_timeout().filter(|_| !stopped);
+            let next = match is_stuck {
+                true => Some(clock::now() + LOOK_AGAIN),
+                false => self.relay.poll_timeout().filter(|_| may_act),
+            };
             tokio::select! {
                 batch = self.facts.recv() => match batch {
                     Some(batch) => self.take_facts(batch),
@@ -97,6 +164,7 @@ impl RelayTask {
                     let open: Vec<_> = self.desks.values().cloned().collect();
                     open.iter().for_each(|desk| self.close(desk));
                 }
+                _ = rested(&mut self.rest) => self.rest = None,
                 () = super::session::until(next) => {}
             }
         }
@@ -147,8 +215,9 @@ impl RelayTask {
         let (mut told, mut lines) = (Vec::with_capacity(batch.len()), Vec::new());
         for Recorded { position, fact, about } in batch {
             self.relay.apply(position, &fact, now);
+            self.newest.take(position, &fact, now);
             if let Fact::Operated(operated) = &fact
-                && operated.action == Operation::Hold
+                && !matches!(operated.action, Operation::Release | Operation::Undo)
             {
                 self.take_back(operated.id);
             }
@@ -241,7 +310,37 @@ impl RelayTask {
                 let _gone = answer.send(());
             }
             Request::Choose(which, action, answer) => drop(answer.send(self.choose(&which, action))),
+            Request::Served(answer) => drop(answer.send(self.relay.ledger().served().cloned())),
+            Request::Rest(rest) => self.rest = Some(rest),
+            Request::Leaving { retain, age, answer } => {
+                let (now, newest) = (clock::now(), self.newest);
+                let first = self.relay.ledger().leaving(newest.number, retain, now);
+                let is_old = now.since(newest.since) >= age;
+                let first = first.filter(|_| is_old);
+                let _gone = answer.send(Leaving { first, is_old: is_old && newest.holds_something });
+            }
+            Request::Stragglers { first, answer } => drop(answer.send(self.stragglers(first))),
+            Request::BaseAt { first, answer } => drop(answer.send(self.relay.ledger().base_at(first))),
+            Request::Left { base, answer } => {
+                self.relay.segments_left(&base);
+                self.index.left(base.first);
+                let _gone = answer.send(());
+            }
         }
+    }
+
+    fn stragglers(&self, first: u64) -> Vec<Straggler> {
+        let active: HashSet<TransactionId> = self.relay.active().into_iter().map(|(id, _)| id).collect();
+        let ledger = self.relay.ledger();
+        let standing =
+            |entry: &RecipientEntry| Standing { attempts: entry.attempts, state: entry.state, why: String::new() };
+        let straggler = |id: TransactionId| {
+            let transaction = ledger.get(id)?;
+            let recipients = transaction.recipients.iter().map(standing).collect();
+            let (position, content_len) = (transaction.position, transaction.content_len);
+            Some(Straggler { id, position, content_len, recipients, is_active: active.contains(&id) })
+        };
+        ledger.stragglers(first).into_iter().filter_map(straggler).collect()
     }
 
     fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
@@ -260,6 +359,7 @@ impl RelayTask {
         let would_change = |state: RecipientState| match action {
             Operation::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
             Operation::Release => state == RecipientState::Hold,
+            Operation::Bounce | Operation::Remove | Operation::Undo => state.after_action(action).is_some(),
         };
         let mut found = Vec::new();
         for (id, transaction) in ledger.iter().filter(|(id, _)| chosen(id)) {
@@ -272,6 +372,14 @@ impl RelayTask {
             }
         }
         found
+    }
+}
+
+/// Returns when the other end is gone; never if there is none.
+async fn rested(rest: &mut Option<oneshot::Receiver<()>>) {
+    match rest {
+        Some(rest) => drop(rest.await),
+        None => std::future::pending().await,
     }
 }
 

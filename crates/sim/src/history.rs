@@ -135,7 +135,7 @@ impl History {
                     });
                 }
             }
-            Fact::Served(_) => {}
+            Fact::Served(_) | Fact::Carried(_) => {}
         }
         Ok(())
     }
@@ -428,6 +428,7 @@ fn id_of(fact: &Fact) -> Option<TransactionId> {
         Fact::Accepted(accepted) => Some(accepted.id),
         Fact::Attempted(attempted) => Some(attempted.id),
         Fact::Operated(operated) => Some(operated.id),
+        Fact::Carried(carried) => Some(carried.accepted.id),
         Fact::Served(_) => None,
     }
 }

@@ -9,7 +9,7 @@ use restante_journal::{
     CommitError, Damage, Depth, Options, Prepared, Reader, Receipt, Replay, Report, Seed, Sink, Writer, remove_parts,
     replay, set_aside, set_orphans_aside,
 };
-use restante_ledger::{Accepted, Fact, Ledger, Position, RouteRecord, Served};
+use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position, RouteRecord, Served};
 use restante_relay::Relay;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -75,8 +75,14 @@ impl Sink for Found {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 

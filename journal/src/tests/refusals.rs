@@ -6,7 +6,7 @@ use crate::header::file_name;
 use crate::record::decode_frame;
 use crate::storage::Storage;
 use crate::{Damage, ReplayError, Sink, scrub};
-use restante_ledger::{Accepted, Position};
+use restante_ledger::{Accepted, Base, Carried, Position};
 
 /// A fold that does something at the first fact.
 struct Interrupted<F> {
@@ -27,8 +27,14 @@ impl<F: FnOnce()> Sink for Interrupted<F> {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.ledger.lost(position, id, recipients);
     }
-    fn unnamed(&mut self, transactions: u64, recipients: u64) {
-        self.ledger.unnamed(transactions, recipients);
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.ledger.damaged_carried(position, carried);
+    }
+    fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
+        self.ledger.unnamed(segment, transactions, recipients);
+    }
+    fn begins_after(&mut self, base: &Base) {
+        self.ledger.begins_after(base);
     }
 }
 
@@ -96,12 +102,11 @@ fn a_segment_of_a_later_format_is_refused_by_all_who_read() {
     history(&storage, 12);
     let position = fold(&storage, Depth::Records).1.iter().next().unwrap().1.position;
     storage.alter(&file_name(position.segment), |bytes| {
-        bytes[8..12].copy_from_slice(&[2, 0, 2, 0]);
-        let crc = crc32c::crc32c(&bytes[..92]).to_le_bytes();
-        bytes[92..96].copy_from_slice(&crc);
+        bytes[8..12].copy_from_slice(&[3, 0, 3, 0]);
+        seal_header(&mut bytes[..FORMAT_2_BYTES]);
     });
     let refused = replay(&storage, Depth::Records, &mut Ledger::new()).unwrap_err();
-    assert!(matches!(refused, ReplayError::TooNew { format: 2, .. }), "{refused}");
+    assert!(matches!(refused, ReplayError::TooNew { format: 3, .. }), "{refused}");
     assert!(matches!(Reader::new(storage.clone()).message(position), Err(ReadError::Damaged { .. })));
     let scrubbed = scrub(&storage, |_| true, |damage| panic!("{damage:?}")).unwrap();
     assert!(matches!(scrubbed.unreadable[..], [ReplayError::TooNew { .. }, ..]) && !scrubbed.stopped);

@@ -5,7 +5,7 @@ use super::source::about;
 use restante_envelope::TransactionId;
 use restante_index::{RecipientRow, Row};
 use restante_journal::{Depth, DirStorage, ReplayError, Sink, replay_from};
-use restante_ledger::{Accepted, Action, Attempted, Fact, Operated, Outcome, Position, RecipientIndex};
+use restante_ledger::{Accepted, Action, Attempted, Base, Carried, Fact, Operated, Outcome, Position, RecipientIndex};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -43,7 +43,7 @@ impl Sink for Histories {
         let step = match fact {
             Fact::Attempted(attempted) => Step::Attempted(attempted.clone()),
             Fact::Operated(operated) => Step::Operated(operated.clone()),
-            Fact::Accepted(_) | Fact::Served(_) => return,
+            Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => return,
         };
         if steps.len() == STEPS_MAX {
             steps.pop_front();
@@ -52,7 +52,9 @@ impl Sink for Histories {
     }
     fn damaged(&mut self, _: Position, _: &Accepted) {}
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, _: Position, _: &Carried) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 impl Step {
@@ -103,6 +105,9 @@ fn verb(action: Action) -> &'static str {
     match action {
         Action::Hold => "held",
         Action::Release => "released",
+        Action::Bounce => "bounced",
+        Action::Remove => "removed",
+        Action::Undo => "undone",
     }
 }
 

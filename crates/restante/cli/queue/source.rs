@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use restante_envelope::TransactionId;
 use restante_index::{Change, Event, Index, IndexError, Keep, Row, Selector};
 use restante_journal::{Depth, DirStorage, Reader, Sink, replay, replay_from};
-use restante_ledger::{Accepted, Fact, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Position};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -129,7 +129,11 @@ impl Sink for Tail {
     fn lost(&mut self, position: Position, _: TransactionId, _: u16) {
         self.event(position);
     }
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, position: Position, _: &Carried) {
+        self.event(position);
+    }
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 /// Reads the whole journal, and says why.
@@ -187,7 +191,11 @@ impl Sink for Fold {
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
         self.event(position, id, || Event::Lost { id, recipients });
     }
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.event(position, carried.accepted.id, || Event::DamagedCarried(carried.clone()));
+    }
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 /// The transaction that a fact is about.
@@ -196,6 +204,7 @@ pub(super) fn about(fact: &Fact) -> Option<TransactionId> {
         Fact::Accepted(accepted) => Some(accepted.id),
         Fact::Attempted(attempted) => Some(attempted.id),
         Fact::Operated(operated) => Some(operated.id),
+        Fact::Carried(carried) => Some(carried.accepted.id),
         Fact::Served(_) => None,
     }
 }

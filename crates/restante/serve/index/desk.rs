@@ -22,6 +22,8 @@ pub(super) struct Batch {
     pub(super) facts: Vec<(Position, Fact)>,
     /// As in [`GATHER_NAMES`].
     pub(super) names: usize,
+    /// Behind all of these: the segments before this one have left the journal.
+    pub(super) left: Option<u64>,
 }
 
 /// What the thread is told.
@@ -38,7 +40,7 @@ impl Waiting {
         self.end = facts.last().map(|(last, _)| *last).or(self.end);
         let names: usize = facts.iter().map(|(_, fact)| names(fact)).sum();
         if self.batch.names + names > WAITING_NAMES_MAX {
-            self.batch = Batch { after: self.end, ..Batch::default() };
+            self.batch = Batch { after: self.end, left: self.batch.left, ..Batch::default() };
             return;
         }
         self.batch.names += names;
@@ -57,6 +59,7 @@ fn names(fact: &Fact) -> usize {
         Fact::Accepted(accepted) => accepted.envelope.recipients.len(),
         Fact::Attempted(attempted) => attempted.results.len(),
         Fact::Operated(operated) => operated.recipients.len(),
+        Fact::Carried(carried) => carried.recipients.len(),
         Fact::Served(_) => 0,
     }
 }
@@ -122,6 +125,13 @@ impl IndexHandle {
         if before == 0 || (before < GATHER_NAMES && after >= GATHER_NAMES) {
             self.0.changed.notify_one();
         }
+    }
+}
+
+impl IndexHandle {
+    /// What stands in the segments before `first` is gone. Said after the facts that tell what became of it.
+    pub(crate) fn left(&self, first: u64) {
+        self.0.waiting().batch.left = Some(first);
     }
 }
 

@@ -54,11 +54,13 @@ impl Sink for Facts {
     }
     fn damaged(&mut self, _: Position, _: &Accepted) {}
     fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
-    fn unnamed(&mut self, _: u64, _: u64) {}
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn damaged_carried(&mut self, _: Position, _: &Carried) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 fn batch(after: Option<Position>, facts: Vec<(Position, Fact)>) -> Batch {
-    Batch { after, facts, names: 0 }
+    Batch { after, facts, names: 0, left: None }
 }
 
 fn rows(keeper: &mut Keeper) -> usize {

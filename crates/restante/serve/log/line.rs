@@ -154,7 +154,7 @@ impl Line {
             Fact::Accepted(accepted) => vec![Self::accepted(accepted)],
             Fact::Attempted(attempted) => Self::attempted(attempted, about),
             Fact::Operated(operated) => Self::operated(operated, about),
-            Fact::Served(_) => Vec::new(),
+            Fact::Served(_) | Fact::Carried(_) => Vec::new(),
         }
     }
 
@@ -234,6 +234,9 @@ impl Line {
         let (event, status) = match operated.action {
             restante_ledger::Action::Hold => ("held", "hold"),
             restante_ledger::Action::Release => ("released", "released"),
+            restante_ledger::Action::Bounce => ("bounced", "bounced"),
+            restante_ledger::Action::Remove => ("removed", "removed"),
+            restante_ledger::Action::Undo => ("undone", "waiting"),
         };
         let line = |index: &u16| {
             Self::new(event, operated.at)

@@ -1,0 +1,91 @@
+//! A message written again (FORMAT.md section 4.9), so that the segment with its first record may leave. Its content is
+//! repeated byte by byte, or its blob named again; nothing is decided here.
+
+use crate::blob::BlobRef;
+use crate::codec::{Malformed, Put, Take};
+use crate::frame::Kind;
+use crate::record::{DEFERRED, HOLD, Prepared, QUARANTINED, SENT, decode_accepted, encode_accepted};
+use restante_envelope::{Timestamp, TransactionId};
+use restante_ledger::{Accepted, Carried, RecipientState, Standing};
+
+/// Beside the codes of an attempt's outcomes, which are states as well.
+const DUE: u8 = 0;
+const BOUNCED: u8 = 5;
+const REMOVED: u8 = 7;
+
+/// A message as it stands in the journal, checked. Only [`crate::Reader::to_carry`] makes one.
+#[derive(Debug)]
+pub struct Cargo {
+    pub(crate) accepted: Accepted,
+    /// The message, or the table of its blob.
+    pub(crate) content: Vec<u8>,
+    pub(crate) blob: Option<BlobRef>,
+}
+
+impl Cargo {
+    /// Whose it is.
+    pub fn accepted(&self) -> &Accepted {
+        &self.accepted
+    }
+}
+
+impl Prepared {
+    /// The message again, with how its recipients stand: one for each, in the envelope's order.
+    pub fn carried(cargo: Cargo, recipients: Vec<Standing>) -> (Self, Carried) {
+        let Cargo { accepted, content, blob } = cargo;
+        let carried = Carried { accepted, recipients };
+        let mut meta = encode(&carried);
+        if let Some(blob) = blob {
+            blob.encode(&mut meta);
+        }
+        let count = u16::try_from(carried.recipients.len()).unwrap_or(u16::MAX);
+        let prepared = Self::new(Kind::Carried, Some(carried.accepted.id), count, meta, content);
+        (Self { blob: blob.map(|blob| blob.name), ..prepared }, carried)
+    }
+}
+
+pub(crate) fn encode(carried: &Carried) -> Vec<u8> {
+    let mut put = Put::default();
+    put.count(carried.recipients.len());
+    for standing in &carried.recipients {
+        put.u16(standing.attempts);
+        put.u8(match standing.state {
+            RecipientState::Due => DUE,
+            RecipientState::Deferred(_) => DEFERRED,
+            RecipientState::Hold => HOLD,
+            RecipientState::Sent => SENT,
+            RecipientState::Bounced => BOUNCED,
+            RecipientState::Removed => REMOVED,
+            RecipientState::Quarantined => QUARANTINED,
+        });
+        if let RecipientState::Deferred(next_at) = standing.state {
+            put.u64(next_at.unix_ms());
+        }
+        put.text16(&standing.why);
+    }
+    let accepted = &carried.accepted;
+    put.0.extend(encode_accepted(&accepted.envelope, &accepted.trace, accepted.hold.as_deref()));
+    put.0
+}
+
+pub(crate) fn decode(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Carried, Malformed> {
+    let recipients = take.list16(|t| {
+        let attempts = t.u16()?;
+        let state = match t.u8()? {
+            DUE => RecipientState::Due,
+            DEFERRED => RecipientState::Deferred(Timestamp::from_unix_ms(t.u64()?)),
+            HOLD => RecipientState::Hold,
+            SENT => RecipientState::Sent,
+            BOUNCED => RecipientState::Bounced,
+            REMOVED => RecipientState::Removed,
+            QUARANTINED => RecipientState::Quarantined,
+            _ => return Err(Malformed),
+        };
+        Ok(Standing { attempts, state, why: t.text16()?.to_owned() })
+    })?;
+    let accepted = decode_accepted(take, id, content_len)?;
+    if accepted.envelope.recipients.len() != recipients.len() {
+        return Err(Malformed);
+    }
+    Ok(Carried { accepted, recipients })
+}
