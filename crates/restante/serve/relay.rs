@@ -298,7 +298,7 @@ impl RelayTask {
                 let _gone = answer.send(Leaving { first, is_old: is_old && newest.holds_something });
             }
             Request::Stragglers { first, answer } => drop(answer.send(self.stragglers(first))),
-            Request::BaseAt { first, answer } => drop(answer.send(self.base_at(first))),
+            Request::BaseAt { first, answer } => drop(answer.send(base_at(&self.relay, first))),
             Request::Left { base, answer } => {
                 self.relay.segments_left(&base);
                 self.index.left(base.first);
@@ -325,14 +325,14 @@ impl RelayTask {
         let active = self.relay.active().into_iter().map(|(id, _)| id).collect();
         choose(self.relay.ledger(), which, action, &active)
     }
+}
 
-    /// What was removed while it is being delivered is settled, but may turn out to be sent: its segment stays until then.
-    fn base_at(&self, first: u64) -> Option<Base> {
-        let ledger = self.relay.ledger();
-        let is_there = |id: TransactionId| ledger.get(id).is_some_and(|t| t.position.segment < first);
-        let is_delivering = self.relay.active().into_iter().any(|(id, _)| is_there(id));
-        if is_delivering { None } else { ledger.base_at(first) }
-    }
+/// What was removed while it is being delivered is settled, but may turn out to be sent: its segment stays until then.
+fn base_at(relay: &Relay, first: u64) -> Option<Base> {
+    let ledger = relay.ledger();
+    let is_there = |id: TransactionId| ledger.get(id).is_some_and(|t| t.position.segment < first);
+    let is_delivering = relay.active().into_iter().any(|(id, _)| is_there(id));
+    if is_delivering { None } else { ledger.base_at(first) }
 }
 
 /// Returns when the other end is gone; never if there is none.
@@ -380,6 +380,32 @@ pub(crate) fn is_up(status: &RouteStatus) -> bool {
 mod tests {
     use super::*;
     use crate::cli::journal::testing::{contents, message, write, writer};
+
+    #[test]
+    fn what_is_removed_while_it_is_being_delivered_keeps_its_segment_until_that_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = write(&mut writer(directory.path()), &[message(b"x", &["a@x.test"], None)])[0];
+        let route = RouteName::new("example.test");
+        let settings = restante_relay::RouteSettings {
+            name: route.clone(),
+            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap()],
+            next_hops: Vec::new(),
+            recipients: None,
+            max_connections: 1,
+            attempts_ahead: 0,
+        };
+        let (routes, now) = (Arc::new(Routes::new(vec![settings]).unwrap()), clock::now());
+        let mut relay = Relay::new(routes, contents(directory.path()).ledger, 7, now);
+        assert!(matches!(relay.poll(now), Some(Action::Probe { .. })));
+        relay.probe_ended(&route, Ok(()), now);
+        assert!(matches!(relay.poll(now), Some(Action::Attempt { .. })));
+        let (actor, reason, recipients) = ("a".to_owned(), "r".to_owned(), vec![0]);
+        let operated = restante_ledger::Operated { id, at: now, action: Operation::Remove, recipients, actor, reason };
+        relay.apply(Position { segment: 1, offset: 1 << 20 }, &Fact::Operated(operated), now);
+        assert_eq!(base_at(&relay, 2), None);
+        relay.attempt_outdated(id, &route);
+        assert_eq!(base_at(&relay, 2).map(|base| base.left.removed), Some(1));
+    }
 
     #[test]
     fn a_primary_that_flaps_does_not_bury_the_log() {
