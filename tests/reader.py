@@ -16,9 +16,12 @@ from itertools import chain, pairwise
 from types import SimpleNamespace as Record
 
 PAGE, COPY, SECTOR, PIECE, META_MAX, TOO_LARGE = 4096, 2048, 512, 256 << 10, 16 << 20, 1 << 60
-ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, MARK, SEAL = 1, 2, 3, 4, 5, 16, 17
+ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, CARRIED, MARK, SEAL = 1, 2, 3, 4, 5, 6, 16, 17
+MESSAGES = ACCEPTED, CARRIED
 MAY_SKIP, IN_BLOB = 1, 2  # flags
-PENDING, SENT, DEFERRED, HELD, QUARANTINED = range(5)  # outcomes; 0 for all that are not final
+PENDING, SENT, DEFERRED, HELD, QUARANTINED, BOUNCED, EXPIRED, REMOVED = range(8)  # outcomes and states
+FINAL = SENT, QUARANTINED, BOUNCED, REMOVED
+BOUNCE, REMOVE, UNDO = 3, 4, 5  # actions
 CRC_TABLE = list(range(256))
 for _ in range(8):
     CRC_TABLE = [crc >> 1 ^ (0x82F63B78 if crc & 1 else 0) for crc in CRC_TABLE]
@@ -140,6 +143,20 @@ def result(stream):
     return Record(recipient=recipient, outcome=outcome, next_try=next_try, cause=cause, reply=reply, text=text(stream))
 
 
+def standing(stream):
+    attempts, state = U16(stream), number(1, PENDING, SENT, DEFERRED, HELD, QUARANTINED, BOUNCED, REMOVED)(stream)
+    return Record(attempts=attempts, state=state, next_try=U64(stream) if state == DEFERRED else None, why=text(stream))
+
+
+def carried(stream):
+    states = many(U16, standing)(stream)
+    fields = METAS[ACCEPTED](stream)
+    if len(states) != len(fields.recipients):
+        raise Wrong
+    fields.states = states
+    return fields
+
+
 def optional(item):
     return lambda stream: item(stream) if number(1, 0, 1)(stream) else None
 
@@ -150,15 +167,20 @@ LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~]|\\[ -~])*"')
 DOMAIN = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*", re.ASCII)
 LITERAL = re.compile(r"\[(IPv6:)?([0-9A-F:.]+)\]", re.IGNORECASE)
 REPLY = record(code=U16, enhanced=record(status=U8, subject=U16, detail=U16))
-HEADER = record(
+HEADER_1 = dict(
     magic=raw(8), format=U16, oldest_reader=U16, tag=U32, journal=raw(16), number=U64, first_sequence=U64, created=U64,
-    previous=U64, previous_length=U64, messages=U64, recipients=U64, made=U32, crc=U32,
+    previous=U64, previous_length=U64, messages=U64, recipients=U64, made=U32,
 )
+LEFT = dict(
+    first=U64, messages_before=U64, recipients_before=U64, messages_left=U64, sent=U64, bounced=U64, expired=U64,
+    removed=U64, quarantined=U64, generated=U64,
+)
+HEADERS = {96: record(**HEADER_1), 192: record(**HEADER_1, **LEFT, largest_id=U128)}  # by the length of a copy
 FRAME = record(
     magic=raw(4), crc=U32, kind=U8, flags=U8, recipients=U16, tag=U32, sequence=U64, offset=U64, id=U128,
     meta_length=U32, meta_crc=U32, content_length=U32, content_crc=U32,
 )
-HEADER_SIZE, FRAME_SIZE = 96, 64
+FRAME_SIZE = 64
 METAS = {
     ACCEPTED: record(
         time=U64, body=number(1, 0, 1), protocol=number(1, 0, 1, 2), client=addr, port=U16, session=U64, helo=text,
@@ -169,7 +191,8 @@ METAS = {
         time=U64, before_queue_ms=U32, in_queue_ms=U64, connecting_ms=U32, transferring_ms=U32,
         host=optional(record(name=text, addr=addr, port=U16, tls=text)), results=many(U16, result),
     ),
-    OPERATED: record(time=U64, action=number(1, 1, 2), actor=text, reason=text, recipients=many(U16, U16)),
+    CARRIED: carried,
+    OPERATED: record(time=U64, action=number(1, *range(1, 6)), actor=text, reason=text, recipients=many(U16, U16)),
     SERVED: record(
         time=U64, hostname=text,
         routes=many(U16, record(name=text, domains=many(U16, text), next_hops=many(U16, text))),
@@ -186,12 +209,12 @@ METAS = {
 def decode(frame, meta):
     if frame.kind not in METAS:
         return Record()
-    if not (frame.kind == ACCEPTED and frame.flags & IN_BLOB):
-        blob, fields = None, METAS[frame.kind](io.BytesIO(meta))
-    else:
-        blob, fields = record(name=raw(16), length=U64)(io.BytesIO(meta[-24:])), METAS[ACCEPTED](io.BytesIO(meta[:-24]))
+    blob = None
+    if frame.kind in MESSAGES and frame.flags & IN_BLOB:
+        blob, meta = record(name=raw(16), length=U64)(io.BytesIO(meta[-24:])), meta[:-24]
+    fields = METAS[frame.kind](io.BytesIO(meta))
     table_wrong = blob and frame.content_length != round_up(blob.length, PIECE) // PIECE * 4
-    if table_wrong or frame.kind == ACCEPTED and any(r.route >= len(fields.routes) for r in fields.recipients):
+    if table_wrong or frame.kind in MESSAGES and any(r.route >= len(fields.routes) for r in fields.recipients):
         raise Wrong
     fields.blob = blob
     return fields
@@ -213,15 +236,24 @@ def within(at, place):
     return place.offset <= at < place.offset + place.length
 
 
+def is_good(copy, size):
+    """Whether these are the bytes of a header of that size."""
+    if len(copy) < size or copy[:8] != b"RSTJRNL\1" or crc32c(copy[:-4]).to_bytes(4, "little") != copy[-4:]:
+        return False
+    header = HEADERS[size](io.BytesIO(copy))
+    if header.oldest_reader > 2 or header.format < 2:
+        return header.oldest_reader > 2 or size == 96
+    return size == 192 and header.first <= header.number and max(getattr(header, name) for name in LEFT) < TOO_LARGE
+
+
 class Segment:
     def __init__(self, directory, number):
         self.number, self.name = number, f"seg-{number:020}.rj"
         self.data = read(directory, self.name)
-        copies = [self.data[at : at + HEADER_SIZE] for at in (0, COPY)]
-        good = [c for c in copies if c[:8] == b"RSTJRNL\1" and crc32c(c[:-4]).to_bytes(4, "little") == c[-4:]]
-        self.header = HEADER(io.BytesIO(good[0])) if good else None
-        if good and self.header.oldest_reader > 1:
-            raise Refused(f"{self.name} needs a reader of format {self.header.oldest_reader}; this one knows 1")
+        good = [copy for at in (0, COPY) for size in HEADERS if is_good(copy := self.data[at : at + size], size)]
+        self.header = HEADERS[len(good[0])](io.BytesIO(good[0])) if good else None
+        if good and self.header.oldest_reader > 2:
+            raise Refused(f"{self.name} needs a reader of format {self.header.oldest_reader}; this one knows 2")
         self.page_right = good and self.data[:PAGE] == good[0].ljust(COPY, b"\0") * 2 and self.header.number == number
         self.tag = self.header.tag if good else next((f.tag for f in self.headers(PAGE, len(self.data))), None)
 
@@ -243,7 +275,7 @@ class Segment:
             return None
         if frame.kind not in METAS and not frame.flags & MAY_SKIP:
             raise Refused(f"{self.name} has a frame of kind {frame.kind} at {frame.offset}: unknown, not to be skipped")
-        if frame.kind in METAS and frame.flags & ~(MAY_SKIP | (IN_BLOB if frame.kind == ACCEPTED else 0)):
+        if frame.kind in METAS and frame.flags & ~(MAY_SKIP | (IN_BLOB if frame.kind in MESSAGES else 0)):
             raise Refused(f"{self.name} has a frame with flags {frame.flags:#x} at {frame.offset}, which are unknown")
         meta_at = frame.offset + FRAME_SIZE
         frame.content_at = meta_at + frame.meta_length
@@ -299,6 +331,12 @@ class Account:
         self.counted, self.unnamed = [0, 0], [0, 0]  # messages, recipients; the first is T of the page
         self.messages, self.states, self.all_sent = 0, {}, 0
         self.segments, self.bytes, self.blobs, self.damage, self.torn = 0, 0, [], [], []
+        self.left = None
+
+    def begin(self, header):
+        """Step 1: what the newest header says of the segments that left."""
+        self.left, self.number = header, header.first - 1
+        self.counted = [header.messages_before, header.recipients_before]
 
     def place(self, proven, segment, at, length, kind, ids=(), file=None):
         ids = [ulid(bits) for bits in ids if bits]
@@ -337,15 +375,18 @@ class Account:
         if len(seals) == 1:
             end, second = seals[0].end, round_up(seals[0].end, PAGE)
             second_end = second + end - seals[0].offset
-            if limit == second_end and not any(within(second, found) for found in holes):
+            if limit == second_end and not any(within(second, found) for found in holes + torn):
                 holes.append(hole(second, second_end))
-            sealed = limit == second_end or not any(found.offset >= end for found in holes)
+            wrong = holes + [frame for frame in frames if frame.meta is None]
+            sealed = limit == second_end or not any(found.offset >= end for found in wrong)
             proven = max(proven, end)
         if sealed or following:
             proven = max(limit, size)
         made = segment.header.made if segment.header else 0
-        if not seals and limit <= size < made:
-            self.place(True, segment.name, size, made - size, "frame")
+        if limit <= size < made and len(seals) < 2:
+            least = second_end if seals else made
+            if size < least and not (seals and size == second):
+                self.place(True, segment.name, size, least - size, "frame")
 
         for item in sorted(frames + holes, key=lambda item: item.offset):
             safe = item.offset < proven
@@ -375,8 +416,8 @@ class Account:
     def add_hole(self, segment, found, named, proven):
         self.place(proven, segment.name, found.offset, found.length, "frame", [n.id for n in named])
         for message in named:
-            if proven and message.kind == ACCEPTED:
-                self.add_message(message, message.recipients, QUARANTINED)
+            if proven and message.kind in MESSAGES:
+                self.add_message(message, [QUARANTINED] * message.recipients)
 
     def add_frame(self, segment, frame, proven):
         whole = proven, segment.name, frame.offset, frame.end - frame.offset
@@ -389,24 +430,41 @@ class Account:
             self.place(*whole, "envelope", [frame.id])
         elif frame.content is None:
             self.place(proven, segment.name, frame.content_at, frame.content_length, "content", [frame.id])
-        if frame.kind == ACCEPTED and frame.meta is None:
-            self.add_message(frame, frame.recipients, QUARANTINED)
-        elif frame.kind == ACCEPTED:
+        if frame.kind in MESSAGES and frame.meta is None:
+            self.add_message(frame, [QUARANTINED] * frame.recipients)
+        elif frame.kind in MESSAGES:
             right = self.blob_right(segment, frame) if frame.meta.blob else frame.content is not None
-            self.add_message(frame, len(frame.meta.recipients), PENDING if right else QUARANTINED)
+            told = [s.state if s.state in FINAL else PENDING for s in getattr(frame.meta, "states", ())]
+            states = told or [PENDING] * len(frame.meta.recipients)
+            self.add_message(frame, states if right else [QUARANTINED if s == PENDING else s for s in states], right)
         elif attempted := meta_of(frame, ATTEMPTED):
             self.add_results(frame.id, attempted.results)
+        elif operated := meta_of(frame, OPERATED):
+            self.add_action(frame.id, operated)
 
-    def add_message(self, told, recipients, state):
-        self.counted = [self.counted[0] + 1, self.counted[1] + told.recipients]
-        if told.id not in self.states:
-            self.messages, self.states[told.id] = self.messages + 1, [state] * recipients
+    def add_message(self, told, states, right=False):
+        if told.kind == ACCEPTED:
+            self.counted = [self.counted[0] + 1, self.counted[1] + told.recipients]
+        known = self.states.get(told.id)
+        if known is None:
+            self.messages, self.states[told.id] = self.messages + 1, states
+        elif told.kind == CARRIED and right:
+            self.states[told.id] = [then if now == QUARANTINED else now for now, then in zip(known, states)]
+
+    def add_action(self, message, operated):
+        states = self.states.get(message, [])
+        for recipient in operated.recipients:
+            state = states[recipient] if recipient < len(states) else None
+            if operated.action in (BOUNCE, REMOVE) and state == PENDING:
+                states[recipient] = BOUNCED if operated.action == BOUNCE else REMOVED
+            elif operated.action == UNDO and state in (BOUNCED, REMOVED):
+                states[recipient] = PENDING
 
     def add_results(self, message, results):
         states = self.states.get(message, [])
         for result in results:
             final = result.outcome in (SENT, QUARANTINED) and result.recipient < len(states)
-            if final and states[result.recipient] != SENT:
+            if final and (states[result.recipient] == PENDING or result.outcome == SENT):
                 states[result.recipient] = result.outcome
         if states and set(states) == {SENT}:
             self.all_sent += len(self.states.pop(message))
@@ -433,15 +491,20 @@ class Account:
     def told(self):
         """Step 10."""
         states, named = list(chain(*self.states.values())), {name for name, _ in self.blobs}
+        left = self.left or Record(**dict.fromkeys(LEFT, 0))
+        gone = sum(getattr(left, name) for name in ("sent", "bounced", "expired", "removed", "quarantined"))
         shelf = os.path.join(self.directory, "blob")
         files = sorted(os.listdir(shelf)) if os.path.isdir(shelf) else []
         return {
             "state": "damaged" if self.damage else "torn" if self.torn else "clean",
-            "transactions": self.messages + self.unnamed[0],
-            "accepted": len(states) + self.all_sent + self.unnamed[1],
+            "transactions": self.messages + self.unnamed[0] + left.messages_left,
+            "accepted": len(states) + self.all_sent + self.unnamed[1] + gone,
             "pending": states.count(PENDING),
-            "sent": states.count(SENT) + self.all_sent,
-            "quarantined": states.count(QUARANTINED) + self.unnamed[1],
+            "sent": states.count(SENT) + self.all_sent + left.sent,
+            "bounced": states.count(BOUNCED) + left.bounced,
+            "expired": left.expired,
+            "removed": states.count(REMOVED) + left.removed,
+            "quarantined": states.count(QUARANTINED) + self.unnamed[1] + left.quarantined,
             "segments": self.segments,
             "bytes": self.bytes,
             "blobs": len(self.blobs),
@@ -456,6 +519,10 @@ def main(directory):
     names = (re.fullmatch(r"seg-([0-9]{20})\.rj", name) for name in os.listdir(directory))
     numbers = sorted(int(name[1]) for name in names if name and int(name[1]) < 1 << 64)
     account = Account(directory)
+    newest = next((header for n in reversed(numbers) if (header := Segment(directory, n).header)), None)
+    if newest and newest.format >= 2:
+        account.begin(newest)
+        numbers = [n for n in numbers if n >= newest.first]
     for segment, following in pairwise(chain((Segment(directory, number) for number in numbers), [None])):
         account.add(segment, following)
     print(json.dumps(account.told()))

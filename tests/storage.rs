@@ -285,6 +285,40 @@ mod needs_root {
     }
 
     #[test]
+    fn on_a_disk_too_full_for_any_record_nothing_is_sent_that_would_be_sent_again() {
+        let directory = scratch();
+        let _small = Small::mount(directory.path());
+        let data = directory.path().join("data");
+        let mut primary = Sink::closed();
+        let mut daemon = Serve::new(&data, primary.port).start();
+        for n in 0..40 {
+            let message = Message::new("stuck", n, 3_000);
+            queued_id(
+                &Client::ehlo(daemon.smtp).send("a@example.net", &["box@example.test"], &message.content).unwrap(),
+            );
+        }
+        daemon.kill9();
+        let ballast = directory.path().join("ballast");
+        let _full = fs::write(&ballast, vec![1; 16 << 20]);
+        primary.open();
+        for _ in 0..2 {
+            let mut daemon = Serve::new(&data, primary.port).start();
+            let status = cli(&data, &["status"]).expect_code(10);
+            assert!(status.out.contains("NOT accepting"), "{}", status.out);
+            // Were anything sent, it would be by the time that the whole of a start has been looked at.
+            assert!(daemon.ask(&["queue", "ls"]).len() == 40);
+            daemon.kill9();
+        }
+        assert_eq!(primary.count(), 0, "sent, and nobody will know");
+        let mut daemon = Serve::new(&data, primary.port).start();
+        fs::remove_file(&ballast).unwrap();
+        daemon.wait_until_empty();
+        assert_eq!(primary.count(), 40);
+        daemon.stop();
+        cli(&data, &["verify"]).expect_code(0);
+    }
+
+    #[test]
     fn a_rescued_disk_that_is_mounted_read_only_gives_no_mail_back() {
         let directory = scratch();
         let small = Small::mount(directory.path());

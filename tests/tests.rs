@@ -45,6 +45,7 @@ mod peers;
 mod relaying;
 #[cfg(test)]
 mod removal;
+mod removed;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

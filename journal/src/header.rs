@@ -13,7 +13,8 @@ const MAGIC: &[u8; 8] = b"RSTJRNL\x01";
 const FORMAT_1: u16 = 1;
 const FORMAT_1_BYTES: usize = 96;
 const FORMAT_2: u16 = 2;
-const FORMAT_2_BYTES: usize = 192;
+/// Of one copy.
+pub(crate) const FORMAT_2_BYTES: usize = 192;
 
 /// What a segment says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

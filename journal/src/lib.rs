@@ -26,8 +26,10 @@ mod replay;
 mod report;
 mod scan;
 mod scrub;
+mod segment;
 mod shelf;
 mod storage;
+mod structure;
 mod window;
 mod writer;
 
@@ -43,16 +45,30 @@ pub use frame::Kind;
 pub use leave::{CarriedBlobs, Removed, remove_left};
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
-pub use recovery::set_aside;
+pub use recovery::{set_aside, sync_last_segment};
 pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
 pub use report::{Damage, DamageKind, Report, State};
 pub use scrub::{Scrubbed, scrub};
+pub use segment::is_full;
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
-pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer, is_full};
+pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
-/// Formats an error with the file it concerns.
+/// An error, and the file it concerns.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: {source}")]
+struct At {
+    name: String,
+    source: std::io::Error,
+}
+
 pub(crate) fn at(name: &str) -> impl FnOnce(std::io::Error) -> std::io::Error {
     let name = name.to_owned();
-    move |error| std::io::Error::new(error.kind(), format!("{name}: {error}"))
+    move |source| std::io::Error::new(source.kind(), At { name, source })
+}
+
+/// The system's number of an error, whether or not it names a file.
+pub(crate) fn os_error(error: &std::io::Error) -> Option<i32> {
+    let named = || error.get_ref()?.downcast_ref::<At>()?.source.raw_os_error();
+    error.raw_os_error().or_else(named)
 }

@@ -149,7 +149,11 @@ impl<S: Storage> Reader<S> {
         let damaged = |what| ReadError::Damaged { position, what };
         let (tag, file) = self.segment(position.segment)?;
         let mut read = vec![0; HEAD_READ_BYTES];
-        let n = file.read_at(position.offset, &mut read)?;
+        // A bad sector further on is another message's: then what is needed is read for itself.
+        let n = file.read_at(position.offset, &mut read).or_else(|_| {
+            read.truncate(HEADER_BYTES);
+            file.read_at(position.offset, &mut read)
+        })?;
         read.truncate(n);
         let header = FrameHeader::decode(&read)
             .filter(|h| h.offset == position.offset && h.tag == tag && h.kind.is_message() && h.id == id)

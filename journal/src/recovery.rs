@@ -1,13 +1,35 @@
-//! Sets damaged and torn bytes aside: copies them to `torn/`, changes nothing else.
+//! What a start or `recover` does around its replay: sees to it that what is read is on the disk, and sets damaged and torn
+//! bytes aside. Copies those to `torn/`, changes nothing else.
 
-use crate::header::file_name;
+use crate::header::{file_name, parse_file_name};
 use crate::report::{Damage, Report};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::read_around;
 use std::io;
 
 /// Copied at once.
 const CHUNK_BYTES: usize = 1 << 20;
+
+/// To be called before the replay that a [`crate::Writer`] goes on from, by whoever holds the lock: what is folded will be
+/// counted, so it must be what the disk has. A process that was killed leaves it in memory alone; one whose sync failed
+/// leaves in memory what the kernel takes for clean, and no later sync writes that.
+pub fn sync_last_segment<S: Storage>(storage: &S) -> io::Result<()> {
+    let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
+    numbers.sort_unstable();
+    for number in numbers.into_iter().rev() {
+        match storage.open(&file_name(number)) {
+            // The replay passes it over as well.
+            Err(error) if is_lost(&error) => {}
+            Err(error) => return Err(error),
+            Ok(mut file) => {
+                file.sync()?;
+                file.forget();
+                break;
+            }
+        }
+    }
+    Ok(())
+}
 
 /// Copies every torn or damaged range of `report` to `torn/<segment>-<offset>.bin` and syncs the copies. A range that
 /// was set aside before is left as it was: the first copy is the best one. Blobs stay where they are. Returns the names of the new files.

@@ -6,8 +6,9 @@ use crate::leave::CarriedBlobs;
 use crate::report::{Damage, DamageKind, Report};
 use crate::scan::{Scan, ScanError, Successor, Totals, find_tag, succession, unnamed};
 use crate::shelf::{Orphan, Shelf};
-use crate::storage::{SegmentFile, Storage};
+use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::{Window, read_around};
+use crate::{at, os_error};
 use restante_envelope::TransactionId;
 use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
 use std::collections::HashSet;
@@ -85,6 +86,8 @@ pub struct Replay {
     pub carried_blobs: CarriedBlobs,
     pub(crate) journal: Option<u128>,
     pub(crate) last: Option<Last>,
+    /// The largest number of any file, whether or not it could be opened.
+    pub(crate) highest: u64,
     pub(crate) last_sequence: u64,
     pub(crate) totals: Totals,
 }
@@ -160,8 +163,13 @@ fn base<S: Storage>(storage: &S) -> Result<Base, ReplayError> {
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
     numbers.sort_unstable();
     for number in numbers.into_iter().rev() {
-        if let Some(header) = open(storage, number)?.header {
-            return Ok(header.base.unwrap_or_default());
+        match open(storage, number) {
+            Ok(Opened { header: Some(header), .. }) => return Ok(header.base.unwrap_or_default()),
+            Err(ReplayError::Io(error)) if !is_lost(&error) => return Err(error.into()),
+            Err(
+                error @ (ReplayError::TooNew { .. } | ReplayError::UnknownKind { .. } | ReplayError::Foreign { .. }),
+            ) => return Err(error),
+            Ok(_) | Err(ReplayError::Io(_)) => {}
         }
     }
     Ok(Base::default())
@@ -215,10 +223,11 @@ fn read_range<S: Storage, K: Sink + ?Sized>(
     numbers.sort_unstable();
     let mut shelf = Shelf::list(storage)?;
     let mut numbers = numbers.into_iter();
-    let mut current = numbers.next().map(|n| open(storage, n)).transpose()?;
+    replay.highest = numbers.as_slice().last().copied().unwrap_or_default();
+    let mut current = open_next(storage, &mut numbers)?;
     let mut expected = first.max(1);
     while let Some(segment) = current.filter(|segment| segment.number <= last) {
-        let next = numbers.next().map(|n| open(storage, n)).transpose()?;
+        let next = open_next(storage, &mut numbers)?;
         if expected < segment.number {
             // One entry for a hole, however wide: a stray file may have any number in its name.
             let kind = DamageKind::MissingSegment;
@@ -228,10 +237,27 @@ fn read_range<S: Storage, K: Sink + ?Sized>(
         read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
         current = next;
     }
+    if last == u64::MAX && replay.last.map_or(0, |read| read.number) < replay.highest {
+        replay.report.add(Damage::new(expected, 0, 0, DamageKind::MissingSegment, Vec::new()), true);
+    }
     (replay.blobs, replay.blob_bytes) = (shelf.named, shelf.named_bytes);
     replay.carried_blobs = std::mem::take(&mut shelf.carried);
     replay.orphans = shelf.orphans();
     Ok(replay)
+}
+
+/// The next segment that can be opened. One that the disk does not give is as good as missing, and is told as that.
+fn open_next<S: Storage>(
+    storage: &S,
+    numbers: &mut impl Iterator<Item = u64>,
+) -> Result<Option<Opened<S::File>>, ReplayError> {
+    for number in numbers {
+        match open(storage, number) {
+            Err(ReplayError::Io(error)) if is_lost(&error) => {}
+            opened => return opened.map(Some),
+        }
+    }
+    Ok(None)
 }
 
 /// The blobs that a segment names which counts no more.
@@ -303,6 +329,7 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
         open: crate::scan::Open::default(),
     };
     let ending = scan.run().map_err(|error| match error {
+        ScanError::Io(error) if os_error(&error) == error.raw_os_error() => ReplayError::Io(at(&file())(error)),
         ScanError::Io(error) => ReplayError::Io(error),
         ScanError::UnknownKind { offset, kind } => ReplayError::UnknownKind { file: file(), offset, kind },
     })?;
@@ -328,7 +355,7 @@ fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Succes
 fn open<S: Storage>(storage: &S, number: u64) -> Result<Opened<S::File>, ReplayError> {
     let file = storage.open(&file_name(number))?;
     let mut page = vec![0; PAGE_BYTES];
-    let n = read_around(&file, 0, &mut page)?;
+    let n = read_around(&file, 0, &mut page).map_err(at(&file_name(number)))?;
     page.truncate(n);
     let (header, page_damaged) = match SegmentHeader::decode(&page) {
         Page::Intact(header) => (Some(header), header.number != number),

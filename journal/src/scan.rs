@@ -3,11 +3,12 @@
 use crate::blob::BlobRef;
 use crate::frame::{ALIGN_BYTES, FrameHeader, HEADER_BYTES, Kind};
 use crate::header::PAGE_BYTES;
-use crate::record::{Mark, Named, Seal, Succession, decode_frame};
+use crate::record::decode_frame;
 use crate::replay::{Depth, Sink};
 use crate::report::{Damage, DamageKind, Report};
 use crate::shelf::{Found, Shelf};
 use crate::storage::{SegmentFile, Storage};
+use crate::structure::{Mark, Named, Seal, Succession};
 use crate::window::{Window, chunk_len};
 use restante_envelope::TransactionId;
 use restante_ledger::{Fact, Position};
@@ -147,15 +148,30 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         self.missing_end(len);
         let sealed = self.judge_seals(len)?;
-        let told_longer = self.successor.as_ref().is_some_and(|s| s.bytes != u64::MAX && s.bytes > len);
-        if self.open.sealed_at.is_none() && !told_longer && len < self.made_bytes {
-            // It was never shorter: a crash does not cut files, somebody or something else did. The segment behind it says how
-            // much of it was left when it was found, which mends nothing.
-            self.report_at(len, self.made_bytes - len, DamageKind::Frame, Vec::new(), true);
-        }
+        self.judge_length(len);
         let proven = sealed || self.successor.is_some();
         self.tell(u64::MAX, proven)?;
         Ok(Ending { bytes: end.min(len), sealed, last_sequence: self.last_sequence })
+    }
+
+    /// A crash does not cut files: one that is shorter than it ever was, somebody or something else cut. The segment behind
+    /// it says how much of it was left when it was found, which mends nothing.
+    fn judge_length(&mut self, len: u64) {
+        let told_longer = self.successor.as_ref().is_some_and(|s| s.bytes != u64::MAX && s.bytes > len);
+        if told_longer || len >= self.made_bytes {
+            return;
+        }
+        let least = match self.open.sealed_at {
+            None => self.made_bytes,
+            // We cut it behind the second seal; in front of that, where the disk was too full for it.
+            Some(first_end) if self.open.seals == 1 && len != second_seal_offset(first_end) => {
+                second_seal_offset(first_end).saturating_add(SEAL_BYTES)
+            }
+            Some(_) => 0,
+        };
+        if len < least {
+            self.report_at(len, least - len, DamageKind::Frame, Vec::new(), true);
+        }
     }
 
     /// A file shorter than the next segment says it was has lost its end.
@@ -186,7 +202,12 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
         }
         // A crash came between the seals: what stands behind the first was in flight.
         let followed = self.successor.is_some();
-        Ok(followed || !self.open.items.iter().any(|item| matches!(item, Item::Gap { .. })))
+        let is_torn = |item: &Item| match item {
+            Item::Gap { .. } => true,
+            Item::Frame { header, meta, meta_ok, .. } => !meta_ok || decode_frame(header, meta).is_err(),
+            Item::Totals(_) => false,
+        };
+        Ok(followed || !self.open.items.iter().any(is_torn))
     }
 
     /// Where something else than zeros ends. Zeros count for nothing only where the file was filled ahead: behind a seal,

@@ -3,6 +3,10 @@
 //! At a cut, any subset of the unsynced 512-byte sectors survives, and any suffix of unsynced directory changes is lost:
 //! of the directory itself with `torn/`, and of `blob/`, each for itself.
 //!
+//! A sync that fails does what Linux does: some of the sectors reach the disk, and the others are taken for clean. What
+//! was written stays to be read until it is dropped from memory ([`SimStorage::evict`]), and no later sync, though it
+//! returns without an error, brings it to the disk; only writing it again and syncing that does.
+//!
 //! It is here behind the feature `sim`, not in `crates/sim` with the rest of the simulator: the unit tests of this crate,
 //! which reach into its private parts, run on it too, and a test build of a crate is another crate than the one that
 //! `crates/sim` would implement [`Storage`] for. Nothing but `crates/sim` turns the feature on (`tests/tidy.rs` looks).
@@ -16,6 +20,8 @@ use std::ops::Range;
 use std::rc::Rc;
 
 const SECTOR_BYTES: usize = 512;
+/// More than any block that is read for itself.
+const LONG_READ_BYTES: usize = 64 << 10;
 
 /// A file's bytes. What is durable is told by what differs: a segment is a megabyte, and a batch of it a few sectors.
 #[derive(Debug, Default, Clone)]
@@ -23,6 +29,8 @@ struct Image {
     live: Rc<Vec<u8>>,
     /// Of the sectors written since the last sync, what is durable in them; fewer bytes than a sector behind the end.
     unsynced: BTreeMap<usize, Box<[u8]>>,
+    /// Of the sectors that a failed sync did not bring to the disk, what is durable in them.
+    lost: BTreeMap<usize, Box<[u8]>>,
     durable_len: usize,
     /// Has no name any more; if a power cut gives it one again, its bytes are these, which were durable.
     removed: Option<Rc<Vec<u8>>>,
@@ -35,7 +43,8 @@ impl Image {
             let start = sector * SECTOR_BYTES;
             let end = (start + SECTOR_BYTES).min(self.durable_len).min(self.live.len());
             let durable = || self.live.get(start..end).unwrap_or_default().into();
-            self.unsynced.entry(sector).or_insert_with(durable);
+            let lost = self.lost.remove(&sector);
+            self.unsynced.entry(sector).or_insert_with(|| lost.unwrap_or_else(durable));
         }
     }
 
@@ -63,6 +72,20 @@ impl Image {
         self.durable_len = self.live.len();
     }
 
+    /// What did not reach the disk will not: it is taken for clean.
+    fn sync_fails(&mut self, mut reaches: impl FnMut() -> bool) {
+        self.lost.extend(std::mem::take(&mut self.unsynced).into_iter().filter(|_| !reaches()));
+    }
+
+    /// Clean sectors are dropped from memory: those that a failed sync left behind are read from the disk, as they were.
+    fn evict(&mut self) {
+        if !self.lost.is_empty() {
+            let live = Rc::make_mut(&mut self.live);
+            self.lost.iter().for_each(|(sector, durable)| put_back(live, *sector, durable));
+            self.lost.clear();
+        }
+    }
+
     fn durable(&self) -> Rc<Vec<u8>> {
         if let Some(durable) = &self.removed {
             return durable.clone();
@@ -72,23 +95,28 @@ impl Image {
 
     /// What is found after a power cut that the written bytes of some sectors survive.
     fn after_cut(&self, len: usize, mut survives: impl FnMut(usize) -> bool) -> Rc<Vec<u8>> {
-        if self.unsynced.is_empty() && len == self.live.len() {
+        if self.unsynced.is_empty() && self.lost.is_empty() && len == self.live.len() {
             return self.live.clone();
         }
         let mut bytes = self.live.to_vec();
         bytes.resize(len.max(self.durable_len).max(self.live.len()), 0);
         for (sector, durable) in &self.unsynced {
-            let start = sector * SECTOR_BYTES;
-            if start < self.live.len() && survives(*sector) {
-                continue;
+            if sector * SECTOR_BYTES >= self.live.len() || !survives(*sector) {
+                put_back(&mut bytes, *sector, durable);
             }
-            let end = (start + SECTOR_BYTES).min(bytes.len());
-            bytes.get_mut(start..end).unwrap_or_default().fill(0);
-            overwrite(&mut bytes, start, durable);
         }
+        self.lost.iter().for_each(|(sector, durable)| put_back(&mut bytes, *sector, durable));
         bytes.truncate(len);
         Rc::new(bytes)
     }
+}
+
+/// Makes a sector what is durable of it; zeros behind that.
+fn put_back(bytes: &mut [u8], sector: usize, durable: &[u8]) {
+    let start = (sector * SECTOR_BYTES).min(bytes.len());
+    let end = (start + SECTOR_BYTES).min(bytes.len());
+    bytes.get_mut(start..end).unwrap_or_default().fill(0);
+    overwrite(bytes, start, durable);
 }
 
 fn overwrite(bytes: &mut [u8], start: usize, with: &[u8]) {
@@ -124,6 +152,8 @@ struct Disk {
     directories_failed: bool,
     /// Reads that touch these bytes of these images fail.
     unreadable: Vec<(usize, Range<u64>)>,
+    /// Where reads of many sectors began.
+    long_reads: Vec<u64>,
     seed: u64,
 }
 
@@ -266,6 +296,11 @@ impl SimStorage {
         (disk.directories_failed, disk.fail_at, disk.dead_from, disk.eager) = (false, None, None, false);
     }
 
+    /// Memory runs short: what is clean is read from the disk from now on.
+    pub fn evict(&self) {
+        self.0.borrow_mut().images.iter_mut().for_each(Image::evict);
+    }
+
     /// The next write reaches the disk, though nobody syncs it.
     pub fn write_back_next(&self) {
         self.0.borrow_mut().eager = true;
@@ -316,6 +351,11 @@ impl SimStorage {
         let mut disk = self.0.borrow_mut();
         let image = disk.live.get(name).copied();
         disk.unreadable.extend(image.map(|image| (image, bytes)));
+    }
+
+    /// Where the reads of many sectors began since this was asked last, in whatever file.
+    pub fn take_long_reads(&self) -> Vec<u64> {
+        std::mem::take(&mut self.0.borrow_mut().long_reads)
     }
 
     /// Changes bytes at rest. Without effect if there is no such file.
@@ -415,6 +455,9 @@ impl SegmentFile for SimFile {
         let live = disk.image(self.1)?.live.clone();
         let from = live.get(place(offset)..).unwrap_or_default();
         let n = from.len().min(buf.len());
+        if n > LONG_READ_BYTES {
+            disk.long_reads.push(offset);
+        }
         let bad = |(image, bytes): &(usize, Range<u64>)| {
             *image == self.1 && offset < bytes.end && bytes.start < offset + n as u64
         };
@@ -457,9 +500,23 @@ impl SegmentFile for SimFile {
 
     fn sync(&mut self) -> io::Result<()> {
         let mut disk = self.0.borrow_mut();
-        disk.call()?;
+        if let Err(error) = disk.call() {
+            // A process that is dead asked for nothing.
+            if !disk.is_dead() {
+                let mut image = std::mem::take(disk.image(self.1)?);
+                image.sync_fails(|| disk.draw().is_multiple_of(2));
+                *disk.image(self.1)? = image;
+            }
+            return Err(error);
+        }
         disk.image(self.1)?.sync();
         Ok(())
+    }
+
+    fn forget(&self) {
+        if let Ok(image) = self.0.borrow_mut().image(self.1) {
+            image.evict();
+        }
     }
 }
 

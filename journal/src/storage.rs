@@ -1,13 +1,13 @@
 //! The journal's only I/O: a directory of files, behind a trait small enough that a simulated disk is a page of code.
 
-use crate::at;
+use crate::{at, os_error};
 use restante_envelope::Timestamp;
 use rustix::fs::Advice;
 use rustix::io::ReadWriteFlags;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSliceMut};
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::UNIX_EPOCH;
@@ -71,6 +71,13 @@ pub trait SegmentFile {
     fn truncate(&mut self, len: u64) -> io::Result<()>;
     /// Returns when everything written is on stable storage.
     fn sync(&mut self) -> io::Result<()>;
+    /// Whether a directory still has an entry for it. One that was removed while it was open takes bytes and syncs as before,
+    /// and all of it is gone when it is closed.
+    fn is_named(&self) -> io::Result<bool> {
+        Ok(true)
+    }
+    /// Drops from memory what needs no sync, so that it is read from the disk again. Advice: not every file system takes it.
+    fn forget(&self) {}
     /// Whether the file has no bytes.
     fn is_empty(&self) -> io::Result<bool> {
         Ok(self.len()? == 0)
@@ -114,10 +121,12 @@ impl Directories {
     }
 }
 
-/// The right to write to a journal, for as long as the value lives.
+/// The right to write to a journal, for as long as the value lives. Two locks: the file's, which a stranger may remove because
+/// it looks stale, and the directory's own, which goes with the journal.
 #[derive(Debug)]
 pub struct DirectoryLock {
     _file: File,
+    _directory: File,
 }
 
 /// Why the right to write was not to be had.
@@ -159,21 +168,20 @@ impl DirStorage {
     /// Takes the right to write, or says that another process has it.
     pub fn lock(&self) -> Result<DirectoryLock, LockError> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(self.directory.join("lock"))?;
-        match file.try_lock() {
-            Ok(()) => Ok(DirectoryLock { _file: file }),
-            Err(TryLockError::WouldBlock) => Err(LockError::Held),
-            Err(TryLockError::Error(error)) => Err(LockError::Io(error)),
+        let directory = File::open(&self.directory)?;
+        for file in [&file, &directory] {
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Err(LockError::Held),
+                Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
+            }
         }
+        Ok(DirectoryLock { _file: file, _directory: directory })
     }
 
     /// Whether a process holds the right to write. Takes nothing.
     pub fn is_locked(&self) -> io::Result<bool> {
-        let file = match File::open(self.directory.join("lock")) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        match file.try_lock_shared() {
+        match File::open(&self.directory)?.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(TryLockError::WouldBlock) => Ok(true),
             Err(TryLockError::Error(error)) => Err(error),
@@ -219,7 +227,7 @@ impl Storage for DirStorage {
         };
         let mut blobs = Vec::new();
         for entry in entries {
-            let entry = entry?;
+            let entry = entry.map_err(at("blob"))?;
             let metadata = match entry.metadata() {
                 Ok(metadata) => metadata,
                 // A daemon at work removed or renamed it after it was listed.
@@ -330,8 +338,16 @@ impl SegmentFile for DiskFile {
         self.0.set_len(len)
     }
 
+    fn is_named(&self) -> io::Result<bool> {
+        Ok(self.0.metadata()?.nlink() > 0)
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn forget(&self) {
+        let _advice = rustix::fs::fadvise(&self.0, 0, None, Advice::DontNeed);
     }
 }
 
@@ -339,5 +355,17 @@ impl SegmentFile for DiskFile {
 pub(crate) fn is_out_of_files(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
-    matches!(error.raw_os_error(), Some(ENFILE | EMFILE))
+    matches!(os_error(error), Some(ENFILE | EMFILE))
+}
+
+/// The disk does not give the file: there is no such thing behind the name, or only a device that answers no more. Not among
+/// these is what passes, or what another user may do.
+pub(crate) fn is_lost(error: &io::Error) -> bool {
+    const ENOENT: i32 = 2;
+    const EIO: i32 = 5;
+    const ENXIO: i32 = 6;
+    const ELOOP: i32 = 40;
+    const EBADMSG: i32 = 74;
+    const EUCLEAN: i32 = 117;
+    matches!(os_error(error), Some(ENOENT | EIO | ENXIO | ELOOP | EBADMSG | EUCLEAN))
 }

@@ -5,8 +5,11 @@ use std::io;
 
 /// Bytes read at once. Larger gains nothing on any disk; smaller costs calls.
 const WINDOW_BYTES: usize = 1 << 20;
-/// Read one by one where a window cannot be read.
-const UNREADABLE_BYTES: usize = 4096;
+/// Read one by one where a window cannot be read: a page, which is what a kernel gives back or does not.
+const BLOCK_BYTES: usize = 4096;
+/// Read one by one where a block cannot be read: the smallest sector that a disk loses. A kernel that reads whole pages gives
+/// none of them back; one that does not, or a disk image that was rescued to a file, does.
+const SECTOR_BYTES: usize = 512;
 /// So many neighbours may be bad on a disk that still works.
 const BAD_BLOCKS_MAX: usize = 16;
 /// Stands for bytes that the disk does not give back. Not zero: zeros are no damage everywhere.
@@ -56,22 +59,33 @@ pub(crate) fn read_around<F: SegmentFile>(file: &F, offset: u64, bytes: &mut [u8
         Ok(n) => return Ok(n),
         Err(error) => error,
     };
-    let mut unreadable = 0_usize;
-    let mut at = offset;
-    for block in bytes.chunks_mut(UNREADABLE_BYTES) {
-        match file.read_at(at, block) {
-            Ok(_) => {}
-            Err(_) => {
-                block.fill(UNREADABLE_FILL);
-                unreadable += 1;
-            }
+    let (mut blocks, mut unreadable) = (0_usize, 0_usize);
+    each_piece(offset, bytes, BLOCK_BYTES, |at, block| {
+        blocks += 1;
+        if file.read_at(at, block).is_err() {
+            let (mut is_lost, is_dying) = (true, unreadable > BAD_BLOCKS_MAX);
+            // Each read that fails may take seconds: of a disk that gives nothing back, not every sector is asked for.
+            each_piece(at, block, if is_dying { BLOCK_BYTES } else { SECTOR_BYTES }, |at, piece| {
+                if !is_dying && file.read_at(at, piece).is_ok() {
+                    is_lost = false;
+                } else {
+                    piece.fill(UNREADABLE_FILL);
+                }
+            });
+            unreadable += usize::from(is_lost);
         }
-        at += block.len() as u64;
-    }
+    });
     // Not one block of many could be read: that is no bad sector, that is no disk.
-    if unreadable == bytes.len().div_ceil(UNREADABLE_BYTES) && unreadable > BAD_BLOCKS_MAX {
-        Err(error)
-    } else {
-        Ok(bytes.len())
+    if unreadable == blocks && unreadable > BAD_BLOCKS_MAX { Err(error) } else { Ok(bytes.len()) }
+}
+
+/// Cut where the disk cuts, wherever `bytes` begin: a bad sector lies in one piece, not in two.
+fn each_piece(mut at: u64, mut bytes: &mut [u8], piece_bytes: usize, mut then: impl FnMut(u64, &mut [u8])) {
+    while !bytes.is_empty() {
+        let begun = usize::try_from(at % piece_bytes as u64).unwrap_or(0);
+        let (piece, rest) = bytes.split_at_mut((piece_bytes - begun).min(bytes.len()));
+        then(at, piece);
+        at += piece.len() as u64;
+        bytes = rest;
     }
 }

@@ -4,23 +4,19 @@
 //! prepare, but every sync waits for a metadata commit. *Filling ahead with zeros* writes those bytes twice, and each sync
 //! costs about half (figures in FORMAT.md section 1). The second, in steps of 1 MiB, so that small journals stay small.
 
+use crate::at;
 use crate::frame::{FrameHeader, HEADER_BYTES, Kind};
 use crate::header::{PAGE_BYTES, SegmentHeader, file_name, is_unfinished, unfinished_name};
-use crate::record::{Mark, Named, Prepared, Seal, Succession};
+use crate::record::Prepared;
 use crate::replay::Replay;
 use crate::scan::{Totals, second_seal_offset};
+use crate::segment::{FILL_BYTES, Segment, Trouble, ZEROS_BYTES, is_full, write_zeros};
 use crate::storage::{SegmentFile, Storage, is_out_of_files};
+use crate::structure::{Mark, Named, Seal, Succession};
 use restante_envelope::{IdGenerator, Timestamp, TransactionId};
 use restante_ledger::{Base, Position};
 use std::io;
 
-/// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
-const FILL_BYTES: u64 = 1 << 20;
-/// Of these, written with one call.
-const ZEROS_BYTES: usize = 64 << 10;
-/// Room that new mail may not take: on a full disk, what is pending is still delivered, and each settlement needs its
-/// record. Some thousand of them fit, which lasts until settled mail makes room or an operator does.
-const RESERVE_BYTES: u64 = 512 << 10;
 /// A segment made on a nearly full disk: enough for settlements.
 const FILL_SMALL_BYTES: u64 = 64 << 10;
 /// A mark of this many frames is 32 KiB.
@@ -29,6 +25,10 @@ const BATCH_FRAMES_MAX: usize = 1024;
 const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Kept between batches: fifty usual messages. What a crowd of large ones takes goes back to the system.
 const SPARE_BYTES_MAX: usize = 256 << 10;
+/// For each segment that could not be opened, sequence numbers are left out, more than it can hold: it may come back.
+const SEQUENCES_SKIPPED: u64 = 1 << 32;
+/// A stray file may have any number in its name.
+const SKIPPED_MAX: u64 = 1 << 16;
 /// In records that are about no transaction.
 const NO_ID: TransactionId = TransactionId::from_bits(0);
 
@@ -126,36 +126,21 @@ pub struct Writer<S: Storage> {
     failure: Option<String>,
 }
 
-/// The segment being written.
-#[derive(Debug)]
-struct Segment<F> {
-    file: F,
-    number: u64,
-    tag: u32,
-    /// Behind the last synced frame.
-    end: u64,
-    /// Behind the last zero written ahead.
-    filled: u64,
-    frames: u64,
-    begun: Timestamp,
-    /// Whether an empty mark would prove something that no mark proves yet.
-    unproven: bool,
-}
-
 /// Records staged and not yet committed.
 #[derive(Debug, Default)]
-struct Batch {
-    bytes: Vec<u8>,
+pub(crate) struct Batch {
+    pub(crate) bytes: Vec<u8>,
     frames: u64,
     named: Vec<Named>,
     receipts: Vec<Receipt>,
-    accepted: Totals,
+    pub(crate) accepted: Totals,
     succession: Option<Succession>,
-    names_blobs: bool,
+    pub(crate) names_blobs: bool,
 }
 
 impl<S: Storage> Writer<S> {
     /// Goes on where `replay` ended, in a new segment. `largest_id` is the ledger's; new identifiers are larger.
+    /// [`crate::sync_last_segment`] came before the replay.
     /// Torn ranges must have been set aside: this records that they count no more.
     pub fn open(
         storage: S,
@@ -167,9 +152,10 @@ impl<S: Storage> Writer<S> {
     ) -> Result<Self, CommitError> {
         let last = replay.last;
         let used_up =
-            || io::Error::other("there is no number left for another segment: see which file has the largest");
-        let next_number = last.map_or(Some(1), |l| l.number.checked_add(1));
-        let next_number = next_number.ok_or_else(used_up).map_err(CommitError::Failed)?;
+            || io::Error::other(format!("{} has the largest number there is: move it away", file_name(replay.highest)));
+        // Beyond files that could not be opened, too: they may be read again one day.
+        let next_number = replay.highest.checked_add(1).ok_or_else(used_up).map_err(CommitError::Failed)?;
+        let skipped = last.map_or(0, |last| replay.highest.saturating_sub(last.number)).min(SKIPPED_MAX);
         let mut writer = Self {
             storage,
             options,
@@ -180,7 +166,7 @@ impl<S: Storage> Writer<S> {
             segment: None,
             next_number,
             previous: last.map_or((0, 0), |l| (l.number, l.bytes)),
-            sequence: replay.last_sequence,
+            sequence: replay.last_sequence + skipped.saturating_mul(SEQUENCES_SKIPPED),
             totals: replay.totals,
             base: replay.base,
             batch: Batch::default(),
@@ -189,11 +175,6 @@ impl<S: Storage> Writer<S> {
             failure: None,
         };
         writer.remove_unfinished().map_err(CommitError::Failed)?;
-        if let Some(last) = last {
-            // What a process left in the page cache was folded and will be counted: it must be as safe as what is said of it.
-            let synced = writer.storage.open(&file_name(last.number)).and_then(|mut file| file.sync());
-            synced.map_err(CommitError::Failed)?;
-        }
         if let Some(last) = last.filter(|l| !l.sealed) {
             let torn = replay.report.torn.iter().filter(|t| t.segment == last.number);
             let torn = torn.map(|t| (t.offset, t.bytes)).collect();
@@ -358,13 +339,17 @@ impl<S: Storage> Writer<S> {
         let batch = std::mem::take(&mut self.batch);
         let written = match &mut self.segment {
             Some(segment) => {
-                segment.write(&batch).and_then(|()| segment.file.sync().map_err(Trouble::Failed)).and_then(
+                let name = file_name(segment.number);
+                let synced =
+                    |segment: &mut Segment<S::File>| segment.file.sync().map_err(at(&name)).map_err(Trouble::Failed);
+                segment.write(&batch).and_then(|()| synced(segment)).and_then(
                     // A blob that it names may have lost its entry while this was written.
                     |()| self.storage.check_directories().map_err(Trouble::Failed),
                 )
             }
             None => Err(Trouble::Failed(io::Error::other("no segment is open"))),
         };
+        let written = written.and_then(|()| self.check_named().map_err(Trouble::Failed));
         match written {
             Ok(()) => {
                 if let Some(segment) = &mut self.segment {
@@ -382,6 +367,38 @@ impl<S: Storage> Writer<S> {
                 })
             }
         }
+    }
+
+    /// Whether somebody removed the segment from under us. Then nothing written to it is safe any more; but all of it can still
+    /// be read, and is put back for the next start.
+    fn check_named(&self) -> io::Result<()> {
+        let Some(segment) = &self.segment else { return Ok(()) };
+        if segment.file.is_named()? {
+            return Ok(());
+        }
+        let name = file_name(segment.number);
+        let put_back = self.put_back(&segment.file, &name);
+        let became =
+            put_back.map_or_else(|error| format!("it is lost: {error}"), |()| "what it held was put back".into());
+        Err(io::Error::other(format!("{name} was removed while it was being written; {became}")))
+    }
+
+    fn put_back(&self, file: &S::File, name: &str) -> io::Result<()> {
+        let mut copy = self.storage.create(name)?;
+        let (len, mut done, mut chunk) = (file.len()?, 0, vec![0; ZEROS_BYTES]);
+        while done < len {
+            let n = file.read_at(done, &mut chunk)?;
+            copy.write_at(done, chunk.get(..n).unwrap_or_default())?;
+            done += n.max(1) as u64;
+        }
+        copy.sync()?;
+        self.storage.sync_directory()
+    }
+
+    /// Looks whether the segment is still in its directory; for a quiet moment, in which no commit looks.
+    pub fn check_segment(&mut self) -> Result<(), CommitError> {
+        self.check()?;
+        self.check_named().map_err(|error| self.fail(error))
     }
 
     /// Appends a frame to the batch's bytes.
@@ -526,68 +543,4 @@ impl Spread {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
-}
-
-impl<F: SegmentFile> Segment<F> {
-    /// Writes behind the end, and zeros behind that where the room runs out. On a full disk takes all of it back: whole
-    /// frames of the batch may stand there, and would validate. New mail leaves the reserve alone.
-    fn write(&mut self, batch: &Batch) -> Result<(), Trouble> {
-        let (end, new_mail) = (self.end + batch.bytes.len() as u64, batch.accepted.transactions > 0);
-        if let Err(error) = self.file.write_at(self.end, &batch.bytes) {
-            return Err(self.take_back(end, batch, error));
-        }
-        let reserve = if new_mail { RESERVE_BYTES } else { 0 };
-        if end + reserve <= self.filled {
-            return Ok(());
-        }
-        let from = end.max(self.filled);
-        let to = (end + RESERVE_BYTES).next_multiple_of(FILL_BYTES);
-        match write_zeros(&mut self.file, from, to) {
-            Ok(()) => self.filled = to,
-            // A settlement that found room has it, whatever is behind it.
-            Err(error) if is_full(&error) && !new_mail => {
-                self.filled = from;
-                self.file.truncate(from).map_err(Trouble::Failed)?;
-            }
-            Err(error) => return Err(self.take_back(end, batch, error)),
-        }
-        Ok(())
-    }
-
-    /// After a write that failed: makes the room filled ahead what it was. What else than a full disk it is, is a failure.
-    fn take_back(&mut self, end: u64, batch: &Batch, error: io::Error) -> Trouble {
-        if !is_full(&error) {
-            return Trouble::Failed(error);
-        }
-        let written = end.min(self.filled).saturating_sub(self.end);
-        let zeroed = write_zeros(&mut self.file, self.end, self.end + written);
-        let zeroed = zeroed.and_then(|()| self.file.truncate(self.filled));
-        // Its blobs may be removed as soon as the refusal is known: no power cut must bring back a frame that names one.
-        match zeroed.and_then(|()| if batch.names_blobs { self.file.sync() } else { Ok(()) }) {
-            Ok(()) => Trouble::Full(error),
-            Err(error) => Trouble::Failed(error),
-        }
-    }
-}
-
-/// Piece by piece: an allocator keeps what was once a megabyte.
-fn write_zeros(file: &mut impl SegmentFile, mut from: u64, to: u64) -> io::Result<()> {
-    let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX).min(ZEROS_BYTES)];
-    while let Some(left) = to.checked_sub(from).filter(|left| *left > 0) {
-        let piece = zeros.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(&zeros);
-        file.write_at(from, piece)?;
-        from += piece.len() as u64;
-    }
-    Ok(())
-}
-
-/// What a write ran into.
-enum Trouble {
-    Full(io::Error),
-    Failed(io::Error),
-}
-
-/// Whether the disk, a quota or a limit on the size of files has no room: what passes, unlike a failure.
-pub fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge)
 }

@@ -16,7 +16,9 @@ use crate::clock;
 use crate::serve::log::{self, Line, LogHandle, LogLimits};
 use crate::serve::metrics::Metrics;
 use anyhow::Context as _;
-use restante_journal::{DirStorage, LockError, Orphan, Report, State, remove_parts, set_aside, set_orphans_aside};
+use restante_journal::{
+    DirStorage, LockError, Orphan, Report, State, remove_parts, set_aside, set_orphans_aside, sync_last_segment,
+};
 use restante_ledger::{Balance, Ledger, RecipientState};
 use serde_json::{Value, json};
 use std::io;
@@ -88,6 +90,10 @@ fn work(
     read_only: bool,
     output: Output,
 ) -> anyhow::Result<u8> {
+    let mut done = Done::default();
+    let synced = args.dry_run
+        || read_only
+        || done.note("cannot sync the journal's last segment", sync_last_segment(&storage)).is_some();
     let contents = journal::read(&storage, dir, output, "recover")?;
     let plan = match args.deliver.then(|| deliver::plan(cli, args.to.as_ref(), &contents.ledger)).transpose() {
         Ok(plan) => plan,
@@ -96,7 +102,6 @@ fn work(
     if args.dry_run {
         return Ok(say_what_would_be_done(&contents, args, plan.as_ref(), output));
     }
-    let mut done = Done::default();
     if let Some(out) = &args.export
         && let Some(exported) = done.note("the export failed", export::export(&storage, &contents.ledger, out))
     {
@@ -120,7 +125,7 @@ fn work(
     done.note("cannot remove the index", journal::remove_index(&storage));
     let mut book = Book::new(storage, contents);
     // A new segment says that the torn end counts no more: not before that end is set aside.
-    let mut may_write = kept.is_some();
+    let mut may_write = synced && kept.is_some();
     done.set_aside = kept.unwrap_or_default();
     if may_write && !book.replay().report.torn.is_empty() {
         may_write = done.note("the torn end of the journal cannot be closed", book.begin()).is_some();

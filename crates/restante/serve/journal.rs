@@ -9,12 +9,10 @@
 //! of the runtime that waits for the disk, one at most. The runtime has another one, but an idle worker does not notice that:
 //! so this is done on a disk that syncs fast, and where one sync takes long all of a sudden, the thread calls the other worker.
 
-use super::memory::Share;
 use crate::clock;
 use restante_envelope::TransactionId;
-use restante_journal::{CommitError, DirStorage, Prepared, Receipt, Writer};
-use restante_ledger::{Accepted, Base, Fact, Position};
-use restante_smtp::{Resolution, Trouble};
+use restante_journal::{CommitError, DirStorage, Receipt, Writer};
+use restante_ledger::{Base, Fact};
 use std::collections::VecDeque;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,60 +33,9 @@ const LEAD_SYNC_MAX: Duration = Duration::from_millis(4);
 /// After this long without work the last batch is proven by an empty mark.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// A record on its way to stable storage.
-pub(crate) struct Entry {
-    /// Encoded, checksums computed.
-    pub(crate) record: Prepared,
-    /// What it means; the identifier of a new message is filled in here.
-    pub(crate) fact: Fact,
-    /// The message it is about, for the log.
-    pub(crate) about: Option<Arc<Accepted>>,
-    /// Who waits. Nobody need.
-    pub(crate) answer: Option<oneshot::Sender<Result<Receipt, Refused>>>,
-    /// The share of the memory budget that it holds, given back when the entry is dropped.
-    #[expect(dead_code, reason = "held, not read")]
-    pub(crate) memory: Share,
-}
+mod entry;
 
-/// Why a record is not durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refused {
-    /// The disk is full.
-    Full,
-    /// The journal failed, and the process is about to end.
-    Failed,
-    /// More is waiting than the journal takes.
-    Busy,
-    /// The disk did not take this one message.
-    Broken,
-    /// We are about to stop, and its turn at the disk has not come.
-    Stopping,
-}
-
-impl Refused {
-    /// As the SMTP session says it.
-    pub(crate) fn trouble(self) -> Trouble {
-        match self {
-            Self::Full => Trouble::Storage,
-            Self::Busy => Trouble::Overloaded,
-            Self::Failed | Self::Broken => Trouble::Local,
-            Self::Stopping => Trouble::ShuttingDown,
-        }
-    }
-}
-
-/// The only way from a durable receipt to a 250.
-pub(crate) fn stored(receipt: &Receipt) -> Resolution {
-    Resolution::Stored(receipt.id())
-}
-
-/// A fact that is durable.
-#[derive(Debug)]
-pub(crate) struct Recorded {
-    pub(crate) position: Position,
-    pub(crate) fact: Fact,
-    pub(crate) about: Option<Arc<Accepted>>,
-}
+pub(crate) use entry::{Entry, Recorded, Refused, stored};
 
 /// The way to the journal.
 #[derive(Clone)]
@@ -102,6 +49,8 @@ struct Shared {
     room: Notify,
     failed: AtomicBool,
     full: AtomicBool,
+    /// The disk is so full that not even what became of a message can be written.
+    stuck: AtomicBool,
     /// It ended by a failure.
     end: Notify,
     /// Whose workers may be waiting for the disk.
@@ -123,14 +72,22 @@ struct Line {
     batches: u64,
     /// Batches of one record, behind which nobody stood.
     alone_in_a_row: u8,
-    /// Who wants the next segment begun, and what its header is to say.
+    /// What somebody wants of the writer between two batches.
     turn: Option<Turn>,
     /// How it ended, for the thread to return.
     end: Option<CommitError>,
 }
 
+/// What is to be done between two batches.
+enum Task {
+    /// Begin the next segment, whose header says this.
+    Turn(Option<Base>),
+    /// Look whether the segment is still where it was.
+    Look,
+}
+
 struct Turn {
-    base: Option<Base>,
+    task: Task,
     answer: oneshot::Sender<Result<(), Refused>>,
 }
 
@@ -194,13 +151,22 @@ impl Journal {
 
     /// Ends the segment and begins the next, whose header says that the segments before `base.first` count no more.
     pub(crate) async fn turn(&self, base: Option<Base>) -> Result<(), Refused> {
+        self.between_batches(Task::Turn(base)).await
+    }
+
+    /// Looks whether the segment is still in its directory. If not, that is the journal's end.
+    pub(crate) async fn look(&self) -> Result<(), Refused> {
+        self.between_batches(Task::Look).await
+    }
+
+    async fn between_batches(&self, task: Task) -> Result<(), Refused> {
         let (answer, outcome) = oneshot::channel();
         {
             let mut line = self.0.line();
             if line.is_closing {
                 return Err(Refused::Failed);
             }
-            line.turn = Some(Turn { base, answer });
+            line.turn = Some(Turn { task, answer });
             self.0.call(&mut line);
         }
         outcome.await.unwrap_or(Err(Refused::Failed))
@@ -234,6 +200,17 @@ impl Journal {
     /// Whether a write or a sync failed: nothing will be durable any more.
     pub(crate) fn has_failed(&self) -> bool {
         self.0.failed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the disk is so full that not even settlements find room: what is sent now would be sent again.
+    pub(crate) fn is_stuck(&self) -> bool {
+        self.0.stuck.load(Ordering::Relaxed)
+    }
+
+    /// A start found no room for a record.
+    pub(crate) fn is_stuck_from_the_start(&self) {
+        self.0.stuck.store(true, Ordering::Relaxed);
+        self.0.full.store(true, Ordering::Relaxed);
     }
 
     /// Whether the last batch met a full disk.
@@ -289,6 +266,7 @@ impl Shared {
             room: Notify::new(),
             failed: AtomicBool::default(),
             full: AtomicBool::default(),
+            stuck: AtomicBool::default(),
             end: Notify::new(),
             runtime: Handle::try_current().ok(),
         }
@@ -412,15 +390,22 @@ impl Held<'_> {
 
     /// Between two batches.
     fn turn(mut self, turn: Option<Turn>) {
-        let (Some(pen), Some(Turn { base, answer })) = (&mut self.pen, turn) else { return };
-        let turned = pen.writer.turn(base, clock::now());
+        let (Some(pen), Some(Turn { task, answer })) = (&mut self.pen, turn) else { return };
+        let is_unproven = matches!(task, Task::Turn(_));
+        let turned = match task {
+            Task::Turn(base) => pen.writer.turn(base, clock::now()),
+            Task::Look => pen.writer.check_segment(),
+        };
         let told = match &turned {
             Ok(()) => Ok(()),
             Err(CommitError::Full(_)) => Err(Refused::Full),
             Err(CommitError::Failed(_) | CommitError::Poisoned(_)) => Err(Refused::Failed),
         };
         match turned {
-            Ok(()) | Err(CommitError::Full(_)) => self.put_back(0, true, true),
+            Ok(()) | Err(CommitError::Full(_)) => {
+                let is_unproven = is_unproven || self.shared.line().is_unproven;
+                self.put_back(0, true, is_unproven);
+            }
             Err(error) => self.end(error),
         }
         let _gone = answer.send(told);
@@ -484,19 +469,20 @@ impl Pen {
         match outcome.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
                 shared.is_full(None);
+                shared.stuck.store(false, Ordering::Relaxed);
                 self.tell(durable.receipts());
                 self.check()
             }
             Err(CommitError::Full(error)) => {
                 shared.is_full(Some(&error));
-                self.without_new_mail()
+                self.without_new_mail(shared)
             }
             Err(error) => Err(error),
         }
     }
 
     /// On a full disk: new mail is refused, and what settles pending mail is tried again by itself. Room is kept for it.
-    fn without_new_mail(&mut self) -> Result<(), CommitError> {
+    fn without_new_mail(&mut self, shared: &Shared) -> Result<(), CommitError> {
         let (mail, rest): (Vec<Entry>, Vec<Entry>) =
             self.batch.drain(..).partition(|entry| matches!(entry.fact, Fact::Accepted(_)));
         let mixed = !mail.is_empty();
@@ -504,6 +490,8 @@ impl Pen {
         self.refuse(Refused::Full);
         self.batch = rest;
         if self.batch.is_empty() || !mixed {
+            let is_stuck = !self.batch.is_empty();
+            shared.stuck.store(is_stuck || shared.stuck.load(Ordering::Relaxed), Ordering::Relaxed);
             self.refuse(Refused::Full);
             return Ok(());
         }
@@ -511,10 +499,12 @@ impl Pen {
         let staged = self.batch.iter().try_for_each(|entry| self.writer.stage(&entry.record, now));
         match staged.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
+                shared.stuck.store(false, Ordering::Relaxed);
                 self.tell(durable.receipts());
                 self.check()
             }
             Err(CommitError::Full(_)) => {
+                shared.stuck.store(true, Ordering::Relaxed);
                 self.refuse(Refused::Full);
                 Ok(())
             }

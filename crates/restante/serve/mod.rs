@@ -147,11 +147,11 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
     };
     let sockets = Sockets::open(&config, inherited)?;
     notify::starting();
-    let Opened { boot, origin, writer, damage, carried } = open_journal(&config, &storage)?;
+    let Opened { boot, origin, writer, damage, carried, unrecorded } = open_journal(&config, &storage)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
     index.0.left(boot.ledger.base().first);
     let means = reload::Means { flags, hangups };
-    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried), tls, means)?;
+    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried, unrecorded), tls, means)?;
     let metrics = daemon.door.metrics.clone();
     let scrub = scrub::Scrub::start(storage, &damage, metrics).context("cannot start reading the journal again")?;
     daemon.run(config, sockets, signals, stop_with_stdin, scrub).await?;
@@ -165,11 +165,14 @@ struct Opened {
     writer: Writer<DirStorage>,
     damage: Vec<Damage>,
     carried: CarriedBlobs,
+    /// What found no room for its record.
+    unrecorded: Option<Fact>,
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
 fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened> {
     let mut boot = Boot::default();
+    restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
     let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
     match replay.report.state() {
@@ -203,6 +206,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened>
     let mut writer =
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = served(config);
+    let mut unrecorded = None;
     let recorded =
         writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
     match recorded {
@@ -211,11 +215,12 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened>
             boot.end.iter().for_each(|position| _ = boot.ledger.apply(*position, &served));
         }
         Err(CommitError::Full(error)) => {
-            tracing::warn!("no room for the journal, mail is refused until there is: {error}")
+            tracing::warn!("no room for the journal, mail waits and is refused until there is: {error}");
+            unrecorded = Some(served);
         }
         Err(error) => return Err(error.into()),
     }
-    Ok(Opened { boot, origin, writer, damage: replay.report.damage, carried })
+    Ok(Opened { boot, origin, writer, damage: replay.report.damage, carried, unrecorded })
 }
 
 /// What is in `blob/` and belongs to no message costs room and nothing else, so no error here keeps us from starting.
@@ -317,7 +322,7 @@ impl Daemon {
         storage: DirStorage,
         boot: Boot,
         (index, index_thread): (index::IndexHandle, JoinHandle<()>),
-        (writer, carried): (Writer<DirStorage>, CarriedBlobs),
+        (writer, carried, unrecorded): (Writer<DirStorage>, CarriedBlobs, Option<Fact>),
         tls: Arc<tls::Tls>,
         means: reload::Means,
     ) -> anyhow::Result<Self> {
@@ -329,6 +334,9 @@ impl Daemon {
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
         let (journal, journal_thread) = journal::start(writer, fact_sender)?;
+        if unrecorded.is_some() {
+            journal.is_stuck_from_the_start();
+        }
         let (routes_now, routes_of_now) = watch::channel(routes.clone());
         let (limits_now, limits) = watch::channel(config.limits.clone());
         let (order_sender, orders) = mpsc::channel(reload::ORDERS);
@@ -368,6 +376,7 @@ impl Daemon {
             stopping: stopping.clone(),
             retain: config.retain,
             carried,
+            unrecorded,
         };
         let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
         settings.starttls = true;

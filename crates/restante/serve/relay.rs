@@ -28,6 +28,9 @@ pub(crate) const QUEUE: usize = 256;
 /// the log; its line tells how many there are.
 const WAITING_NAMED_MAX: usize = 1_000;
 
+/// Whether there is room again on a full disk.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// A question, or an order of an operator.
 pub(crate) enum Request {
     /// How do the routes stand?
@@ -125,11 +128,16 @@ impl RelayTask {
         let mut stopping = self.stopping.clone();
         let mut stopped = false;
         loop {
-            let may_act = !stopped && self.rest.is_none();
+            // What is sent while that cannot be recorded is sent again after the next start.
+            let is_stuck = self.office.settlements.are_stuck();
+            let may_act = !stopped && self.rest.is_none() && !is_stuck;
             if may_act {
                 self.act();
             }
-            let next = self.relay.poll_timeout().filter(|_| may_act);
+            let next = match is_stuck {
+                true => Some(clock::now() + LOOK_AGAIN),
+                false => self.relay.poll_timeout().filter(|_| may_act),
+            };
             tokio::select! {
                 batch = self.facts.recv() => match batch {
                     Some(batch) => self.take_facts(batch),

@@ -40,6 +40,8 @@ pub(crate) struct Keeper {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) retain: Duration,
     pub(crate) carried: CarriedBlobs,
+    /// What a start on a full disk could not record.
+    pub(crate) unrecorded: Option<Fact>,
 }
 
 fn refused(why: Refused) -> anyhow::Error {
@@ -54,9 +56,10 @@ fn age(retain: Duration) -> Duration {
 impl Keeper {
     /// Until the daemon stops.
     pub(crate) async fn run(mut self) {
-        let every = (self.retain / 64).clamp(LOOK_MIN, LOOK_MAX);
         let mut stopping = self.stopping.clone();
         loop {
+            let is_pressing = self.journal.is_full() || self.unrecorded.is_some();
+            let every = if is_pressing { LOOK_MIN } else { (self.retain / 64).clamp(LOOK_MIN, LOOK_MAX) };
             tokio::select! {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(every) => {}
@@ -75,6 +78,13 @@ impl Keeper {
     }
 
     async fn look(&mut self) -> anyhow::Result<()> {
+        self.journal.look().await.map_err(refused)?;
+        if let Some(served) = self.unrecorded.take() {
+            // Nobody else tries the disk: without mail there is nothing to settle.
+            let recorded = self.record(served.clone()).await;
+            self.unrecorded = Some(served).filter(|_| recorded.is_err());
+            return recorded;
+        }
         // On a full disk each segment that goes is room.
         let (retain, age) = (self.retain, if self.journal.is_full() { Duration::ZERO } else { age(self.retain) });
         let leaving = self.ask(|answer| Request::Leaving { retain, age, answer }).await?;
@@ -168,9 +178,14 @@ impl Keeper {
     /// Each segment tells where mail goes, for those before it may leave. The log and the index come to it, too.
     async fn record_served(&self) -> anyhow::Result<()> {
         let Some(served) = self.ask(Request::Served).await? else { return Ok(()) };
-        let fact = Fact::Served(served);
+        self.record(Fact::Served(served)).await
+    }
+
+    async fn record(&self, fact: Fact) -> anyhow::Result<()> {
         let record = Prepared::fact(&fact, Vec::new());
-        let entry = Entry { record, fact, about: None, answer: None, memory: Share::default() };
-        self.journal.submit(entry).await.map_err(refused)
+        let (answer, outcome) = oneshot::channel();
+        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() };
+        self.journal.submit(entry).await.map_err(refused)?;
+        outcome.await?.map(drop).map_err(refused)
     }
 }

@@ -79,6 +79,11 @@ impl Settlements {
         Arc::new(Self { journal, retry: FULL_RETRY, open: Mutex::default() })
     }
 
+    /// Whether what becomes of a message can not be recorded now.
+    pub(crate) fn are_stuck(&self) -> bool {
+        self.journal.is_stuck()
+    }
+
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -5,16 +5,16 @@ use crate::intake::INLINE_BYTES_MAX;
 use crate::process::{Batch, Entry, LINE_RECORDS_MAX, Process, Waits, forget, read, start};
 use crate::world::{Happening, World};
 use crate::{Broken, Failure, Rule};
-use restante_journal::{CommitError, Depth, Options, Reader, Seed, State};
-use restante_ledger::{Fact, Position};
+use restante_journal::{CommitError, Depth, Options, Reader, Report, Seed};
+use restante_ledger::{Action, Fact, Outcome, Position};
 use restante_relay::Relay;
 use restante_smtp::{Resolution, Trouble};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 /// What a record and its part of a mark take beside the content, at most.
 const RECORD_BYTES_MAX: u64 = 1_500;
-/// What a client may make us keep beside what is inline: a line too many, and what is read at once.
-const KEPT_BYTES_MAX: usize = INLINE_BYTES_MAX + (16 << 10);
 /// A message that met a full disk is offered again after this.
 const RETRY_MS: u64 = 1_000;
 
@@ -28,17 +28,24 @@ impl World {
         if self.process.is_some() {
             return Ok(());
         }
+        if self.plan.chaos && !self.calm && self.draw.one_in(4) && !self.recover()? {
+            return Ok(());
+        }
+        self.check_aside()?;
         self.summary.starts += 1;
+        // It knows nothing of what failed in another one.
+        self.disk.restart();
+        if let Err(error) = restante_journal::sync_last_segment(&self.seam) {
+            self.note(|| format!("it does not get far: {error}"));
+            return self.died();
+        }
         let (found, replay) = match read(&self.seam, Depth::Records) {
             Ok(read) => read,
             Err(why) => return Err(failure(Rule::Recovery, format!("the journal cannot be read: {why}"))),
         };
         self.note(|| format!("a start finds {:?} and is {:?}", found.ledger.balance(), replay.report.state()));
         self.history.check_replay(&found.facts, &found.ledger, &replay.report)?;
-        let options = Options { segment_bytes: self.plan.segment_bytes };
-        let journal = u128::from(self.draw.bits());
-        let seed = Seed { journal, entropy: self.draw.bits(), tags: self.draw.bits() };
-        let now = self.now();
+        let (options, seed, now) = (self.options(), self.seed(), self.now());
         self.history.in_flight.push(crate::process::served(now));
         let started = match start(&self.seam, &replay, &found.ledger, options, seed, now) {
             Ok(started) if !self.disk.is_dead() => started,
@@ -55,13 +62,23 @@ impl World {
         self.process = Some(Process {
             writer: started.writer,
             reader: Reader::new(self.seam.clone()),
-            relay: Relay::new(self.routes.clone(), found.ledger, self.draw.bits(), now),
+            relay: Relay::new(self.relayed.clone(), found.ledger, self.draw.bits(), now),
             line: VecDeque::new(),
             conversations: BTreeMap::new(),
             refused: Vec::new(),
             commit_is_due: false,
         });
         Ok(())
+    }
+
+    pub(crate) fn options(&self) -> Options {
+        let for_each_batch = self.plan.broken == Broken::SegmentForEachBatch;
+        Options { segment_bytes: if for_each_batch { 0 } else { self.plan.segment_bytes } }
+    }
+
+    pub(crate) fn seed(&mut self) -> Seed {
+        let journal = u128::from(self.draw.bits());
+        Seed { journal, entropy: self.draw.bits(), tags: self.draw.bits() }
     }
 
     /// The process is gone. Who was connected is not any more, and another process begins.
@@ -72,6 +89,9 @@ impl World {
             client.disconnected();
         }
         self.later(500, 4_000, Happening::Start);
+        if self.plan.chaos && self.draw.one_in(2) {
+            self.disk.evict();
+        }
     }
 
     /// After what may have been the process's last call.
@@ -80,7 +100,7 @@ impl World {
     }
 
     /// It met the call that was to be its last, or ends by itself in starting.
-    fn died(&mut self) -> Result<(), Failure> {
+    pub(crate) fn died(&mut self) -> Result<(), Failure> {
         let cut = match self.plan.die {
             Some((_, cut)) => cut,
             None => self.disk.is_dead() && self.draw.one_in(2),
@@ -125,7 +145,7 @@ impl World {
         }
         if closed.is_ok() {
             let (found, replay) = read(&self.seam, Depth::Everything).map_err(|why| failure(Rule::Recovery, why))?;
-            self.hold_against(process.relay.ledger(), &found, replay.report.state())?;
+            self.hold_against(process.relay.ledger(), &found, &replay.report)?;
         }
         self.disk.revive();
         self.gone();
@@ -138,35 +158,29 @@ impl World {
         let Some(process) = &self.process else { return Ok(()) };
         let (found, replay) = read(&copy, Depth::Everything).map_err(|why| failure(Rule::Recovery, why))?;
         self.summary.audits += 1;
-        self.hold_against(process.relay.ledger(), &found, replay.report.state())
+        self.hold_against(process.relay.ledger(), &found, &replay.report)
     }
 
     fn hold_against(
         &self,
         live: &restante_ledger::Ledger,
         found: &crate::process::Found,
-        state: State,
+        report: &Report,
     ) -> Result<(), Failure> {
         self.history.check_balance(live)?;
-        if !self.history.spoiled.is_empty() || !self.history.spoiled_blobs.is_empty() {
-            return Ok(());
+        let differ = self.history.check_found(&found.facts, report)?;
+        if self.history.is_whole() {
+            check_same(live, &found.ledger)
+        } else {
+            self.history.check_beside_damage(live, &found.ledger, &differ)
         }
-        if state == State::Damaged {
-            return Err(failure(Rule::Damage, "nothing was spoiled, and it is damaged".into()));
-        }
-        if found.facts != self.history.facts {
-            let missing = self.history.facts.iter().find(|(at, fact)| found.facts.get(at) != Some(fact));
-            let what = format!("what is durable and what is read differ, first by {missing:?}");
-            let is_settlement = matches!(missing, Some((_, Fact::Attempted(_))));
-            return Err(failure(if is_settlement { Rule::Settlement } else { Rule::Facts }, what));
-        }
-        check_same(live, &found.ledger)
     }
 
     /// Lets a record into the line, and calls whoever commits. Gives it back if the line is full.
     pub(crate) fn enter(&mut self, entry: Entry) -> Option<Entry> {
         let Some(process) = &mut self.process else { return Some(entry) };
-        let back = process.offer(entry);
+        let without_end = self.plan.broken == Broken::LineWithoutEnd;
+        let back = process.offer(entry, if without_end { usize::MAX } else { LINE_RECORDS_MAX });
         if !std::mem::replace(&mut process.commit_is_due, true) {
             let epoch = self.epoch;
             // Some join it meanwhile.
@@ -228,8 +242,9 @@ impl World {
 
     pub(crate) fn tell_relay(&mut self, position: Position, fact: &Fact) {
         let now = self.now();
-        if let Some(process) = &mut self.process {
-            process.relay.apply(position, fact, now);
+        let Some(process) = &mut self.process else { return };
+        if let Some(fact) = heard(self.plan.broken, self.history.is_whole(), fact) {
+            process.relay.apply(position, &fact, now);
         }
     }
 
@@ -250,7 +265,8 @@ impl World {
             }
             Waits::Settlement => {
                 let epoch = self.epoch;
-                self.process.iter_mut().for_each(|p| p.refused.push(Entry { waits: entry.waits, ..clone(&entry) }));
+                let times = if self.plan.broken == Broken::KeepsRefusedTwice { 2 } else { 1 };
+                self.process.iter_mut().for_each(|p| p.refused.extend((0..times).map(|_| clone(&entry))));
                 self.happens_in(RETRY_MS, Happening::Retry { epoch });
             }
             Waits::Nobody => {}
@@ -339,14 +355,19 @@ impl World {
             return too_many("records in line", process.line.len());
         }
         let active = process.relay.active().len();
-        if active > self.routes.iter().map(|route| route.max_active()).sum() || process.refused.len() > active {
+        if active > self.routes.iter().map(|route| route.max_active()).sum() {
             return too_many("attempts at once", active);
         }
-        if let Some(kept) = process.conversations.values().map(|c| c.kept_bytes()).find(|kept| *kept > KEPT_BYTES_MAX) {
+        if process.refused.len() > active {
+            return too_many("settlements kept for later", process.refused.len());
+        }
+        if let Some(kept) = process.conversations.values().map(|c| c.kept_bytes()).find(|kept| *kept > INLINE_BYTES_MAX)
+        {
             return too_many("bytes kept of one client", kept);
         }
         let full = self.written_bytes / self.plan.segment_bytes;
-        if process.writer.segment_number() > self.summary.starts + full + 1 {
+        let runs = self.summary.starts + self.summary.recoveries;
+        if process.writer.segment_number() > runs + full + 1 {
             return too_many("segments", usize::try_from(process.writer.segment_number()).unwrap_or(0));
         }
         Ok(())
@@ -366,6 +387,25 @@ impl World {
     /// Whether the process only pretends to have recorded this one.
     pub(crate) fn is_dropped(&mut self, entry: &Entry) -> bool {
         self.plan.broken == Broken::LosesSettlements && entry.waits == Waits::Settlement && self.draw.one_in(4)
+    }
+}
+
+/// What the relay hears of a fact, which a defect may change; nothing at all, perhaps.
+fn heard(broken: Broken, is_whole: bool, fact: &Fact) -> Option<Cow<'_, Fact>> {
+    match (broken, fact) {
+        (Broken::ForgetsHolds, Fact::Operated(operated)) if operated.action == Action::Hold => None,
+        (Broken::DefersOtherwiseBesideDamage, _) if is_whole => Some(Cow::Borrowed(fact)),
+        (Broken::DefersOtherwise | Broken::DefersOtherwiseBesideDamage, Fact::Attempted(attempted)) => {
+            let mut attempted = attempted.clone();
+            for (_, outcome) in &mut attempted.results {
+                if let Outcome::Deferred { next_at, .. } = outcome {
+                    *next_at = *next_at + Duration::from_millis(1);
+                }
+            }
+            Some(Cow::Owned(Fact::Attempted(attempted)))
+        }
+        (Broken::ForgetsMail, Fact::Accepted(accepted)) if accepted.content_len % 4 == 0 => None,
+        _ => Some(Cow::Borrowed(fact)),
     }
 }
 

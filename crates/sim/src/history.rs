@@ -159,6 +159,11 @@ impl History {
         self.spoiled.range((position.segment, position.offset)..(position.segment, end)).next().is_some()
     }
 
+    /// Its record, or its blob: that it cannot be read may be recorded, and that record may rot in its turn.
+    fn is_message_spoiled(&self, position: Position) -> bool {
+        self.is_spoiled(position) || self.spoiled_blobs.contains(&position)
+    }
+
     /// What a start said of torn bytes stands in the first frame of the next segment. If that one rots, they are taken for
     /// bytes that count: a message that nobody was promised may come back, with content that fails its checksum.
     fn is_succession_spoiled(&self) -> bool {
@@ -177,44 +182,79 @@ impl History {
         ledger: &Ledger,
         report: &Report,
     ) -> Result<(), Failure> {
-        let missing: Vec<(Position, Fact)> = self
-            .facts
-            .iter()
-            .filter(|(at, fact)| found.get(at) != Some(fact))
-            .map(|(at, f)| (*at, f.clone()))
-            .collect();
-        for (position, fact) in missing {
-            if self.is_spoiled(position) && report.state() == State::Damaged {
-                if let Fact::Accepted(accepted) = fact {
+        for (position, fact) in self.check_found(found, report)? {
+            let was_in_flight = self.in_flight.iter().any(|written| is_same(written, &fact));
+            match fact {
+                Fact::Accepted(accepted) if !found.contains_key(&position) => {
                     self.lost.insert(position, accepted);
                 }
-                continue;
+                _ if found.contains_key(&position) && !was_in_flight => {
+                    self.returned.insert(position);
+                }
+                _ => {}
             }
-            let is_settlement = matches!(&fact, Fact::Attempted(_));
-            let is_promise = matches!(&fact, Fact::Accepted(accepted) if self.is_promised(accepted.id));
-            let rule = if is_promise {
-                Rule::Promise
-            } else if is_settlement {
-                Rule::Settlement
-            } else {
-                Rule::Facts
-            };
-            return Err(broken(rule, format!("it was durable and is not found at {position}: {fact:?}")));
+        }
+        self.adopt(found)?;
+        self.check_balance(ledger)
+    }
+
+    /// Holds what was found against what is known. Returns in what they differ, for good reason: what is not found stood
+    /// where the disk spoiled something, and what is found and not known was in flight.
+    pub(crate) fn check_found(
+        &self,
+        found: &BTreeMap<Position, Fact>,
+        report: &Report,
+    ) -> Result<Vec<(Position, Fact)>, Failure> {
+        let is_damaged = report.state() == State::Damaged;
+        let mut differ = Vec::new();
+        for (position, fact) in self.facts.iter().filter(|(at, fact)| found.get(at) != Some(fact)) {
+            if !is_damaged || !(self.is_message_spoiled(*position) || self.returned.contains(position)) {
+                let rule = match fact {
+                    Fact::Accepted(accepted) if self.is_promised(accepted.id) => Rule::Promise,
+                    Fact::Attempted(_) => Rule::Settlement,
+                    _ => Rule::Facts,
+                };
+                return Err(broken(rule, format!("it was durable and is not found at {position}: {fact:?}")));
+            }
+            differ.push((*position, fact.clone()));
         }
         for (position, fact) in found.iter().filter(|(at, _)| !self.facts.contains_key(at)) {
             let mut known = self.in_flight.iter().chain(self.forgiven.iter().filter(|_| self.is_succession_spoiled()));
             if !known.any(|written| is_same(written, fact)) {
                 return Err(broken(Rule::Facts, format!("nobody wrote what is found at {position}: {fact:?}")));
             }
-            if !self.in_flight.iter().any(|written| is_same(written, fact)) {
-                self.returned.insert(*position);
-            }
+            differ.push((*position, fact.clone()));
         }
-        if self.spoiled.is_empty() && self.spoiled_blobs.is_empty() && report.state() == State::Damaged {
+        if self.is_whole() && is_damaged {
             return Err(broken(Rule::Damage, format!("nothing was spoiled, and yet: {:?}", report.damage)));
         }
-        self.adopt(found)?;
-        self.check_balance(ledger)
+        Ok(differ)
+    }
+
+    /// Whether the disk spoiled nothing.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.spoiled.is_empty() && self.spoiled_blobs.is_empty()
+    }
+
+    /// A live ledger and a replayed one say the same of each message that no damage concerns.
+    pub(crate) fn check_beside_damage(
+        &self,
+        live: &Ledger,
+        replayed: &Ledger,
+        differ: &[(Position, Fact)],
+    ) -> Result<(), Failure> {
+        let lost = self.lost.values().map(|accepted| accepted.id);
+        let damaged: BTreeSet<_> = lost.chain(differ.iter().filter_map(|(_, fact)| id_of(fact))).collect();
+        let is_back = |id: &TransactionId| self.is_succession_spoiled() && !self.messages.contains_key(id);
+        let ids = live.iter().chain(replayed.iter()).map(|(id, _)| id);
+        for id in ids.filter(|id| !damaged.contains(id) && !is_back(id)) {
+            let (live, replayed) = (told(live, id), told(replayed, id));
+            if live != replayed {
+                let what = format!("{id}, which is not damaged\nlive: {live:?}\nreplayed: {replayed:?}");
+                return Err(broken(Rule::Ledger, what));
+            }
+        }
+        Ok(())
     }
 
     /// Goes on with what was found.
@@ -315,8 +355,7 @@ impl History {
 
     /// A message that could not be read: only what the disk spoiled may be.
     pub(crate) fn check_unreadable(&self, id: TransactionId, position: Position, why: &str) -> Result<(), Failure> {
-        let spoiled = [&self.spoiled_blobs, &self.returned];
-        if self.is_spoiled(position) || spoiled.iter().any(|places| places.contains(&position)) {
+        if self.is_message_spoiled(position) || self.returned.contains(&position) {
             return Ok(());
         }
         Err(broken(Rule::Content, format!("{id} cannot be read at {position}, and nothing was spoiled there: {why}")))
@@ -337,7 +376,7 @@ impl History {
             let Some((id, recipients)) = &transmission.promise else { continue };
             let Some(message) = self.messages.get(id) else { continue };
             let is_damaged = message.recipients.iter().any(|(_, standing)| *standing == Standing::Damaged);
-            let is_spoiled = is_damaged || self.is_spoiled(message.position);
+            let is_spoiled = is_damaged || self.is_message_spoiled(message.position);
             if !is_spoiled && recipients.iter().any(|path| !transmission.delivered.contains(path)) {
                 let delivered = &transmission.delivered;
                 return Err(broken(
@@ -353,7 +392,7 @@ impl History {
     pub(crate) fn is_settled(&self) -> bool {
         let is_open = |(_, standing): &(String, Standing)| matches!(standing, Standing::Waiting | Standing::Frozen);
         let open = self.messages.values().filter(|message| message.recipients.iter().any(is_open));
-        open.into_iter().all(|message| self.is_spoiled(message.position))
+        open.into_iter().all(|message| self.is_message_spoiled(message.position))
     }
 
     /// Messages that clients were promised.
@@ -375,6 +414,23 @@ pub(crate) fn check_same(live: &Ledger, replayed: &Ledger) -> Result<(), Failure
         return Ok(());
     }
     Err(broken(Rule::Ledger, format!("live: {}\nreplayed: {}", told(live), told(replayed))))
+}
+
+/// What a ledger says of a message. The number of a route comes from the first record that names it, which may be lost.
+fn told(ledger: &Ledger, id: TransactionId) -> Option<impl PartialEq + std::fmt::Debug> {
+    let transaction = ledger.get(id)?;
+    let recipients = transaction.recipients.iter().map(|r| (ledger.route(r.route).cloned(), r.attempts, r.state));
+    Some((transaction.position, transaction.accepted_at, transaction.content_len, recipients.collect::<Vec<_>>()))
+}
+
+fn id_of(fact: &Fact) -> Option<TransactionId> {
+    match fact {
+        Fact::Accepted(accepted) => Some(accepted.id),
+        Fact::Attempted(attempted) => Some(attempted.id),
+        Fact::Operated(operated) => Some(operated.id),
+        Fact::Carried(carried) => Some(carried.accepted.id),
+        Fact::Served(_) => None,
+    }
 }
 
 /// Whether a fact found is one that was written, whose place and identifier the writer gave it.

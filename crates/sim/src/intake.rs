@@ -1,6 +1,7 @@
 //! One connection in the process: the real session, and the way of its content to the journal, as `serve/intake.rs` and
 //! `serve/session.rs` have it, without tasks. Decides nothing.
 
+use crate::Broken;
 use crate::seam::Seam;
 use restante_envelope::{Envelope, ForwardPath, Timestamp, Trace, TransactionId};
 use restante_journal::{BlobError, BlobName, BlobWriter, Prepared, is_full, remove_blob};
@@ -118,14 +119,17 @@ impl Conversation {
         self.session.handle_timeout(now, &mut self.intake);
     }
 
-    /// Bytes that it keeps of a client.
+    /// Bytes of a content that it keeps in memory. What was not read yet is the kernel's to bound.
     pub(crate) fn kept_bytes(&self) -> usize {
-        self.left_over.len() + self.intake.buffer.len()
+        self.intake.buffer.len()
     }
 }
 
 impl Intake {
     fn make_room(&mut self) {
+        if self.storage.broken == Broken::KeepsContents {
+            return;
+        }
         if self.buffer.len() > INLINE_BYTES_MAX || self.blob.is_some() {
             self.write_out();
         }

@@ -13,11 +13,12 @@
 //!   `restante_ledger::Ledger`, `restante_relay::{Relay, Routes, judge, received_header}`.
 //! - *Mirrored in small*, by hand, from the binary: the group commit (`serve/journal.rs`), the way of a content to it
 //!   (`serve/intake.rs`), the order of a start (`serve/mod.rs`), the relay's task and an attempt (`serve/relay.rs`,
-//!   `serve/attempt.rs`), settlements that a full disk refused (`serve/settlements.rs`). A change there belongs here too.
+//!   `serve/attempt.rs`), settlements that a full disk refused (`serve/settlements.rs`), what `recover` does to a journal
+//!   (`cli/recover.rs`). A change there belongs here too.
 //! - *Simulated*: the disk (`journal/src/sim.rs`), time and two clocks, clients, primaries, an operator.
 //! - *Not covered*: threads and what races between them, sockets, TLS, the courier's wire and its desks, the index, the log,
-//!   `recover`, the configuration; a disk that lies about a sync it says it did; a failed sync whose pages the kernel then
-//!   takes for clean. The integration tests and strace are for those.
+//!   what `recover` delivers and exports, the configuration; a disk that lies about a sync it says it did. The integration
+//!   tests and strace are for those.
 //!
 //! The rules are [`Rule`]; they are checked at each start, each stop, each audit in between and at the end, where
 //! everything calms down and every promise must have been kept. Refuses to be built with the product, to start a thread
@@ -31,6 +32,7 @@ mod history;
 mod intake;
 mod primary;
 mod process;
+mod recover;
 mod seam;
 #[cfg(test)]
 mod tests;
@@ -61,7 +63,7 @@ pub enum Rule {
     Content,
     /// Where the disk spoiled nothing, nothing is called damaged.
     Damage,
-    /// The journal can be read, whatever happened to it.
+    /// The journal can be read, whatever happened to it; `recover` sets aside what is bad, and a second one changes nothing.
     Recovery,
     /// Line, attempts, bytes kept of a client, and segments stay within their limits.
     Bounds,
@@ -85,6 +87,42 @@ pub enum Broken {
     StopsAtFirstBadFrame,
     /// Some settlement is told to the relay and never written.
     LosesSettlements,
+    /// A sync that failed is tried again, and believed.
+    RetriesSync,
+    /// A start reads what is in memory, whether or not it is on the disk.
+    TrustsMemory,
+    /// An operator's hold is recorded, and the relay does not hear of it.
+    ForgetsHolds,
+    /// A message is recorded, and the relay does not hear of it.
+    ForgetsMail,
+    /// What may have been taken counts as sent.
+    TrustsDoubt,
+    /// The last line's end does not go out.
+    CutsContents,
+    /// The relay defers to another time than the record says.
+    DefersOtherwise,
+    /// The same, where the disk spoiled something.
+    DefersOtherwiseBesideDamage,
+    /// Files are cut a little short.
+    CutsShort,
+    /// The first sector that cannot be read ends the reading of its file.
+    GivesUpAtBadSector,
+    /// `recover` adds a segment whether or not something is torn.
+    RecoverAlwaysAdds,
+    /// `recover` sets nothing aside.
+    RecoverSetsNothingAside,
+    /// The line takes any number of records.
+    LineWithoutEnd,
+    /// Large contents are kept in memory.
+    KeepsContents,
+    /// Each batch gets a segment of its own.
+    SegmentForEachBatch,
+    /// A settlement that was refused is kept twice.
+    KeepsRefusedTwice,
+    /// More connections to a primary than configured.
+    ConnectsAtWill,
+    /// A message that cannot be read is a reason to panic.
+    PanicsOnDamage,
 }
 
 /// Which history is played.
@@ -127,6 +165,8 @@ pub struct Summary {
     pub seeds: u64,
     /// Processes started.
     pub starts: u64,
+    /// Runs of `recover`.
+    pub recoveries: u64,
     /// Power cuts and kills.
     pub crashes: u64,
     /// Replies 250 to the end of data.
@@ -147,6 +187,7 @@ impl AddAssign for Summary {
     fn add_assign(&mut self, other: Self) {
         self.seeds += other.seeds;
         self.starts += other.starts;
+        self.recoveries += other.recoveries;
         self.crashes += other.crashes;
         self.promises += other.promises;
         self.attempts += other.attempts;
@@ -161,9 +202,10 @@ impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} seeds: {} starts, {} crashes, {} disk faults, {} spoiled places, {} promises (250), {} attempts, {} audits, {} disk calls",
+            "{} seeds: {} starts, {} runs of recover, {} crashes, {} disk faults, {} spoiled places, {} promises (250), {} attempts, {} audits, {} disk calls",
             self.seeds,
             self.starts,
+            self.recoveries,
             self.crashes,
             self.faults,
             self.spoiled,

@@ -14,7 +14,7 @@ use restante_relay::Relay;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Records in line; the daemon takes 4,096. Few, so that it is met.
-pub(crate) const LINE_RECORDS_MAX: usize = 8;
+pub(crate) const LINE_RECORDS_MAX: usize = 4;
 
 /// Who waits for a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,18 @@ pub(crate) struct Started {
     pub(crate) served: (Fact, Option<Receipt>),
 }
 
+/// Goes on where `replay` ended.
+pub(crate) fn open_writer(
+    storage: &Seam,
+    options: Options,
+    replay: &Replay,
+    ledger: &Ledger,
+    seed: Seed,
+    now: Timestamp,
+) -> Result<Writer<Seam>, CommitError> {
+    Writer::open(storage.clone(), options, replay, ledger.largest_id(), seed, now)
+}
+
 /// Deals with what is torn, and opens a new segment.
 pub(crate) fn start(
     storage: &Seam,
@@ -121,8 +133,7 @@ pub(crate) fn start(
     // What is in blob/ and belongs to no message costs room and nothing else.
     let _no_error_keeps_us_from_starting = set_orphans_aside(storage, replay).map(drop);
     let _nor_here = remove_parts(storage, replay).map(drop);
-    let opened = Writer::open(storage.clone(), options, replay, ledger.largest_id(), seed, now);
-    let mut writer = opened.map_err(|error| error.to_string())?;
+    let mut writer = open_writer(storage, options, replay, ledger, seed, now).map_err(|error| error.to_string())?;
     let fact = served(now);
     let recorded = writer.stage(&Prepared::fact(&fact, Vec::new()), now).and_then(|()| writer.commit(now));
     let receipt = match recorded {
@@ -192,9 +203,9 @@ impl Process {
         }
     }
 
-    /// Lets a record into the line; gives it back if that is full.
-    pub(crate) fn offer(&mut self, entry: Entry) -> Option<Entry> {
-        if self.line.len() >= LINE_RECORDS_MAX {
+    /// Lets a record into the line; gives it back if there are `most` in it.
+    pub(crate) fn offer(&mut self, entry: Entry, most: usize) -> Option<Entry> {
+        if self.line.len() >= most {
             return Some(entry);
         }
         self.line.push_back(entry);

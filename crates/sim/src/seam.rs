@@ -4,6 +4,7 @@
 use crate::Broken;
 use restante_journal::sim::{SimFile, SimStorage};
 use restante_journal::{BlobEntry, SegmentFile, Storage};
+use std::cell::Cell;
 use std::io;
 
 /// The disk, seen through what is broken.
@@ -17,13 +18,16 @@ pub(crate) struct Seam {
 #[derive(Debug)]
 pub(crate) struct SeamFile {
     file: SimFile,
-    syncs_late: bool,
+    broken: Broken,
+    /// Not made by us.
+    is_old: bool,
     owes_sync: bool,
+    gave_up: Cell<bool>,
 }
 
 impl Seam {
-    fn file(&self, file: SimFile) -> SeamFile {
-        SeamFile { file, syncs_late: self.broken == Broken::AnswersBeforeSync, owes_sync: false }
+    fn file(&self, file: SimFile, is_old: bool) -> SeamFile {
+        SeamFile { file, broken: self.broken, is_old, owes_sync: false, gave_up: Cell::new(false) }
     }
 }
 
@@ -37,10 +41,10 @@ impl Storage for Seam {
         self.disk.list_blobs()
     }
     fn open(&self, name: &str) -> io::Result<SeamFile> {
-        self.disk.open(name).map(|file| self.file(file))
+        self.disk.open(name).map(|file| self.file(file, true))
     }
     fn create(&self, name: &str) -> io::Result<SeamFile> {
-        self.disk.create(name).map(|file| self.file(file))
+        self.disk.create(name).map(|file| self.file(file, false))
     }
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.disk.rename(from, to)
@@ -64,7 +68,12 @@ impl SegmentFile for SeamFile {
         self.file.len()
     }
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.file.read_at(offset, buf)
+        if self.gave_up.get() {
+            return Err(io::Error::other("not after an error"));
+        }
+        let read = self.file.read_at(offset, buf);
+        self.gave_up.set(read.is_err() && self.broken == Broken::GivesUpAtBadSector);
+        read
     }
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         // A driver that answers first and syncs then cannot be written: what an answer is made of comes out of a commit.
@@ -75,10 +84,22 @@ impl SegmentFile for SeamFile {
         self.file.write_at(offset, bytes)
     }
     fn truncate(&mut self, len: u64) -> io::Result<()> {
-        self.file.truncate(len)
+        self.file.truncate(if self.broken == Broken::CutsShort { len - 8 } else { len })
+    }
+    fn forget(&self) {
+        if self.broken != Broken::TrustsMemory {
+            self.file.forget();
+        }
     }
     fn sync(&mut self) -> io::Result<()> {
-        self.owes_sync = self.syncs_late;
-        if self.syncs_late { Ok(()) } else { self.file.sync() }
+        match self.broken {
+            Broken::AnswersBeforeSync => {
+                self.owes_sync = true;
+                Ok(())
+            }
+            Broken::TrustsMemory if self.is_old => Ok(()),
+            Broken::RetriesSync => self.file.sync().or_else(|_| self.file.sync()),
+            _ => self.file.sync(),
+        }
     }
 }

@@ -8,13 +8,13 @@ use crate::intake::{Conversation, Wants};
 use crate::primary::{Attempt, Primary};
 use crate::process::{Entry, Process, Waits};
 use crate::seam::Seam;
-use crate::{Failure, Plan, Rule, Summary};
+use crate::{Broken, Failure, Plan, Rule, Summary};
 use restante_envelope::{DomainName, RouteName, Timestamp};
 use restante_journal::sim::SimStorage;
 use restante_ledger::{Action, Fact, Operated, Position, RecipientIndex, RecipientState};
 use restante_relay::{Flush, RouteSettings, Routes};
 use restante_smtp::{Resolution, Settings, Trouble};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -63,11 +63,29 @@ pub(crate) enum Happening {
     Room,
     Spoil,
     Jump,
+    /// Memory runs short.
+    Forget,
     Operate,
     Audit,
     Switch(usize),
     Calm,
     ReleaseAll,
+}
+
+fn routes_of(max_connections: usize) -> Result<Arc<Routes>, Failure> {
+    let route = |name: &str| {
+        let domain = DomainName::parse(&format!("{name}.test")).ok();
+        RouteSettings {
+            name: RouteName::new(name),
+            domains: domain.into_iter().collect(),
+            next_hops: vec![format!("mail.{name}.test:25")],
+            recipients: None,
+            max_connections,
+            attempts_ahead: 1,
+        }
+    };
+    let routes = Routes::new(ROUTES.map(route).into());
+    routes.map(Arc::new).map_err(|error| Failure { rule: Rule::Panic, what: error.to_string() })
 }
 
 /// See the module's head.
@@ -89,8 +107,13 @@ pub(crate) struct World {
     pub(crate) primaries: Vec<Primary>,
     pub(crate) history: History,
     pub(crate) routes: Arc<Routes>,
+    /// As the relay has them.
+    pub(crate) relayed: Arc<Routes>,
     settings: Arc<Settings>,
     pub(crate) calm: bool,
+    pub(crate) is_full: bool,
+    /// What a `recover` set aside.
+    pub(crate) aside: BTreeSet<String>,
     /// At most so many bytes, were they all written to segments.
     pub(crate) written_bytes: u64,
     /// Where the record stands that names a blob.
@@ -101,19 +124,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(plan: Plan, traced: bool) -> Result<Self, Failure> {
-        let route = |name: &str| {
-            let domain = DomainName::parse(&format!("{name}.test")).ok();
-            RouteSettings {
-                name: RouteName::new(name),
-                domains: domain.into_iter().collect(),
-                next_hops: vec![format!("mail.{name}.test:25")],
-                recipients: None,
-                max_connections: 2,
-                attempts_ahead: 1,
-            }
-        };
-        let routes = Routes::new(ROUTES.map(route).into());
-        let routes = routes.map_err(|error| Failure { rule: Rule::Panic, what: error.to_string() })?;
+        let routes = routes_of(2)?;
+        let relayed = if plan.broken == Broken::ConnectsAtWill { routes_of(20)? } else { routes.clone() };
         let mut draw = Draw::new(plan.seed);
         let disk = SimStorage::default();
         let clients = (0..plan.clients).map(|_| Client::new(plan.mails, &mut draw, !plan.chaos)).collect();
@@ -130,9 +142,12 @@ impl World {
             clients,
             primaries: vec![Primary::default(), Primary::default()],
             history: History::default(),
-            routes: Arc::new(routes),
+            routes,
+            relayed,
             settings: Arc::new(Settings::new("mx2.test".into(), 1 << 20)),
             calm: false,
+            is_full: false,
+            aside: BTreeSet::new(),
             written_bytes: 0,
             blobs: BTreeMap::new(),
             summary: Summary { seeds: 1, ..Summary::default() },
@@ -171,6 +186,7 @@ impl World {
         for (make, most) in [
             ((|| Happening::Spoil) as fn() -> Happening, 4),
             (|| Happening::Jump, 3),
+            (|| Happening::Forget, 3),
             (|| Happening::Stop, 2),
             (|| Happening::Crash { cut: true }, 2),
             (|| Happening::Crash { cut: false }, 2),
@@ -294,12 +310,17 @@ impl World {
             Happening::Full => {
                 let room = self.disk.used() + self.draw.index(64 << 10);
                 self.disk.set_room(Some(room));
+                self.is_full = true;
                 self.note(|| "the disk is full".into());
                 self.summary.faults += 1;
                 self.later(1_000, 40_000, Happening::Room);
             }
-            Happening::Room => self.disk.set_room(None),
+            Happening::Room => {
+                self.disk.set_room(None);
+                self.is_full = false;
+            }
             Happening::Spoil => self.spoil(),
+            Happening::Forget => self.disk.evict(),
             Happening::Jump => {
                 let seconds = i64::try_from(1 + self.draw.below(7_200)).unwrap_or(1);
                 let back = self.draw.one_in(2);
@@ -315,10 +336,10 @@ impl World {
     fn arm(&mut self) {
         let within = if self.draw.one_in(3) { 12 } else { 60 };
         let call = 1 + self.draw.below(within);
-        match self.draw.below(8) {
-            0 => self.disk.fail_call(call, ErrorKind::Other),
-            1 => self.disk.fail_call(call, ErrorKind::StorageFull),
-            2 => {
+        match self.draw.below(10) {
+            0..3 => self.disk.fail_call(call, ErrorKind::Other),
+            3 => self.disk.fail_call(call, ErrorKind::StorageFull),
+            4 => {
                 self.disk.write_back_next();
                 self.disk.die_at(call);
             }
@@ -335,6 +356,7 @@ impl World {
             self.disk.revive();
         }
         self.disk.set_room(None);
+        self.is_full = false;
         self.primaries.iter_mut().for_each(Primary::come_back);
         self.happens_in(1, Happening::ReleaseAll);
     }

@@ -30,8 +30,14 @@ fn two_writers_never_hold_one_journal() {
     // Who cannot tell does not say that nobody is there.
     std::fs::remove_file(directory.path().join("lock")).unwrap();
     knot(&directory.path().join("lock"));
-    assert!(storage.is_locked().is_err());
     assert!(matches!(storage.lock(), Err(LockError::Io(_))));
+    // The file looks stale, and somebody removes it.
+    std::fs::remove_file(directory.path().join("lock")).unwrap();
+    let _held = storage.lock().unwrap();
+    std::fs::remove_file(directory.path().join("lock")).unwrap();
+    assert!(storage.is_locked().unwrap() && matches!(storage.lock(), Err(LockError::Held)));
+    std::fs::remove_dir_all(directory.path()).unwrap();
+    assert!(storage.is_locked().is_err());
 }
 
 #[test]

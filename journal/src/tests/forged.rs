@@ -74,9 +74,8 @@ fn a_later_format_that_this_reader_may_read_is_no_damage() {
     let storage = journal();
     storage.alter(&file_name(1), |bytes| {
         for copy in [0, PAGE_BYTES / 2] {
-            bytes[copy + 8] = 2;
-            let crc = crc32c::crc32c(&bytes[copy..copy + 92]).to_le_bytes();
-            bytes[copy + 92..copy + 96].copy_from_slice(&crc);
+            bytes[copy + 8] = 3;
+            seal_header(&mut bytes[copy..copy + FORMAT_2_BYTES]);
         }
     });
     assert_eq!(fold(&storage, Depth::Everything).0.report.state(), State::Clean);
@@ -92,8 +91,7 @@ fn a_count_that_cannot_be_true_does_not_forget_what_was_counted() {
     storage.alter(&file_name(2), |bytes| {
         for copy in [0, PAGE_BYTES / 2] {
             bytes[copy + 72..copy + 80].fill(0xFF);
-            let crc = crc32c::crc32c(&bytes[copy..copy + 92]).to_le_bytes();
-            bytes[copy + 92..copy + 96].copy_from_slice(&crc);
+            seal_header(&mut bytes[copy..copy + FORMAT_2_BYTES]);
         }
     });
     let (replay, ledger) = fold(&storage, Depth::Everything);

@@ -2,6 +2,8 @@
 //! costs a message, brings a settled one back, or leaves a blob that belongs to nobody.
 
 use super::*;
+use crate::frame::FrameHeader;
+use crate::header::{file_name, parse_file_name};
 use crate::storage::Storage as _;
 use crate::{CarriedBlobs, remove_left};
 use restante_ledger::{Action, Operated, Standing};
@@ -24,6 +26,7 @@ struct Keeper {
 impl Keeper {
     fn start(storage: &SimStorage) -> Result<Self, CommitError> {
         storage.restart();
+        sync_last_segment(storage).map_err(CommitError::Failed)?;
         let (replay, ledger) = fold(storage, Depth::Records);
         set_aside(storage, &replay.report).map_err(CommitError::Failed)?;
         let mut carried = replay.carried_blobs.clone();
@@ -182,4 +185,29 @@ fn a_power_cut_at_any_call_of_a_history_with_leaving_segments_costs_nothing() {
             assert_eq!((replay.report.state(), replay.orphans), (State::Clean, vec![]), "call {call} seed {seed}");
         }
     }
+}
+
+/// Of format 2, with segments that have left: as it should be; with one that is dead and still there; with rot in the record of
+/// a message that was carried, and in one copy of the newest header.
+pub(super) fn fixtures() -> [(&'static str, SimStorage); 3] {
+    let left = SimStorage::default();
+    run(&left, 3).ok().unwrap();
+    let before = SimStorage::default();
+    run(&before, 1).ok().unwrap();
+    let dead = left.fork();
+    let first = file_name(1);
+    drop(dead.create(&first).unwrap());
+    dead.alter(&first, |bytes| *bytes = before.bytes(&first));
+    let rot = left.fork();
+    let (_, ledger) = fold(&rot, Depth::Records);
+    // The oldest that is pending was written again.
+    let position = ledger.iter().find(|(_, t)| !t.is_settled()).unwrap().1.position;
+    rot.alter(&file_name(position.segment), |bytes| {
+        let header = FrameHeader::decode(&bytes[position.offset as usize..]).unwrap();
+        assert_eq!(header.kind, crate::Kind::Carried);
+        bytes[header.padding_offset() as usize - 3] ^= 4;
+    });
+    let newest = rot.list().unwrap().into_iter().filter(|name| parse_file_name(name).is_some()).max().unwrap();
+    rot.alter(&newest, |bytes| bytes[110] ^= 4);
+    [("left", left), ("left-dead", dead), ("left-rot", rot)]
 }

@@ -1,7 +1,9 @@
 //! Who writes when, that nobody is forgotten in line, and what happens when the one who writes fails.
 
+use super::super::memory::Share;
 use super::*;
 use crate::cli::journal::testing::{contents, message, writer};
+use restante_ledger::Accepted;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::AtomicUsize;
 use tempfile::TempDir;
