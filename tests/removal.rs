@@ -69,7 +69,7 @@ fn a_plan_changes_nothing_its_token_does_exactly_that_and_undo_delivers_it() {
     assert_eq!((&sample["id"], &sample["to"][0]), (&spam[0].0.as_str().into(), &"a@example.test".into()));
     assert_eq!((&sample["from"], &sample["subject"]), (&"spam@example.net".into(), &"message 0".into()));
     let words = queue(data, "remove --from spam@example.net").expect_code(0).out;
-    assert!(words.contains(&format!("--from spam@example.net --reason 'a worm' --data")), "{words}");
+    assert!(words.contains("--from spam@example.net --reason 'a worm' --data"), "{words}");
     assert!(words.trim_end().ends_with(&format!("--yes {token}")) && words.contains("nothing was done yet"), "{words}");
     assert_eq!(listed(&daemon, &[]).len(), 8, "a plan is a plan");
 

@@ -45,6 +45,7 @@ mod peers;
 mod relaying;
 #[cfg(test)]
 mod removal;
+#[cfg(test)]
 mod removed;
 #[cfg(test)]
 mod retention;
