@@ -81,26 +81,32 @@ const CHANGE_HELP: &str = "\
 Exit codes: 0 done, 2 usage, 3 partly done, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
 
 const BOUNCE_HELP: &str = "\
-Without --yes it prints a plan and changes nothing. With the token of the plan it is carried out, on exactly that set: if any of
-it has changed meanwhile, or the selectors take another message, nothing is done.
-No report is sent to the senders: tell them, or use `queue undo` once it is known what to do.
-What is being delivered at that moment, and is taken by the primary, is sent all the same.
+Without --yes it prints a plan and changes nothing. With the plan's token it does just that: if
+any of the set has changed meanwhile, or another message would be taken, nothing is done.
+No report is sent to the senders. `queue undo` takes it back, until `retain` after.
+What is being delivered at that moment, and the primary takes it, is sent all the same.
 
-Exit codes: 0 planned, or done; 2 usage; 3 done, but some were delivered meanwhile; 4 the selector matched nothing;
-            5 daemon unreachable; 7 not permitted; 12 the set changed since the plan: nothing was done";
+Exit codes:
+  0 planned, or done         4 the selector matched nothing
+  2 usage                    5 daemon unreachable
+  3 done, but some were      7 not permitted
+    delivered meanwhile     12 the set changed since the plan: nothing was done";
 
 const REMOVE_HELP: &str = "\
-Without --yes it prints a plan and changes nothing. With the token of the plan it is carried out, on exactly that set: if any of
-it has changed meanwhile, or the selectors take another message, nothing is done.
-Nobody is told. Its bytes stay until `retain` after; until then `queue undo` takes it up again.
-What is being delivered at that moment, and is taken by the primary, is sent all the same.
+Without --yes it prints a plan and changes nothing. With the plan's token it does just that: if
+any of the set has changed meanwhile, or another message would be taken, nothing is done.
+Nobody is told. `queue undo` takes it back, until `retain` after; then its bytes are gone.
+What is being delivered at that moment, and the primary takes it, is sent all the same.
 
-Exit codes: 0 planned, or done; 2 usage; 3 done, but some were delivered meanwhile; 4 the selector matched nothing;
-            5 daemon unreachable; 7 not permitted; 12 the set changed since the plan: nothing was done";
+Exit codes:
+  0 planned, or done         4 the selector matched nothing
+  2 usage                    5 daemon unreachable
+  3 done, but some were      7 not permitted
+    delivered meanwhile     12 the set changed since the plan: nothing was done";
 
 const UNDO_HELP: &str = "\
-Takes effect at once. What was removed or bounced can be taken up again until it leaves the journal, `retain` after.
-`restante queue ls --state removed --state bounced` lists it.
+Takes effect at once. What was removed or bounced can be taken up again until it leaves the
+journal, `retain` after. `restante queue ls --state removed --state bounced` lists it.
 
 Exit codes: 0 done, 2 usage, 4 nothing that matches can be undone, 5 daemon unreachable, 7 not permitted";
 
