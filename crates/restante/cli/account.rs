@@ -163,7 +163,8 @@ fn place_object(place: &Damage) -> Value {
     object
 }
 
-fn in_words(state: &str, place: &Damage) -> String {
+/// A place that is not as written, for a person.
+pub(crate) fn in_words(state: &str, place: &Damage) -> String {
     let segment = segment_name(place.segment);
     let what = match place.kind {
         DamageKind::Frame => "no valid record stands there",

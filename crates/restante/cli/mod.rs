@@ -1,6 +1,6 @@
 //! The commands. Each returns the exit code that the contract gives it; an error is exit 1 with its causes.
 
-mod account;
+pub(crate) mod account;
 pub(crate) mod args;
 mod client;
 pub(crate) mod config;

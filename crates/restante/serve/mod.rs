@@ -34,6 +34,7 @@ mod socket;
 mod sockets;
 pub(crate) mod tls;
 
+use crate::cli::account::in_words;
 use crate::cli::exit;
 use crate::clock;
 use crate::config::{Config, Flags, Limits, Route};
@@ -182,12 +183,7 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened>
         }
         State::Damaged => {
             for damage in &replay.report.damage {
-                let (kind, ids) = (damage.kind.as_str(), &damage.ids);
-                tracing::error!(
-                    "the journal is damaged: segment {} at {}: {kind} {ids:?}",
-                    damage.segment,
-                    damage.offset
-                );
+                tracing::error!("the journal is {}", in_words("damaged", damage));
             }
             tracing::error!("mail is served around the damage; run `restante verify` for the account");
         }

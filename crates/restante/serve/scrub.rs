@@ -2,6 +2,7 @@
 //! may still be a backup to take it from. Writes nothing, decides nothing: mail is checked again before it is delivered.
 
 use super::metrics::Metrics;
+use crate::cli::account::in_words;
 use restante_journal::{Damage, DirStorage, scrub};
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -91,10 +92,7 @@ impl Keeper {
         };
         let found = |damage: &Damage| {
             if told.len() < PLACES_MAX && told.insert(place(damage)) {
-                let (segment, offset, kind, ids) = (damage.segment, damage.offset, damage.kind.as_str(), &damage.ids);
-                tracing::error!(
-                    "the journal is damaged: segment {segment} at {offset}: {kind} {ids:?}; run `restante verify`"
-                );
+                tracing::error!("the journal is {}; run `restante verify`", in_words("damaged", damage));
                 metrics.scrub_damage(told.len());
             }
         };

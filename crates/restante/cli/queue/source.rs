@@ -181,7 +181,7 @@ impl Fold {
 
 impl Sink for Fold {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        if let Some(id) = about(fact) {
+        if let Some(id) = fact.transaction() {
             self.event(position, id, || Event::Fact(fact.clone()));
         }
     }
@@ -196,17 +196,6 @@ impl Sink for Fold {
         self.event(position, carried.accepted.id, || Event::DamagedCarried(carried.clone()));
     }
     fn begins_after(&mut self, _: &Base) {}
-}
-
-/// The transaction that a fact is about.
-pub(super) fn about(fact: &Fact) -> Option<TransactionId> {
-    match fact {
-        Fact::Accepted(accepted) => Some(accepted.id),
-        Fact::Attempted(attempted) => Some(attempted.id),
-        Fact::Operated(operated) => Some(operated.id),
-        Fact::Carried(carried) => Some(carried.accepted.id),
-        Fact::Served(_) => None,
-    }
 }
 
 #[cfg(test)]
