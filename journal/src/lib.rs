@@ -12,11 +12,13 @@
 //! failed, and reading never writes.
 #![warn(missing_docs)]
 
+mod backup;
 mod blob;
 mod carry;
 mod codec;
 mod content;
 mod frame;
+mod frames;
 mod header;
 mod leave;
 mod reader;
@@ -37,6 +39,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupError, Copied, backup};
 pub use blob::{Blob, BlobError, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
 pub use carry::Cargo;
 pub use content::Content;

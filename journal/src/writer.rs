@@ -614,7 +614,7 @@ impl<F: SegmentFile> Segment<F> {
 }
 
 /// Piece by piece: an allocator keeps what was once a megabyte.
-fn write_zeros(file: &mut impl SegmentFile, mut from: u64, to: u64) -> io::Result<()> {
+pub(crate) fn write_zeros(file: &mut impl SegmentFile, mut from: u64, to: u64) -> io::Result<()> {
     let zeros = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(usize::MAX).min(ZEROS_BYTES)];
     while let Some(left) = to.checked_sub(from).filter(|left| *left > 0) {
         let piece = zeros.get(..usize::try_from(left).unwrap_or(usize::MAX)).unwrap_or(&zeros);
