@@ -489,6 +489,19 @@ impl<S: Storage, C: Storage, W: Fn(u64)> Copier<'_, S, C, W> {
     }
 }
 
+/// Whether the two have a segment in common: then all that came before it is the same in both, though it may have left one of them.
+pub fn have_a_common_past<S: Storage, T: Storage>(one: &S, other: &T) -> Result<bool, ReplayError> {
+    let theirs: HashSet<u64> = numbers(other)?.into_iter().collect();
+    for number in numbers(one)?.into_iter().filter(|number| theirs.contains(number)) {
+        let [one, other] = [open(one, number)?.header, open(other, number)?.header];
+        let same = one.zip(other).is_some_and(|(one, other)| (one.journal, one.tag) == (other.journal, other.tag));
+        if same {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn numbers<S: Storage>(storage: &S) -> io::Result<Vec<u64>> {
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
     numbers.sort_unstable();

@@ -39,7 +39,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 
-pub use backup::{BackupError, Copied, backup};
+pub use backup::{BackupError, Copied, backup, have_a_common_past};
 pub use blob::{Blob, BlobError, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
 pub use carry::Cargo;
 pub use content::Content;

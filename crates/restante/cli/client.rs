@@ -61,12 +61,17 @@ impl Client {
 
     /// GET for questions, POST for changes.
     pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Value, NoAnswer> {
+        self.ask_for(method, path, TIMEOUT)
+    }
+
+    /// As [`Self::ask`], for what takes its time.
+    pub(crate) fn ask_for(&self, method: Method, path: &str, patience: Duration) -> Result<Value, NoAnswer> {
         let unreachable = |why: String| NoAnswer { code: exit::UNREACHABLE, why };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| unreachable(error.to_string()))?;
-        let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.send(method, path)).await });
+        let asked = runtime.block_on(async { tokio::time::timeout(patience, self.send(method, path)).await });
         match asked {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((status, answer))) => {
@@ -76,6 +81,7 @@ impl Client {
                     403 => exit::NOT_PERMITTED,
                     400 => exit::USAGE,
                     422 => exit::CONFIG_INVALID,
+                    423 => exit::LOCKED,
                     503 => exit::UNREACHABLE,
                     _ => exit::FAILED,
                 };
@@ -85,7 +91,9 @@ impl Client {
                 Err(NoAnswer { code: exit::NOT_PERMITTED, why: error.to_string() })
             }
             Ok(Err(error)) => Err(unreachable(format!("no daemon answers at {}: {error:#}", self.place()))),
-            Err(_late) => Err(unreachable(format!("the daemon at {} did not answer in 10 s", self.place()))),
+            Err(_late) => {
+                Err(unreachable(format!("the daemon at {} did not answer in {} s", self.place(), patience.as_secs())))
+            }
         }
     }
 
