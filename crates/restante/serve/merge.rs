@@ -147,7 +147,10 @@ fn take(
         let id = one.0;
         match source.take(&mut reader, into, one) {
             Ok(record) => records.push(record),
-            Err(Untaken::Read(_)) => damaged.push(id),
+            Err(Untaken::Read(why)) => {
+                tracing::warn!("{id} in {} is not taken over: {why}", source.dir.display());
+                damaged.push(id);
+            }
             Err(Untaken::Write(error)) => return Err(error),
         }
     }

@@ -102,7 +102,7 @@ impl Keeper {
             promised.pending.remove(&id);
             promised.settled.push(id);
         }
-        self.let_go(if round % 2 == 0 { later() } else { now() })
+        self.let_go(if round.is_multiple_of(2) { later() } else { now() })
     }
 }
 

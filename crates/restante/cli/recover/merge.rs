@@ -149,7 +149,8 @@ impl Merge {
             let id = one.0;
             match source.take(&mut reader, &into, one) {
                 Ok((record, fact)) => book.stage(&record, fact)?,
-                Err(Untaken::Read(_)) => {
+                Err(Untaken::Read(why)) => {
+                    output.note(&format!("restante: {id} in {}: {why}", source.dir.display()));
                     merged.added = merged.added.saturating_sub(1);
                     merged.quarantined.push(id);
                 }
