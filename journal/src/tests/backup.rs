@@ -138,7 +138,7 @@ fn a_copy_cut_short_at_any_call_is_a_journal_and_is_finished_by_the_next() {
             let copy = from.fork();
             copy.die_at(call);
             assert!(backup(source, &copy, true, |_| {}).is_err());
-            for seed in 0..3 {
+            for seed in 0..2 {
                 let cut = copy.power_cut(seed);
                 let (replay, ledger) = fold(&cut, Depth::Everything);
                 // Where segments left before they were copied, the others get their names one by one.
