@@ -4,6 +4,8 @@
 #![expect(unreachable_pub, reason = "a test binary exports nothing; `pub(crate)` on every helper would be noise")]
 
 #[cfg(test)]
+mod backup;
+#[cfg(test)]
 mod configuration;
 #[cfg(test)]
 mod corpus;

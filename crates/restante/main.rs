@@ -3,10 +3,11 @@
 mod cli;
 mod clock;
 mod config;
+mod merge;
 mod serve;
 
 use clap::Parser as _;
-use cli::args::{Cli, Command};
+use cli::args::{Cli, Command, Journal};
 use cli::output::Output;
 use std::process::ExitCode;
 
@@ -41,6 +42,7 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Queue(queue) => cli::queue::run(cli, queue, output),
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Journal(Journal::Backup(backup)) => cli::backup::run(cli, backup, output),
         Command::Verify => cli::verify::run(cli, output),
         Command::Init(init) => cli::init::run(init, cli.flags().data.as_deref(), output),
         Command::Config(config) => Ok(cli::config::run(cli, config, output)),

@@ -1,7 +1,7 @@
 //! A message written again (FORMAT.md section 4.9), so that the segment with its first record may leave. Its content is
 //! repeated byte by byte, or its blob named again; nothing is decided here.
 
-use crate::blob::BlobRef;
+use crate::blob::{Blob, BlobRef};
 use crate::codec::{Malformed, Put, Take};
 use crate::frame::Kind;
 use crate::record::{DEFERRED, HOLD, Prepared, QUARANTINED, SENT, decode_accepted, encode_accepted};
@@ -13,7 +13,7 @@ const DUE: u8 = 0;
 const BOUNCED: u8 = 5;
 const REMOVED: u8 = 7;
 
-/// A message as it stands in the journal, checked. Only [`crate::Reader::to_carry`] makes one.
+/// A message to be written again: from this journal, see [`crate::Reader::to_carry`], or from another one.
 #[derive(Debug)]
 pub struct Cargo {
     pub(crate) accepted: Accepted,
@@ -23,6 +23,16 @@ pub struct Cargo {
 }
 
 impl Cargo {
+    /// A message of another journal, with its content.
+    pub fn in_record(accepted: Accepted, content: Vec<u8>) -> Self {
+        Self { accepted, content, blob: None }
+    }
+
+    /// A message of another journal whose content is in this one's `blob`, on stable storage.
+    pub fn in_blob(accepted: Accepted, blob: &Blob) -> Self {
+        Self { accepted, content: blob.table().to_vec(), blob: Some(blob.reference()) }
+    }
+
     /// Whose it is.
     pub fn accepted(&self) -> &Accepted {
         &self.accepted

@@ -12,11 +12,13 @@
 //! failed, and reading never writes.
 #![warn(missing_docs)]
 
+mod backup;
 mod blob;
 mod carry;
 mod codec;
 mod content;
 mod frame;
+mod frames;
 mod header;
 mod leave;
 mod reader;
@@ -38,6 +40,7 @@ pub mod sim;
 #[cfg(test)]
 mod tests;
 
+pub use backup::{BackupError, Copied, backup, have_a_common_past};
 pub use blob::{Blob, BlobError, BlobName, BlobWriter, PIECE_BYTES, remove_blob};
 pub use carry::Cargo;
 pub use content::Content;

@@ -142,12 +142,12 @@ pub enum ReplayError {
 }
 
 /// One segment, opened.
-struct Opened<F> {
+pub(crate) struct Opened<F> {
     number: u64,
-    file: F,
-    header: Option<SegmentHeader>,
+    pub(crate) file: F,
+    pub(crate) header: Option<SegmentHeader>,
     page_damaged: bool,
-    tag: Option<u32>,
+    pub(crate) tag: Option<u32>,
 }
 
 /// Reads the whole journal. An empty directory is an empty journal.
@@ -159,7 +159,7 @@ pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mu
 }
 
 /// What the newest segment whose header can be read says of those that have left.
-fn base<S: Storage>(storage: &S) -> Result<Base, ReplayError> {
+pub(crate) fn base<S: Storage>(storage: &S) -> Result<Base, ReplayError> {
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(|name| parse_file_name(name)).collect();
     numbers.sort_unstable();
     for number in numbers.into_iter().rev() {
@@ -352,7 +352,7 @@ fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Succes
     Ok(Successor { bytes: bytes.or(told_bytes).unwrap_or(u64::MAX), torn: told.map(|s| s.torn).unwrap_or_default() })
 }
 
-fn open<S: Storage>(storage: &S, number: u64) -> Result<Opened<S::File>, ReplayError> {
+pub(crate) fn open<S: Storage>(storage: &S, number: u64) -> Result<Opened<S::File>, ReplayError> {
     let file = storage.open(&file_name(number))?;
     let mut page = vec![0; PAGE_BYTES];
     let n = read_around(&file, 0, &mut page).map_err(at(&file_name(number)))?;

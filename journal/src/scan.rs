@@ -16,7 +16,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 
 /// A seal's frame: header and three numbers.
-const SEAL_BYTES: u64 = HEADER_BYTES as u64 + 24;
+pub(crate) const SEAL_BYTES: u64 = HEADER_BYTES as u64 + 24;
 /// The second seal stands in another block than the first: one bad sector or page must not take both.
 const SEAL_BLOCK_BYTES: u64 = 4096;
 

@@ -1,5 +1,6 @@
 //! The custody promise, tried on a simulated disk: every durable message is found again, whatever happened.
 
+mod backup;
 mod blob;
 mod directory;
 mod fixtures;

@@ -220,7 +220,11 @@ impl<S: Storage> Writer<S> {
         self.check()?;
         self.begin_batch(now)?;
         let id = match (record.id, record.kind) {
-            (Some(id), _) => id,
+            (Some(id), _) => {
+                // Of another journal, whose clock may have been ahead: what comes is larger all the same.
+                self.ids.pass(id);
+                id
+            }
             (None, Kind::Accepted) => {
                 let entropy = self.entropy.draw();
                 self.ids.next(now, entropy)

@@ -63,6 +63,11 @@ impl IdGenerator {
         Self { last: largest_known.map_or(0, |id| id.0) }
     }
 
+    /// The next identifiers are larger than this one, too.
+    pub fn pass(&mut self, known: TransactionId) {
+        self.last = self.last.max(known.0);
+    }
+
     /// The next identifier. `entropy` fills the low bits when the clock has moved on; when it has not, or has stepped
     /// back, the last identifier plus one is used instead.
     pub fn next(&mut self, now: Timestamp, entropy: u64) -> TransactionId {

@@ -255,21 +255,25 @@ impl Ledger {
     /// recipients stand; where the first one is damaged, they are as they were before that was found.
     fn carried(&mut self, position: Position, carried: &Carried, believed: impl Fn(RecipientState) -> RecipientState) {
         let id = carried.accepted.id;
+        let routes: Vec<_> = carried.accepted.envelope.recipients.iter().map(|r| self.route_index(&r.route)).collect();
         if let Some(transaction) = self.transactions.get_mut(id) {
             self.tallies.moved_away(transaction);
             transaction.position = position;
-            for (entry, told) in transaction.recipients.iter_mut().zip(&carried.recipients) {
+            transaction.content_len = carried.accepted.content_len;
+            for ((entry, told), route) in transaction.recipients.iter_mut().zip(&carried.recipients).zip(routes) {
+                // Of a record that was lost nothing was known but the name.
+                entry.route = route;
                 if entry.state == RecipientState::Quarantined {
                     *self.balance.column(entry.state) -= 1;
                     *self.balance.column(told.state) += 1;
-                    entry.state = told.state;
+                    (entry.state, entry.attempts) = (told.state, told.attempts.max(entry.attempts));
                 }
             }
             return self.tallies.placed(transaction);
         }
-        let recipients = carried.accepted.envelope.recipients.iter().zip(&carried.recipients);
-        let entry = |(recipient, told): (&restante_envelope::Recipient, &crate::Standing)| RecipientEntry {
-            route: self.route_index(&recipient.route),
+        let recipients = routes.into_iter().zip(&carried.recipients);
+        let entry = |(route, told): (RouteIndex, &crate::Standing)| RecipientEntry {
+            route,
             attempts: told.attempts,
             state: believed(told.state),
         };

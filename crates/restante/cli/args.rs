@@ -3,6 +3,7 @@
 //! Decides nothing and reads nothing: routes and addresses of `serve` stay text, so that the configuration can show
 //! all their errors together.
 
+use super::backup::Backup;
 use super::select::{ARGUMENTS, Address, Chosen, Selector, address};
 use crate::config::{Flags, HostPort};
 use crate::serve::plan::Token;
@@ -36,6 +37,7 @@ Exit codes: 0 every message arrived byte for byte, 1 otherwise";
 const RECOVER_HELP: &str = "\
 Checks every byte, sets torn and damaged bytes aside, prints the account of every message ever accepted.
 Never writes into an old segment. Run it as often as you like: the counts stay.
+With --from (a rescued disk, a backup) a daemon may run: it takes over what it does not know, beside live mail.
 
 Exit codes:
   0 clean or torn            2 usage                   8 journal locked: a daemon runs
@@ -46,6 +48,12 @@ const VERIFY_HELP: &str = "\
 Opens segments and blobs read-only and takes no lock: safe beside a running daemon.
 
 Exit codes: 0 clean or torn, 1 no such directory, 6 configuration invalid, 9 damaged";
+
+const BACKUP_HELP: &str = "\
+Safe beside a running daemon. The copy is a journal itself: `restante verify`, `recover` and `serve` work on it by --data DIR.
+Run it again, and only what is new is copied; what has left the journal leaves the copy.
+
+Exit codes: 0 done, 1 failed, or DIR holds another journal, 2 usage, 6 configuration invalid, 8 a daemon runs on DIR";
 
 const INIT_HELP: &str = "\
 On a terminal it asks for what is not given. It writes the file, never over an existing one, and prints the DNS lines and
@@ -170,6 +178,9 @@ pub(crate) enum Command {
     /// List or change pending transactions
     #[command(subcommand)]
     Queue(Box<Queue>),
+    /// Back up everything the journal holds
+    #[command(subcommand)]
+    Journal(Journal),
     /// Print the delivery log
     #[command(after_help = LOG_HELP)]
     Log(Log),
@@ -236,6 +247,9 @@ pub(crate) struct Serve {
 
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
+    /// First take over what the journal in DIR knows and this one does not; repeat for more
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from: Vec<PathBuf>,
     /// Then offer everything pending to its primary, once
     #[arg(long)]
     pub(crate) deliver: bool,
@@ -248,6 +262,13 @@ pub(crate) struct Recover {
     /// Say what would be done, and change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Journal {
+    /// Copy the journal to DIR, consistently, while the daemon runs
+    #[command(after_help = BACKUP_HELP)]
+    Backup(Backup),
 }
 
 #[derive(Debug, Subcommand)]

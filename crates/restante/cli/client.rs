@@ -73,8 +73,13 @@ impl Client {
 
     /// GET for questions, POST for changes.
     pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Value, NoAnswer> {
-        let asked = runtime()?.block_on(async { timeout(TIMEOUT, self.send(method, path, Bytes::new())).await });
-        self.understood(asked)
+        self.ask_for(method, path, TIMEOUT)
+    }
+
+    /// As [`Self::ask`], for what takes its time.
+    pub(crate) fn ask_for(&self, method: Method, path: &str, patience: Duration) -> Result<Value, NoAnswer> {
+        let asked = runtime()?.block_on(async { timeout(patience, self.send(method, path, Bytes::new())).await });
+        self.understood(asked, patience)
     }
 
     /// As [`Self::ask`], with a list, for what may take as long as it takes: waits as long as the daemon says how far it is.
@@ -98,12 +103,13 @@ impl Client {
                 }
             }
         });
-        self.understood(asked)
+        self.understood(asked, TIMEOUT)
     }
 
     fn understood(
         &self,
         asked: Result<anyhow::Result<(hyper::StatusCode, Value)>, tokio::time::error::Elapsed>,
+        patience: Duration,
     ) -> Result<Value, NoAnswer> {
         match asked {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
@@ -115,6 +121,7 @@ impl Client {
                     400 => exit::USAGE,
                     409 => exit::CHANGED,
                     422 => exit::CONFIG_INVALID,
+                    423 => exit::LOCKED,
                     503 => exit::UNREACHABLE,
                     _ => exit::FAILED,
                 };
@@ -124,7 +131,9 @@ impl Client {
                 Err(NoAnswer { code: exit::NOT_PERMITTED, why: error.to_string() })
             }
             Ok(Err(error)) => Err(unreachable(format!("no daemon answers at {}: {error:#}", self.place()))),
-            Err(_late) => Err(unreachable(format!("the daemon at {} did not answer in 10 s", self.place()))),
+            Err(_late) => {
+                Err(unreachable(format!("the daemon at {} did not answer in {} s", self.place(), patience.as_secs())))
+            }
         }
     }
 

@@ -51,14 +51,27 @@ pub(crate) fn read(
     output: Output,
     what: &'static str,
 ) -> Result<Contents, ReplayError> {
-    let blob_bytes: u64 = storage.list_blobs()?.iter().map(|blob| blob.bytes).sum();
-    let progress = Progress::new(output, what, Unit::Bytes, segment_bytes(dir)?.saturating_add(blob_bytes));
-    let mut watched = Watched { ledger: Ledger::new(), progress };
-    let replay = replay(storage, Depth::Everything, &mut watched)?;
-    Ok(Contents { ledger: watched.ledger, replay })
+    let (ledger, replay) = read_into(storage, dir, output, what, Ledger::new())?;
+    Ok(Contents { ledger, replay })
 }
 
-fn segment_bytes(dir: &Path) -> io::Result<u64> {
+/// As [`read`], for whoever wants to know more than a ledger does.
+pub(crate) fn read_into<K: Sink>(
+    storage: &DirStorage,
+    dir: &Path,
+    output: Output,
+    what: &'static str,
+    sink: K,
+) -> Result<(K, Replay), ReplayError> {
+    let blob_bytes: u64 = storage.list_blobs()?.iter().map(|blob| blob.bytes).sum();
+    let progress = Progress::new(output, what, Unit::Bytes, segment_bytes(dir)?.saturating_add(blob_bytes));
+    let mut watched = Watched { sink, progress };
+    let replay = replay(storage, Depth::Everything, &mut watched)?;
+    Ok((watched.sink, replay))
+}
+
+/// For the progress alone.
+pub(crate) fn segment_bytes(dir: &Path) -> io::Result<u64> {
     let mut bytes: u64 = 0;
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
@@ -70,30 +83,30 @@ fn segment_bytes(dir: &Path) -> io::Result<u64> {
     Ok(bytes)
 }
 
-/// A ledger that says how far its reading is.
-struct Watched {
-    ledger: Ledger,
+/// Somebody who is told, and how far the telling is.
+struct Watched<K> {
+    sink: K,
     progress: Progress,
 }
 
-impl Sink for Watched {
+impl<K: Sink> Sink for Watched<K> {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        self.ledger.apply(position, fact);
+        self.sink.fact(position, fact);
     }
     fn damaged(&mut self, position: Position, accepted: &Accepted) {
-        self.ledger.apply_damaged(position, accepted);
+        self.sink.damaged(position, accepted);
     }
     fn lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
-        self.ledger.apply_lost(position, id, recipients);
+        self.sink.lost(position, id, recipients);
     }
     fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
-        self.ledger.apply_unnamed(segment, transactions, recipients);
+        self.sink.unnamed(segment, transactions, recipients);
     }
     fn damaged_carried(&mut self, position: Position, carried: &Carried) {
-        self.ledger.apply_damaged_carried(position, carried);
+        self.sink.damaged_carried(position, carried);
     }
     fn begins_after(&mut self, base: &Base) {
-        self.ledger.apply_base(base);
+        self.sink.begins_after(base);
     }
     fn segment_done(&mut self, bytes: u64) {
         self.progress.advance(bytes, "");
@@ -110,11 +123,13 @@ pub(crate) struct Book {
     replay: Replay,
     pub(crate) ledger: Ledger,
     writer: Option<Writer<DirStorage>>,
+    /// In the order of the writer's batch.
+    staged: Vec<Fact>,
 }
 
 impl Book {
     pub(crate) fn new(storage: DirStorage, contents: Contents) -> Self {
-        Self { storage, replay: contents.replay, ledger: contents.ledger, writer: None }
+        Self { storage, replay: contents.replay, ledger: contents.ledger, writer: None, staged: Vec::new() }
     }
 
     pub(crate) fn storage(&self) -> &DirStorage {
@@ -145,6 +160,26 @@ impl Book {
         let durable = writer.commit(now)?;
         for receipt in durable.receipts() {
             self.ledger.apply(receipt.position(), fact);
+        }
+        Ok(())
+    }
+
+    /// Stages a record with what it means; what fills a batch is made durable.
+    pub(crate) fn stage(&mut self, record: &Prepared, fact: Fact) -> Result<(), CommitError> {
+        self.begin()?;
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        writer.stage(record, clock::now())?;
+        self.staged.push(fact);
+        if writer.has_room() { Ok(()) } else { self.flush() }
+    }
+
+    /// Makes durable what is staged, and only then true.
+    pub(crate) fn flush(&mut self) -> Result<(), CommitError> {
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let facts = std::mem::take(&mut self.staged);
+        let durable = writer.commit(clock::now())?;
+        for (receipt, fact) in durable.receipts().iter().zip(facts) {
+            self.ledger.apply(receipt.position(), &fact);
         }
         Ok(())
     }

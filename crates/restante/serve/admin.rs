@@ -4,6 +4,7 @@
 
 use super::choose::Which;
 use super::journal::Journal;
+use super::merge;
 use super::metrics::Metrics;
 use super::relay::{Request, is_up};
 use super::{operate, reload};
@@ -101,6 +102,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/bounce", post(operate::bounce))
         .route("/api/v1/queue/remove", post(operate::remove))
         .route("/api/v1/operation", get(operate::progress))
+        .route("/api/v1/recover", post(recover))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }
@@ -216,6 +218,19 @@ async fn reload_configuration(State(desk): State<Desk>, headers: HeaderMap) -> R
             StatusCode::UNPROCESSABLE_ENTITY,
             invalid.render_with(false, reload::KEPT).trim_end().to_owned(),
         )),
+    }
+}
+
+/// A task of its own: a client that leaves does not leave half of it done.
+async fn recover(State(desk): State<Desk>, headers: HeaderMap, Query(params): Params) -> Result<Json<Value>, Refusal> {
+    desk.permit(&headers)?;
+    let from = params.get("from").map(PathBuf::from).filter(|from| from.is_absolute());
+    let from = from.ok_or_else(|| Refusal(StatusCode::BAD_REQUEST, "`from` is missing, or no absolute path".into()))?;
+    match tokio::spawn(merge::merge(desk.admin.clone(), from)).await {
+        Ok(Ok(account)) => Ok(Json(account)),
+        Ok(Err(error)) if merge::is_locked(&error) => Err(Refusal(StatusCode::LOCKED, format!("{error:#}"))),
+        Ok(Err(error)) => Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))),
+        Err(defect) => Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, defect.to_string())),
     }
 }
 

@@ -19,6 +19,7 @@ mod listener;
 pub(crate) mod log;
 mod log_cursor;
 mod memory;
+mod merge;
 pub(crate) mod metrics;
 mod notify;
 mod operate;

@@ -12,7 +12,8 @@ use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Action as Operation, Base, Fact, Ledger, Position, RecipientEntry, RecipientState, Served, Standing,
+    Action as Operation, Balance, Base, Fact, Ledger, Position, RecipientEntry, RecipientState, Served, Standing,
+    Transaction,
 };
 use restante_relay::{Action, Event, Flush, MAX_CONNECTIONS_DEFAULT, Relay, RouteState, RouteStatus, Routes};
 use std::collections::{HashMap, HashSet};
@@ -53,6 +54,8 @@ pub(crate) enum Request {
     BaseAt { first: u64, answer: oneshot::Sender<Option<Base>> },
     /// What the last daemon, this one or a reload of it, recorded of itself.
     Served(oneshot::Sender<Option<Served>>),
+    /// How do these stand, as far as they are not wholly sent? And all together?
+    Find(Vec<TransactionId>, oneshot::Sender<(HashMap<TransactionId, Transaction>, Balance)>),
     /// They have.
     Left { base: Base, answer: oneshot::Sender<()> },
 }
@@ -307,6 +310,11 @@ impl RelayTask {
             }
             Request::Stragglers { first, answer } => drop(answer.send(self.stragglers(first))),
             Request::BaseAt { first, answer } => drop(answer.send(base_at(&self.relay, first))),
+            Request::Find(ids, answer) => {
+                let ledger = self.relay.ledger();
+                let found = ids.into_iter().filter_map(|id| Some((id, ledger.get(id)?.clone()))).collect();
+                let _gone = answer.send((found, ledger.balance()));
+            }
             Request::Left { base, answer } => {
                 self.relay.segments_left(&base);
                 self.index.left(base.first);

@@ -16,15 +16,15 @@ fn later() -> Timestamp {
 }
 
 /// A daemon, as far as the journal is concerned: writes, folds what is durable, lets go of what had its time.
-struct Keeper {
+pub(super) struct Keeper {
     storage: SimStorage,
-    writer: Writer<SimStorage>,
-    ledger: Ledger,
+    pub(super) writer: Writer<SimStorage>,
+    pub(super) ledger: Ledger,
     carried: CarriedBlobs,
 }
 
 impl Keeper {
-    fn start(storage: &SimStorage) -> Result<Self, CommitError> {
+    pub(super) fn start(storage: &SimStorage) -> Result<Self, CommitError> {
         storage.restart();
         sync_last_segment(storage).map_err(CommitError::Failed)?;
         let (replay, ledger) = fold(storage, Depth::Records);
@@ -82,15 +82,38 @@ impl Keeper {
         let failed = |error: crate::ReplayError| CommitError::Failed(std::io::Error::other(error));
         remove_left(&self.storage, base.first, &mut self.carried).map_err(failed).map(drop)
     }
+
+    /// Mail comes, most of what there was is settled, and segments leave.
+    pub(super) fn round(&mut self, round: usize, promised: &mut Promised) -> Result<(), CommitError> {
+        for n in 0..6 {
+            let content = content(round * 7 + n);
+            let id = self.accept(&content, n % 3 == 0)?;
+            promised.pending.insert(id, content);
+        }
+        // The first of all stays for ever, and so does one large one; of the others most go.
+        let done: Vec<_> = promised.pending.keys().copied().enumerate().filter(|(n, _)| n % 4 > 1).collect();
+        for (n, id) in done {
+            promised.in_doubt = vec![id];
+            let (actor, reason) = ("a".to_owned(), "r".to_owned());
+            let removed =
+                Fact::Operated(Operated { id, at: now(), action: Action::Remove, recipients: vec![0], actor, reason });
+            let record = if n % 2 == 0 { (sent(id), None) } else { (Prepared::fact(&removed, Vec::new()), None) };
+            self.write(&[record])?;
+            promised.in_doubt.clear();
+            promised.pending.remove(&id);
+            promised.settled.push(id);
+        }
+        self.let_go(if round.is_multiple_of(2) { later() } else { now() })
+    }
 }
 
 /// What a history promised.
 #[derive(Default)]
-struct Promised {
-    pending: BTreeMap<TransactionId, Vec<u8>>,
-    settled: Vec<TransactionId>,
+pub(super) struct Promised {
+    pub(super) pending: BTreeMap<TransactionId, Vec<u8>>,
+    pub(super) settled: Vec<TransactionId>,
     /// Asked for, and whether it is durable is not known.
-    in_doubt: Vec<TransactionId>,
+    pub(super) in_doubt: Vec<TransactionId>,
 }
 
 fn run(storage: &SimStorage, rounds: usize) -> Result<Promised, Box<Promised>> {
@@ -104,30 +127,12 @@ fn run(storage: &SimStorage, rounds: usize) -> Result<Promised, Box<Promised>> {
 fn try_run(storage: &SimStorage, rounds: usize, promised: &mut Promised) -> Result<(), CommitError> {
     let mut keeper = Keeper::start(storage)?;
     for round in 0..rounds {
-        for n in 0..6 {
-            let content = content(round * 7 + n);
-            let id = keeper.accept(&content, n % 3 == 0)?;
-            promised.pending.insert(id, content);
-        }
-        // The first of all stays for ever, and so does one large one; of the others most go.
-        let done: Vec<_> = promised.pending.keys().copied().enumerate().filter(|(n, _)| n % 4 > 1).collect();
-        for (n, id) in done {
-            promised.in_doubt = vec![id];
-            let (actor, reason) = ("a".to_owned(), "r".to_owned());
-            let removed =
-                Fact::Operated(Operated { id, at: now(), action: Action::Remove, recipients: vec![0], actor, reason });
-            let record = if n % 2 == 0 { (sent(id), None) } else { (Prepared::fact(&removed, Vec::new()), None) };
-            keeper.write(&[record])?;
-            promised.in_doubt.clear();
-            promised.pending.remove(&id);
-            promised.settled.push(id);
-        }
-        keeper.let_go(if round % 2 == 0 { later() } else { now() })?;
+        keeper.round(round, promised)?;
     }
     keeper.writer.close()
 }
 
-fn check(storage: &SimStorage, promised: &Promised) -> Ledger {
+pub(super) fn check(storage: &SimStorage, promised: &Promised) -> Ledger {
     let (replay, ledger) = fold(storage, Depth::Everything);
     assert_ne!(replay.report.state(), State::Damaged, "{:?}", replay.report);
     let mut reader = Reader::new(storage.clone());
