@@ -44,6 +44,8 @@ mod peers;
 #[cfg(test)]
 mod relaying;
 #[cfg(test)]
+mod removal;
+#[cfg(test)]
 mod removed;
 #[cfg(test)]
 mod retention;

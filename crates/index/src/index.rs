@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Changed with every change of the tables, or of what stands in them: an index of another version is made anew.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// `RSTI`, so that nobody's other database is taken for ours.
 const APPLICATION: i64 = 0x5253_5449;
 /// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.
@@ -40,6 +40,7 @@ const SCHEMA: &str = "
         state TEXT NOT NULL, next_at INTEGER, last_reply TEXT, reason TEXT, attempts INTEGER NOT NULL, changed_at INTEGER NOT NULL,
         PRIMARY KEY (n, nth)
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX given_up ON recipients (n) WHERE state IN ('bounced', 'removed');
 ";
 
 /// Which journal an index is of, and what was known to be damaged in it: where either differs, the facts differ.

@@ -28,8 +28,10 @@ pub struct Selector {
     pub until: Option<Timestamp>,
     /// With more bytes of content than this.
     pub larger_bytes: Option<u64>,
-    /// With a recipient that is not settled.
+    /// With a recipient that is not settled. With `given_up` too: with one of either kind.
     pub pending: bool,
+    /// With a recipient that an operator bounced or removed.
+    pub given_up: bool,
 }
 
 /// One message. What is missing could not be read when the index was made.
@@ -158,8 +160,12 @@ pub(crate) fn question(
 ) -> (String, Vec<Value>) {
     let (mut conditions, mut values) = (vec!["TRUE".to_owned()], Vec::new());
     let blob = |id: &TransactionId| Value::Blob(id.to_bits().to_be_bytes().to_vec());
-    if selector.pending {
-        conditions.push("pending > 0".into());
+    let given_up = "n IN (SELECT n FROM recipients WHERE state IN ('bounced', 'removed'))";
+    match (selector.pending, selector.given_up) {
+        (true, true) => conditions.push(format!("(pending > 0 OR {given_up})")),
+        (true, false) => conditions.push("pending > 0".into()),
+        (false, true) => conditions.push(given_up.into()),
+        (false, false) => {}
     }
     if let Some(after) = &after {
         conditions.push("id > ?".into());

@@ -22,6 +22,7 @@ const PENDING: Selector = Selector {
     until: None,
     larger_bytes: None,
     pending: true,
+    given_up: false,
 };
 
 fn id(n: u128) -> TransactionId {
@@ -164,6 +165,7 @@ fn each_condition_narrows_and_an_empty_one_does_not() {
     };
     assert_eq!(select(|_| {}), [1, 2, 3, 4]);
     assert_eq!(select(|s| s.pending = true), [1, 2, 3]);
+    assert_eq!(select(|s| s.given_up = true), [0; 0]);
     assert_eq!(select(|s| s.ids = vec![id(4), id(9), id(2), id(4)]), [2, 4]);
     assert_eq!(select(|s| s.routes = vec!["odd".into(), "other".into()]), [2, 3]);
     assert_eq!(select(|s| s.domains = vec!["d2.test".into()]), [3]);
@@ -171,6 +173,21 @@ fn each_condition_narrows_and_an_empty_one_does_not() {
     assert_eq!(select(|s| s.until = Some(Timestamp::from_unix_ms(2))), [1]);
     assert_eq!(select(|s| s.larger_bytes = Some(20)), [3, 4]);
     assert_eq!(select(|s| s.larger_bytes = Some(u64::MAX)), [0; 0]);
+}
+
+#[test]
+fn what_was_given_up_is_found_among_all_that_is_settled_until_it_is_undone() {
+    let mut events: Vec<_> = (1..=5).map(|n| arrival(n, 1)).collect();
+    events.extend([operated(1, 0, Action::Remove), operated(2, 0, Action::Bounce), operated(3, 0, Action::Remove)]);
+    events.extend([operated(3, 0, Action::Undo), attempted(4, 0, sent())]);
+    for keep in [Keep::All, Keep::Unsent] {
+        let index = filled(keep, events.clone());
+        let select = |pending, given_up| ids(&index, &Selector { pending, given_up, ..Selector::default() });
+        assert_eq!(
+            (select(false, true), select(true, true), select(true, false)),
+            (vec![1, 2], vec![1, 2, 3, 5], vec![3, 5])
+        );
+    }
 }
 
 #[test]

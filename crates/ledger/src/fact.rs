@@ -38,6 +38,19 @@ pub enum Fact {
     Carried(Carried),
 }
 
+impl Fact {
+    /// The transaction it is about, if it is about one.
+    pub fn transaction(&self) -> Option<TransactionId> {
+        match self {
+            Self::Accepted(accepted) => Some(accepted.id),
+            Self::Attempted(attempted) => Some(attempted.id),
+            Self::Operated(operated) => Some(operated.id),
+            Self::Carried(carried) => Some(carried.accepted.id),
+            Self::Served(_) => None,
+        }
+    }
+}
+
 /// A message was accepted. Its content follows in the same record, or is in a blob that the record names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Accepted {

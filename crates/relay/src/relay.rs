@@ -231,12 +231,9 @@ impl Relay {
     /// Takes a durable fact. An `Attempted` one ends the active attempt of its transaction on the route of each
     /// recipient it names.
     pub fn apply(&mut self, position: Position, fact: &Fact, now: Timestamp) {
-        let id = match fact {
-            Fact::Accepted(accepted) => accepted.id,
-            Fact::Attempted(attempted) => attempted.id,
-            Fact::Operated(operated) => operated.id,
-            Fact::Carried(carried) => carried.accepted.id,
-            Fact::Served(_) => return drop(self.ledger.apply(position, fact)),
+        let Some(id) = fact.transaction() else {
+            self.ledger.apply(position, fact);
+            return;
         };
         let sent = self.ledger.apply(position, fact);
         self.learn_routes(now);

@@ -63,6 +63,11 @@ impl Schedule {
     /// broken connections) comes before that.
     pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
         let is_active = self.active.contains(id);
+        if is_active && place == Place::Settled {
+            // Given up by an operator while it is being delivered. It stays active until that has ended: taken up again
+            // before, it would be delivered twice at once.
+            return self.forgive(id);
+        }
         let known = is_active || self.ended.take_if(|ended| *ended == id).is_some() || self.unplace(id);
         match (place, known) {
             (Place::Settled, true) => self.bytes = self.bytes.saturating_sub(content_len),
@@ -71,10 +76,7 @@ impl Schedule {
         }
         let wait = self.broken.get(&id).map_or(Timestamp::default(), |broken| broken.not_before);
         match place {
-            Place::Settled => {
-                self.forgive(id);
-                self.active.remove(id);
-            }
+            Place::Settled => self.forgive(id),
             Place::Hold => {
                 self.forgive(id);
                 if !is_active {

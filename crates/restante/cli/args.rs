@@ -5,6 +5,7 @@
 
 use super::select::{ARGUMENTS, Address, Chosen, Selector, address};
 use crate::config::{Flags, HostPort};
+use crate::serve::plan::Token;
 use clap::{Args, Parser, Subcommand};
 use restante_envelope::{Timestamp, TransactionId};
 use std::path::PathBuf;
@@ -78,6 +79,36 @@ Exit codes: 0 done, 2 usage, 4 the selector matched nothing";
 
 const CHANGE_HELP: &str = "\
 Exit codes: 0 done, 2 usage, 3 partly done, 4 the selector matched nothing, 5 daemon unreachable, 7 not permitted";
+
+const BOUNCE_HELP: &str = "\
+Without --yes it prints a plan and changes nothing. With the plan's token it does just that: if
+any of the set has changed meanwhile, or another message would be taken, nothing is done.
+No report is sent to the senders. `queue undo` takes it back, until `retain` after.
+What is being delivered at that moment, and the primary takes it, is sent all the same.
+
+Exit codes:
+  0 planned, or done         4 the selector matched nothing
+  2 usage                    5 daemon unreachable
+  3 done, but some were      7 not permitted
+    delivered meanwhile     12 the set changed since the plan: nothing was done";
+
+const REMOVE_HELP: &str = "\
+Without --yes it prints a plan and changes nothing. With the plan's token it does just that: if
+any of the set has changed meanwhile, or another message would be taken, nothing is done.
+Nobody is told. `queue undo` takes it back, until `retain` after; then its bytes are gone.
+What is being delivered at that moment, and the primary takes it, is sent all the same.
+
+Exit codes:
+  0 planned, or done         4 the selector matched nothing
+  2 usage                    5 daemon unreachable
+  3 done, but some were      7 not permitted
+    delivered meanwhile     12 the set changed since the plan: nothing was done";
+
+const UNDO_HELP: &str = "\
+Takes effect at once. What was removed or bounced can be taken up again until it leaves the
+journal, `retain` after. `restante queue ls --state removed --state bounced` lists it.
+
+Exit codes: 0 done, 2 usage, 4 nothing that matches can be undone, 5 daemon unreachable, 7 not permitted";
 
 /// Journaling SMTP relay and backup MX: mail is on stable storage before the 250.
 #[derive(Debug, Parser)]
@@ -243,6 +274,15 @@ pub(crate) enum Queue {
     /// Let go what is on hold
     #[command(after_help = CHANGE_HELP)]
     Release(Operation),
+    /// Give up, as refused for good; shows a plan first. No report is sent
+    #[command(after_help = BOUNCE_HELP)]
+    Bounce(Removal),
+    /// Give up without a word to anybody; shows a plan first
+    #[command(after_help = REMOVE_HELP)]
+    Remove(Removal),
+    /// Take up again what was bounced or removed: it is due at once
+    #[command(after_help = UNDO_HELP)]
+    Undo(Operation),
 }
 
 /// Transactions by name, or by selectors.
@@ -278,6 +318,20 @@ pub(crate) struct Operation {
     /// Why; it is written to the journal and the delivery log
     #[arg(long, value_name = "TEXT", value_parser = reason)]
     pub(crate) reason: String,
+    #[command(flatten)]
+    pub(crate) daemon: Daemon,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Removal {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    /// Why; it is written to the journal and the delivery log
+    #[arg(long, value_name = "TEXT", value_parser = reason)]
+    pub(crate) reason: String,
+    /// Carry out the plan that ended with this token; the selectors must be given again
+    #[arg(long, value_name = "TOKEN")]
+    pub(crate) yes: Option<Token>,
     #[command(flatten)]
     pub(crate) daemon: Daemon,
 }
@@ -394,6 +448,13 @@ mod tests {
         assert_eq!(refused("restante queue release --reason x"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --all"), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused("restante queue release --all --reason="), ErrorKind::ValueValidation);
+        for verb in ["bounce", "remove", "undo"] {
+            assert_eq!(refused(&format!("restante queue {verb} --reason x")), ErrorKind::MissingRequiredArgument);
+            assert_eq!(refused(&format!("restante queue {verb} --all")), ErrorKind::MissingRequiredArgument);
+            assert!(parse(&format!("restante queue {verb} --all --reason x")).is_ok(), "{verb}");
+        }
+        assert_eq!(refused("restante queue remove --all --reason x --yes y"), ErrorKind::ValueValidation);
+        assert_eq!(refused("restante queue undo --all --reason x --yes y"), ErrorKind::UnknownArgument);
         assert_eq!(refused(&format!("restante queue flush --all --id {ID}")), ErrorKind::ArgumentConflict);
         assert_eq!(refused("restante queue flush --id 12"), ErrorKind::ValueValidation);
         for line in

@@ -5,7 +5,7 @@ use crate::cli::exit;
 use crate::cli::log_line::printable;
 use crate::config::{self, HostPort};
 use anyhow::Context as _;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
@@ -15,9 +15,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
 
 /// A daemon that does not answer for this long is as good as dead.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// How often it is asked how far it is with what takes long.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Far more than any answer; a stranger on that port must not fill our memory.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
@@ -38,6 +41,15 @@ impl std::fmt::Display for NotPermitted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "not permitted to open {}: run it as the daemon's user or root", self.0.display())
     }
+}
+
+fn unreachable(why: String) -> NoAnswer {
+    NoAnswer { code: exit::UNREACHABLE, why }
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, NoAnswer> {
+    let built = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    built.map_err(|error| unreachable(error.to_string()))
 }
 
 /// Where the daemon is.
@@ -61,12 +73,38 @@ impl Client {
 
     /// GET for questions, POST for changes.
     pub(crate) fn ask(&self, method: Method, path: &str) -> Result<Value, NoAnswer> {
-        let unreachable = |why: String| NoAnswer { code: exit::UNREACHABLE, why };
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| unreachable(error.to_string()))?;
-        let asked = runtime.block_on(async { tokio::time::timeout(TIMEOUT, self.send(method, path)).await });
+        let asked = runtime()?.block_on(async { timeout(TIMEOUT, self.send(method, path, Bytes::new())).await });
+        self.understood(asked)
+    }
+
+    /// As [`Self::ask`], with a list, for what may take as long as it takes: waits as long as the daemon says how far it is.
+    pub(crate) fn order(
+        &self,
+        path: &str,
+        list: String,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<Value, NoAnswer> {
+        let number = |answer: &Value, key: &str| answer.get(key).and_then(Value::as_u64).unwrap_or(0);
+        let asked = runtime()?.block_on(async {
+            let mut answer = std::pin::pin!(self.send(Method::POST, path, list.into()));
+            loop {
+                if let Ok(answered) = timeout(LOOK_EVERY, &mut answer).await {
+                    return Ok(answered);
+                }
+                let how_far = self.send(Method::GET, "/api/v1/operation", Bytes::new());
+                match timeout(TIMEOUT, how_far).await {
+                    Ok(Ok((_, at))) => progress(number(&at, "done"), number(&at, "of")),
+                    dead => return dead,
+                }
+            }
+        });
+        self.understood(asked)
+    }
+
+    fn understood(
+        &self,
+        asked: Result<anyhow::Result<(hyper::StatusCode, Value)>, tokio::time::error::Elapsed>,
+    ) -> Result<Value, NoAnswer> {
         match asked {
             Ok(Ok((status, answer))) if status.is_success() => Ok(answer),
             Ok(Ok((status, answer))) => {
@@ -75,6 +113,7 @@ impl Client {
                 let code = match status.as_u16() {
                     403 => exit::NOT_PERMITTED,
                     400 => exit::USAGE,
+                    409 => exit::CHANGED,
                     422 => exit::CONFIG_INVALID,
                     503 => exit::UNREACHABLE,
                     _ => exit::FAILED,
@@ -96,7 +135,7 @@ impl Client {
         }
     }
 
-    async fn send(&self, method: Method, path: &str) -> anyhow::Result<(hyper::StatusCode, Value)> {
+    async fn send(&self, method: Method, path: &str, list: Bytes) -> anyhow::Result<(hyper::StatusCode, Value)> {
         let request = Request::builder().method(method).uri(path).header("host", "restante");
         match &self.admin {
             Some(address) => {
@@ -110,7 +149,7 @@ impl Client {
                 };
                 let request = request.header("authorization", format!("Bearer {}", token.trim()));
                 let stream = TcpStream::connect((address.host.as_str(), address.port)).await?;
-                exchange(stream, request.body(Empty::new())?).await
+                exchange(stream, request.body(Full::new(list))?).await
             }
             None => {
                 let path = self.data.join("admin.sock");
@@ -120,13 +159,13 @@ impl Client {
                     }
                     connected => connected?,
                 };
-                exchange(stream, request.body(Empty::new())?).await
+                exchange(stream, request.body(Full::new(list))?).await
             }
         }
     }
 }
 
-async fn exchange<S>(stream: S, request: Request<Empty<Bytes>>) -> anyhow::Result<(hyper::StatusCode, Value)>
+async fn exchange<S>(stream: S, request: Request<Full<Bytes>>) -> anyhow::Result<(hyper::StatusCode, Value)>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {

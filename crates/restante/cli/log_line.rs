@@ -75,9 +75,9 @@ impl Record<'_> {
 
     fn event(&self) -> String {
         match self.text("ev") {
-            "sent" | "deferred" | "quarantined" | "bounced" | "expired" => self.attempt(),
-            "held" if !self.has("actor") => self.attempt(),
-            "held" | "released" | "removed" | "undone" => self.operated(),
+            "sent" | "deferred" | "quarantined" | "expired" => self.attempt(),
+            "held" | "bounced" if !self.has("actor") => self.attempt(),
+            "held" | "released" | "bounced" | "removed" | "undone" => self.operated(),
             "accepted" => self.accepted(),
             "rejected" => self.rejected(),
             "waiting" => {
@@ -300,6 +300,10 @@ mod tests {
             (
                 json!({"ev": "held", "id": ID, "to": "a@x.test", "route": "office", "status": "held", "actor": "root", "reason": "virus"}),
                 format!("{ID}: to=<a@x.test>, route=office, actor=root, status=hold (virus)"),
+            ),
+            (
+                json!({"ev": "bounced", "id": ID, "to": "a@x.test", "status": "bounced", "actor": "root", "reason": "spam"}),
+                format!("{ID}: to=<a@x.test>, actor=root, status=bounced (spam)"),
             ),
             (
                 json!({"ev": "released", "id": ID, "to": "a@x.test", "route": "office", "status": "released", "actor": "root", "reason": "ok"}),

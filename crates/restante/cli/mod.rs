@@ -37,5 +37,7 @@ pub(crate) mod exit {
     pub(crate) const LOCKED: u8 = 8;
     pub(crate) const DAMAGED: u8 = 9;
     pub(crate) const UNHEALTHY: u8 = 10;
+    /// The set changed since the plan.
+    pub(crate) const CHANGED: u8 = 12;
     pub(crate) const INTERRUPTED: u8 = 130;
 }

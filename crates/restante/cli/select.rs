@@ -14,8 +14,10 @@ use restante_index::Row;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What a transaction is that is not settled.
-const STATES: [&str; 4] = ["active", "deferred", "waiting", "hold"];
+/// What a transaction is that is not settled, then what an operator made of one.
+const STATES: [&str; 6] = ["active", "deferred", "waiting", "hold", "removed", "bounced"];
+/// What `undo` takes up again, and no listing shows that was not asked for it.
+const GIVEN_UP: [&str; 2] = ["removed", "bounced"];
 /// The names of all arguments below, for whoever requires one of them.
 pub(crate) const ARGUMENTS: [&str; 13] =
     ["ids", "routes", "domains", "from", "to", "clients", "states", "since", "until", "older", "larger", "text", "all"];
@@ -86,6 +88,11 @@ impl Selector {
         counts.iter().any(|count| *count > 0) || since || self.larger.is_some() || self.text.is_some()
     }
 
+    /// Whether it asks for what was removed or bounced.
+    pub(crate) fn wants_given_up(&self) -> bool {
+        self.states.iter().any(|state| GIVEN_UP.contains(&&**state))
+    }
+
     /// As far as the index can narrow it; [`Self::matches`] does the rest.
     pub(crate) fn query(&self, now: Timestamp) -> restante_index::Selector {
         restante_index::Selector {
@@ -95,7 +102,8 @@ impl Selector {
             since: self.since,
             until: [self.until, self.before(now)].into_iter().flatten().min(),
             larger_bytes: self.larger,
-            pending: true,
+            pending: self.states.is_empty() || self.states.iter().any(|state| !GIVEN_UP.contains(&&**state)),
+            given_up: self.wants_given_up(),
         }
     }
 
@@ -117,7 +125,7 @@ impl Selector {
             && any(&self.from, |wanted| row.from.as_deref().is_some_and(|from| wanted.is_in(from)))
             && any(&self.to, |wanted| to().any(|addr| wanted.is_in(addr)))
             && any(&self.clients, |block| client(row).is_some_and(|client| block.contains(client.ip())))
-            && any(&self.states, |state| state == entry.state)
+            && any(&self.states, |state| state == entry.state || entry.was(state))
             && self.since.is_none_or(|since| row.accepted_at >= since)
             && self.until.is_none_or(|until| row.accepted_at < until)
             && self.before(now).is_none_or(|before| row.accepted_at < before)
@@ -213,7 +221,7 @@ mod tests {
         row.recipients[0].last_reply = Some("451 Greylisted".into());
         row.recipients[1].state = RecipientState::Hold;
         let live = live();
-        let entries = super::super::queue::entries(&row, &live);
+        let entries = super::super::queue::all_entries(&row, &live);
         assert_eq!(entries.iter().map(|e| e.route).collect::<Vec<_>>(), ["example.test", "other.test"]);
         let matched = |line: &str| {
             let selector = selector(line);
@@ -242,6 +250,7 @@ mod tests {
             ("--state hold", "other.test"),
             ("--state waiting --state deferred", "example.test"),
             ("--state active", ""),
+            ("--state removed", ""),
             ("--since 1970-01-09T00:00:00Z", both),
             ("--since 1970-01-09T00:00:00.001Z", ""),
             ("--until 1970-01-09T00:00:00Z", ""),
@@ -269,6 +278,12 @@ mod tests {
         assert_eq!(query.domains, ["a.test"]);
         assert_eq!((query.until, query.larger_bytes), (Some(Timestamp::from_unix_ms(86_400_000)), Some(2 << 20)));
         assert!(query.pending && query.ids.is_empty() && query.since.is_none());
+        for (line, pending, given_up) in
+            [("", true, false), ("--state removed", false, true), ("--state bounced --state hold", true, true)]
+        {
+            let query = selector(line).query(now);
+            assert_eq!((query.pending, query.given_up), (pending, given_up), "{line}");
+        }
     }
 
     #[test]

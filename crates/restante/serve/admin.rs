@@ -2,25 +2,24 @@
 //!
 //! Whoever may open the socket owns the data, so the socket asks for nothing more; over TCP a change needs the token.
 
-use super::journal::{Entry, Journal};
-use super::memory::Share;
+use super::choose::Which;
+use super::journal::Journal;
 use super::metrics::Metrics;
-use super::relay::{Chosen, Request, Which, is_up};
-use super::reload;
+use super::relay::{Request, is_up};
+use super::{operate, reload};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use restante_envelope::RouteName;
-use restante_journal::{DirStorage, Prepared, Reader};
-use restante_ledger::{Action, Fact, Operated};
+use restante_journal::DirStorage;
 use restante_relay::{Flush, RouteStatus};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 /// After a full disk: as much as the journal fills ahead, and a message.
@@ -35,6 +34,10 @@ pub(crate) struct Admin {
     pub(crate) relay: mpsc::Sender<Request>,
     /// Whoever changes how recipients stand has the permit.
     pub(crate) operating: Arc<Semaphore>,
+    /// How far they are.
+    pub(crate) progress: operate::Progress,
+    /// How long settled mail is kept.
+    pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
@@ -43,14 +46,14 @@ pub(crate) struct Admin {
 
 /// Where a request came in.
 #[derive(Clone)]
-struct Desk {
-    admin: Arc<Admin>,
+pub(super) struct Desk {
+    pub(super) admin: Arc<Admin>,
     /// Over TCP a change must show the token.
     needs_token: bool,
 }
 
 /// What the interface answers when it cannot.
-struct Refusal(StatusCode, String);
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
@@ -75,7 +78,7 @@ impl Admin {
         rustix::fs::statvfs(&self.data_dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
+    pub(super) async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
         let gone = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
         let (sender, answer) = oneshot::channel();
         self.relay.send(request(sender)).await.map_err(|_| gone())?;
@@ -92,8 +95,12 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/status", get(status))
         .route("/api/v1/active", get(active))
         .route("/api/v1/queue/flush", post(flush))
-        .route("/api/v1/queue/hold", post(hold))
-        .route("/api/v1/queue/release", post(release))
+        .route("/api/v1/queue/hold", post(operate::hold))
+        .route("/api/v1/queue/release", post(operate::release))
+        .route("/api/v1/queue/undo", post(operate::undo))
+        .route("/api/v1/queue/bounce", post(operate::bounce))
+        .route("/api/v1/queue/remove", post(operate::remove))
+        .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }
@@ -119,7 +126,7 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
     let now = clock::now();
     let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
         "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections(),
-        "journal_damage": admin.metrics.damaged_places()});
+        "journal_damage": admin.metrics.damaged_places(), "retain_s": admin.retain.as_secs()});
     let routes: Vec<Value> = routes.iter().map(|route| route_json(route, now)).collect();
     Ok(Json(json!({"node": node, "routes": routes})))
 }
@@ -181,63 +188,21 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-type Params = Query<HashMap<String, String>>;
+pub(super) type Params = Query<HashMap<String, String>>;
 
 async fn flush(State(desk): State<Desk>, headers: HeaderMap, Query(params): Params) -> Result<Json<Value>, Refusal> {
     desk.permit(&headers)?;
-    let orders = match which(&params)? {
+    let orders: Vec<Flush> = match operate::which(&params)? {
         Which::All => vec![Flush::All],
         Which::Routes(routes) => routes.into_iter().map(Flush::Route).collect(),
         Which::Transactions(ids, _) => ids.into_iter().map(Flush::Transaction).collect(),
+        Which::Listed(lists) => lists.into_values().flatten().map(Flush::Transaction).collect(),
     };
     let mut matched = 0;
     for order in orders {
         matched += desk.admin.ask(|answer| Request::Flush(order, answer)).await?;
     }
     Ok(Json(json!({"type": "flush", "matched": matched})))
-}
-
-async fn hold(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
-    operate(desk.0, &headers, &params, Action::Hold).await
-}
-
-async fn release(desk: State<Desk>, headers: HeaderMap, params: Params) -> Result<Json<Value>, Refusal> {
-    operate(desk.0, &headers, &params, Action::Release).await
-}
-
-async fn operate(desk: Desk, headers: &HeaderMap, params: &Params, action: Action) -> Result<Json<Value>, Refusal> {
-    desk.permit(headers)?;
-    let required = |key: &str| {
-        let given = params.get(key).filter(|value| !value.is_empty()).cloned();
-        given.ok_or_else(|| Refusal(StatusCode::BAD_REQUEST, format!("`{key}` is missing")))
-    };
-    let (actor, reason) = (required("actor")?, required("reason")?);
-    let which = which(params)?;
-    let stopping = |_| Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
-    let permit = desk.admin.operating.clone().acquire_owned().await.map_err(stopping)?;
-    let chosen = desk.admin.ask(|answer| Request::Choose(which, action, answer)).await?;
-    let matched = chosen.len();
-    let order = Order { action, actor, reason };
-    // A task of its own: a client that leaves does not leave half of it done.
-    let admin = desk.admin.clone();
-    let operating = async move {
-        let done = operate_all(admin, chosen, order).await;
-        drop(permit);
-        done
-    };
-    let done = tokio::spawn(operating).await.unwrap_or(0);
-    if done < matched {
-        let why = format!("{done} of {matched} done; the journal did not take the rest, run the command again");
-        return Err(Refusal(StatusCode::INTERNAL_SERVER_ERROR, why));
-    }
-    let verb = match action {
-        Action::Hold => "hold",
-        Action::Release => "release",
-        Action::Bounce => "bounce",
-        Action::Remove => "remove",
-        Action::Undo => "undo",
-    };
-    Ok(Json(json!({"type": verb, "matched": matched})))
 }
 
 async fn reload_configuration(State(desk): State<Desk>, headers: HeaderMap) -> Result<Json<Value>, Refusal> {
@@ -254,52 +219,8 @@ async fn reload_configuration(State(desk): State<Desk>, headers: HeaderMap) -> R
     }
 }
 
-struct Order {
-    action: Action,
-    actor: String,
-    reason: String,
-}
-
-/// Hands all of it to the journal, then waits: a thousand share a few syncs. Returns how many are durable.
-async fn operate_all(admin: Arc<Admin>, chosen: Vec<Chosen>, order: Order) -> usize {
-    let mut answers = Vec::with_capacity(chosen.len());
-    let mut reader = Some(Reader::new(admin.storage.clone()));
-    for one in chosen {
-        // For the log alone: a message whose envelope cannot be read is held or released all the same.
-        let about = match reader.take() {
-            Some(mut open) => {
-                let read = move || (open.accepted(one.position, one.id).ok(), open);
-                let Ok((about, open)) = tokio::task::spawn_blocking(read).await else { continue };
-                reader = Some(open);
-                about
-            }
-            None => None,
-        };
-        let fact = Fact::Operated(Operated {
-            id: one.id,
-            at: clock::now(),
-            action: order.action,
-            recipients: one.recipients,
-            actor: order.actor.clone(),
-            reason: order.reason.clone(),
-        });
-        let (answer, outcome) = oneshot::channel();
-        let record = Prepared::fact(&fact, Vec::new());
-        let entry = Entry { record, fact, about: about.map(Arc::new), answer: Some(answer), memory: Share::default() };
-        if admin.journal.submit(entry).await.is_err() {
-            break;
-        }
-        answers.push(outcome);
-    }
-    let mut done = 0;
-    for answer in answers {
-        done += usize::from(matches!(answer.await, Ok(Ok(_))));
-    }
-    done
-}
-
 impl Desk {
-    fn permit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+    pub(super) fn permit(&self, headers: &HeaderMap) -> Result<(), Refusal> {
         let shown =
             headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok()).and_then(|v| v.strip_prefix("Bearer "));
         if !self.needs_token || shown.is_some_and(|shown| same(shown.as_bytes(), self.admin.token.as_bytes())) {
@@ -312,18 +233,4 @@ impl Desk {
 /// Compares without telling by its time how much was right.
 fn same(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differences, (x, y)| differences | (x ^ y)) == 0
-}
-
-fn which(params: &HashMap<String, String>) -> Result<Which, Refusal> {
-    let bad = |why: String| Refusal(StatusCode::BAD_REQUEST, why);
-    let list = |key: &str| params.get(key).filter(|list| !list.is_empty()).map(|list| list.split(','));
-    match (list("id"), list("route"), params.contains_key("all")) {
-        (Some(ids), routes, false) => {
-            let ids = ids.map(|id| id.parse().map_err(|e| bad(format!("`{id}`: {e}")))).collect::<Result<_, _>>()?;
-            Ok(Which::Transactions(ids, routes.into_iter().flatten().map(RouteName::new).collect()))
-        }
-        (None, Some(routes), false) => Ok(Which::Routes(routes.map(RouteName::new).collect())),
-        (None, None, true) => Ok(Which::All),
-        _ => Err(bad("give `all`, or `id`, `route` or both".into())),
-    }
 }

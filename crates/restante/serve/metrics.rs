@@ -1,7 +1,7 @@
 //! Counters, and the Prometheus page. No address ever becomes a label; every series exists from the start.
 
 use restante_envelope::RouteName;
-use restante_ledger::{Fact, Outcome};
+use restante_ledger::{Action, Fact, Outcome};
 use restante_relay::RouteStatus;
 use restante_smtp::{Counts, RefusedCommand};
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ pub(crate) struct Metrics {
     /// Sessions of clients, by [`TLS_VERSIONS`].
     tls_started: [AtomicU64; 2],
     tls_failed: AtomicU64,
+    /// By [`ACTIONS`].
+    operations: [AtomicU64; ACTIONS.len()],
     /// Counted by the relay's task alone, read by the page.
     by_route: Mutex<BTreeMap<RouteName, ByRoute>>,
 }
@@ -39,6 +41,13 @@ struct ByRoute {
 }
 
 const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
+const ACTIONS: [(Action, &str); 5] = [
+    (Action::Hold, "hold"),
+    (Action::Release, "release"),
+    (Action::Bounce, "bounce"),
+    (Action::Remove, "remove"),
+    (Action::Undo, "undo"),
+];
 const STATES: [&str; 4] = ["active", "deferred", "hold", "waiting"];
 
 impl Metrics {
@@ -141,7 +150,12 @@ impl Metrics {
                     } += 1;
                 }
             }
-            Fact::Operated(_) | Fact::Served(_) | Fact::Carried(_) => {}
+            Fact::Operated(operated) => {
+                for (_, count) in ACTIONS.iter().zip(&self.operations).filter(|((of, _), _)| *of == operated.action) {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+            Fact::Served(_) | Fact::Carried(_) => {}
         }
     }
 
@@ -188,6 +202,11 @@ impl Metrics {
                     page.line(&format!("restante_deliveries_total{{route=\"{route}\",status=\"{status}\"}}"), n);
                 }
             }
+        }
+        page.head("restante_operations_total", "counter", "What operators did to messages, per message.");
+        for ((_, action), count) in ACTIONS.iter().zip(&self.operations) {
+            let series = format!("restante_operations_total{{action=\"{action}\"}}");
+            page.line(&series, count.load(Ordering::Relaxed));
         }
         page.head("restante_tls_sessions_total", "counter", "Handshakes that succeeded.");
         for (version, sessions) in TLS_VERSIONS.iter().zip(&self.tls_started) {

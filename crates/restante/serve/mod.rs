@@ -8,6 +8,7 @@
 mod admin;
 mod ahead;
 pub(crate) mod attempt;
+mod choose;
 pub(crate) mod couriers;
 mod desk;
 mod http;
@@ -20,6 +21,8 @@ mod log_cursor;
 mod memory;
 pub(crate) mod metrics;
 mod notify;
+mod operate;
+pub(crate) mod plan;
 mod relay;
 mod reload;
 mod retention;
@@ -393,6 +396,8 @@ impl Daemon {
             journal,
             relay: request_sender,
             operating,
+            progress: operate::Progress::default(),
+            retain: config.retain,
             reload: order_sender,
             metrics,
             token: shutdown::write_token(&config.data_dir)?,

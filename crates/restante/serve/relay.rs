@@ -1,6 +1,7 @@
 //! The relay's task: the one owner of the relay. Facts and reports go in, attempts and probes come out, one at a time.
 
 use super::attempt::Job;
+use super::choose::{Choice, Which, choose};
 use super::couriers::{self, Office, Report};
 use super::desk::{Assignment, Desk};
 use super::index::IndexHandle;
@@ -11,10 +12,10 @@ use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Action as Operation, Base, Fact, Ledger, Position, RecipientEntry, RecipientIndex, RecipientState, Served, Standing,
+    Action as Operation, Base, Fact, Ledger, Position, RecipientEntry, RecipientState, Served, Standing,
 };
 use restante_relay::{Action, Event, Flush, MAX_CONNECTIONS_DEFAULT, Relay, RouteState, RouteStatus, Routes};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -39,7 +40,7 @@ pub(crate) enum Request {
     /// Try now.
     Flush(Flush, oneshot::Sender<usize>),
     /// Which of these would the action change, and where are their records?
-    Choose(Which, Operation, oneshot::Sender<Vec<Chosen>>),
+    Choose(Which, Operation, oneshot::Sender<Choice>),
     /// Go by these routes from now on.
     SetRoutes(Arc<Routes>, NextHops, oneshot::Sender<()>),
     /// Begin no attempt until the other end is gone.
@@ -98,21 +99,6 @@ impl Newest {
 
 /// Where each route's mail goes.
 pub(crate) type NextHops = HashMap<RouteName, Arc<[Target]>>;
-
-/// Transactions an operator chose.
-pub(crate) enum Which {
-    All,
-    Routes(Vec<RouteName>),
-    /// These; on these routes alone, if any are named.
-    Transactions(BTreeSet<TransactionId>, Vec<RouteName>),
-}
-
-/// A transaction, and the recipients that an action would change.
-pub(crate) struct Chosen {
-    pub(crate) id: TransactionId,
-    pub(crate) position: Position,
-    pub(crate) recipients: Vec<RecipientIndex>,
-}
 
 /// What the task is made of.
 pub(crate) struct RelayTask {
@@ -234,7 +220,7 @@ impl RelayTask {
         self.index.take(told);
     }
 
-    /// A hold is for what waits for a connection, too.
+    /// A hold, or a removal, is for what waits for a connection, too.
     fn take_back(&mut self, id: TransactionId) {
         for desk in self.desks.values().filter(|desk| desk.take_back(id)) {
             self.relay.attempt_outdated(id, &desk.route);
@@ -320,7 +306,7 @@ impl RelayTask {
                 let _gone = answer.send(Leaving { first, is_old: is_old && newest.holds_something });
             }
             Request::Stragglers { first, answer } => drop(answer.send(self.stragglers(first))),
-            Request::BaseAt { first, answer } => drop(answer.send(self.relay.ledger().base_at(first))),
+            Request::BaseAt { first, answer } => drop(answer.send(base_at(&self.relay, first))),
             Request::Left { base, answer } => {
                 self.relay.segments_left(&base);
                 self.index.left(base.first);
@@ -343,36 +329,18 @@ impl RelayTask {
         ledger.stragglers(first).into_iter().filter_map(straggler).collect()
     }
 
-    fn choose(&self, which: &Which, action: Operation) -> Vec<Chosen> {
-        let ledger = self.relay.ledger();
-        let routes: Option<Vec<_>> = match which {
-            Which::Transactions(_, names) if names.is_empty() => None,
-            Which::Routes(names) | Which::Transactions(_, names) => {
-                Some(names.iter().filter_map(|name| ledger.find_route(name)).collect())
-            }
-            Which::All => None,
-        };
-        let chosen = |id: &TransactionId| match which {
-            Which::Transactions(ids, _) => ids.contains(id),
-            Which::All | Which::Routes(_) => true,
-        };
-        let would_change = |state: RecipientState| match action {
-            Operation::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
-            Operation::Release => state == RecipientState::Hold,
-            Operation::Bounce | Operation::Remove | Operation::Undo => state.after_action(action).is_some(),
-        };
-        let mut found = Vec::new();
-        for (id, transaction) in ledger.iter().filter(|(id, _)| chosen(id)) {
-            let changing = transaction.recipients.iter().enumerate().filter(|(_, r)| {
-                would_change(r.state) && routes.as_ref().is_none_or(|routes| routes.contains(&r.route))
-            });
-            let recipients: Vec<_> = changing.filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect();
-            if !recipients.is_empty() {
-                found.push(Chosen { id, position: transaction.position, recipients });
-            }
-        }
-        found
+    fn choose(&self, which: &Which, action: Operation) -> Choice {
+        let active = self.relay.active().into_iter().map(|(id, _)| id).collect();
+        choose(self.relay.ledger(), which, action, &active)
     }
+}
+
+/// What was removed while it is being delivered is settled, but may turn out to be sent: its segment stays until then.
+fn base_at(relay: &Relay, first: u64) -> Option<Base> {
+    let ledger = relay.ledger();
+    let is_there = |id: TransactionId| ledger.get(id).is_some_and(|t| t.position.segment < first);
+    let is_delivering = relay.active().into_iter().any(|(id, _)| is_there(id));
+    if is_delivering { None } else { ledger.base_at(first) }
 }
 
 /// Returns when the other end is gone; never if there is none.
@@ -420,6 +388,32 @@ pub(crate) fn is_up(status: &RouteStatus) -> bool {
 mod tests {
     use super::*;
     use crate::cli::journal::testing::{contents, message, write, writer};
+
+    #[test]
+    fn what_is_removed_while_it_is_being_delivered_keeps_its_segment_until_that_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = write(&mut writer(directory.path()), &[message(b"x", &["a@x.test"], None)])[0];
+        let route = RouteName::new("example.test");
+        let settings = restante_relay::RouteSettings {
+            name: route.clone(),
+            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap()],
+            next_hops: Vec::new(),
+            recipients: None,
+            max_connections: 1,
+            attempts_ahead: 0,
+        };
+        let (routes, now) = (Arc::new(Routes::new(vec![settings]).unwrap()), clock::now());
+        let mut relay = Relay::new(routes, contents(directory.path()).ledger, 7, now);
+        assert!(matches!(relay.poll(now), Some(Action::Probe { .. })));
+        relay.probe_ended(&route, Ok(()), now);
+        assert!(matches!(relay.poll(now), Some(Action::Attempt { .. })));
+        let (actor, reason, recipients) = ("a".to_owned(), "r".to_owned(), vec![0]);
+        let operated = restante_ledger::Operated { id, at: now, action: Operation::Remove, recipients, actor, reason };
+        relay.apply(Position { segment: 1, offset: 1 << 20 }, &Fact::Operated(operated), now);
+        assert_eq!(base_at(&relay, 2), None);
+        relay.attempt_outdated(id, &route);
+        assert_eq!(base_at(&relay, 2).map(|base| base.left.removed), Some(1));
+    }
 
     #[test]
     fn a_primary_that_flaps_does_not_bury_the_log() {

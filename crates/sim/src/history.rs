@@ -244,7 +244,7 @@ impl History {
         differ: &[(Position, Fact)],
     ) -> Result<(), Failure> {
         let lost = self.lost.values().map(|accepted| accepted.id);
-        let damaged: BTreeSet<_> = lost.chain(differ.iter().filter_map(|(_, fact)| id_of(fact))).collect();
+        let damaged: BTreeSet<_> = lost.chain(differ.iter().filter_map(|(_, fact)| fact.transaction())).collect();
         let is_back = |id: &TransactionId| self.is_succession_spoiled() && !self.messages.contains_key(id);
         let ids = live.iter().chain(replayed.iter()).map(|(id, _)| id);
         for id in ids.filter(|id| !damaged.contains(id) && !is_back(id)) {
@@ -421,16 +421,6 @@ fn told(ledger: &Ledger, id: TransactionId) -> Option<impl PartialEq + std::fmt:
     let transaction = ledger.get(id)?;
     let recipients = transaction.recipients.iter().map(|r| (ledger.route(r.route).cloned(), r.attempts, r.state));
     Some((transaction.position, transaction.accepted_at, transaction.content_len, recipients.collect::<Vec<_>>()))
-}
-
-fn id_of(fact: &Fact) -> Option<TransactionId> {
-    match fact {
-        Fact::Accepted(accepted) => Some(accepted.id),
-        Fact::Attempted(attempted) => Some(attempted.id),
-        Fact::Operated(operated) => Some(operated.id),
-        Fact::Carried(carried) => Some(carried.accepted.id),
-        Fact::Served(_) => None,
-    }
 }
 
 /// Whether a fact found is one that was written, whose place and identifier the writer gave it.

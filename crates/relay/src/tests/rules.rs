@@ -262,6 +262,34 @@ fn a_hold_during_an_attempt_is_no_second_attempt() {
 }
 
 #[test]
+fn what_is_undone_while_it_is_still_being_delivered_is_no_second_attempt() {
+    for action in [Operation::Remove, Operation::Bounce] {
+        let mut bench = Bench::up(1);
+        bench.apply(&accepted(1, &["a"], 0, None), 0);
+        assert_eq!(bench.polled(0), ["1 a [0] #1"]);
+        bench.apply(&operated(id(1), action, vec![0]), 1);
+        bench.apply(&operated(id(1), Operation::Undo, vec![0]), 2);
+        assert_eq!((bench.polled(2), bench.counts()), (Vec::new(), [1, 0, 0, 0]));
+        bench.relay.attempt_outdated(id(1), &name("a"));
+        assert_eq!(bench.polled(3), ["1 a [0] #1"]);
+        // Removed, and not undone: gone with the end of the attempt, whatever that brought.
+        bench.apply(&operated(id(1), action, vec![0]), 4);
+        bench.apply(&attempted(id(1), 5, vec![(0, deferred(9))]), 5);
+        assert_eq!((bench.polled(60_000), bench.counts()), (Vec::new(), [0; 4]));
+        assert_eq!(bench.relay.route_status(ms(5))[0].bytes, 0);
+        // Undone later: due at once, whatever it waited for.
+        bench.apply(&operated(id(1), Operation::Undo, vec![0]), 60_000);
+        assert_eq!(bench.relay.route_status(ms(5))[0].bytes, 100);
+        assert_eq!(bench.polled(60_000), ["1 a [0] #1"]);
+        // Removed at last, and the primary takes it all the same: it is sent.
+        bench.apply(&operated(id(1), action, vec![0]), 60_001);
+        bench.apply(&attempted(id(1), 60_002, vec![(0, sent())]), 60_002);
+        let balance = bench.relay.ledger().balance();
+        assert_eq!((balance.sent, balance.removed + balance.bounced, bench.counts()), (1, 0, [0; 4]));
+    }
+}
+
+#[test]
 fn damaged_mail_is_neither_tried_nor_counted_as_pending() {
     let mut ledger = Ledger::new();
     ledger.apply_lost(place(1), id(1), 2);

@@ -1,5 +1,5 @@
 //! A seeded simulation: two primaries that go away and come back, refuse, hang up and lose replies; an operator who
-//! holds, releases, flushes and changes the routes; a daemon that is killed and starts again from its journal. Checked after every step.
+//! holds, releases, removes, undoes that, flushes and changes the routes; a daemon that is killed and starts again from its journal. Checked after every step.
 
 use crate::tests::facts::{accepted, attempted, id, ms, name, operated, place, routes};
 use crate::{
@@ -29,6 +29,7 @@ enum Happening {
     AttemptEnds { epoch: u32, id: TransactionId, route: usize, recipients: Vec<RecipientIndex>, era: u32 },
     ProbeEnds { epoch: u32, route: usize, generation: u32, ok: bool },
     Operate,
+    Undo { who: TransactionId },
     Reload,
     Kill,
     MustHaveTried { route: usize, back_at: u64, operations: u32 },
@@ -111,7 +112,7 @@ impl Simulation {
             let wait = simulation.draw(60_000);
             simulation.later(wait, Happening::Switch { route });
         }
-        for _ in 0..12 {
+        for _ in 0..20 {
             let wait = simulation.draw(CALM_AT_MS);
             simulation.later(wait, Happening::Operate);
         }
@@ -255,7 +256,8 @@ impl Simulation {
                 let on_route = transaction.recipients.iter().filter(|r| Some(r.route) == number);
                 let open: Vec<_> = on_route.map(|r| r.state).filter(|state| !state.is_settled()).collect();
                 let view = self.relay.transaction_state(id, &name(known));
-                assert_eq!(view.is_some(), !open.is_empty());
+                // What was removed while it is being delivered is active until that has ended.
+                assert_eq!(view.is_some(), !open.is_empty() || self.in_flight.contains(&(id, route)));
                 let Some(view) = view else { continue };
                 pending += 1;
                 oldest = oldest.or(Some(transaction.accepted_at));
@@ -304,6 +306,10 @@ impl Simulation {
             }
             Happening::AttemptEnds { .. } | Happening::ProbeEnds { .. } => {}
             Happening::Operate => self.operate(),
+            Happening::Undo { who } => {
+                self.operations += 1;
+                self.record(operated(who, Operation::Undo, vec![0, 1, 2]));
+            }
             Happening::Reload => self.reload(),
             Happening::Kill => self.kill(),
             Happening::MustHaveTried { route, back_at, operations } => {
@@ -415,12 +421,18 @@ impl Simulation {
     fn operate(&mut self) {
         self.operations += 1;
         let who = id(1 + u128::from(self.draw(MESSAGES as u64)));
-        match self.draw(6) {
+        match self.draw(11) {
             0 | 1 => {
                 self.ever_held.insert(who);
                 self.record(operated(who, Operation::Hold, vec![0, 1]));
             }
             2 => self.record(operated(who, Operation::Release, vec![0, 1, 2])),
+            action @ 6..9 => {
+                self.ever_held.insert(who);
+                self.record(operated(who, if action == 6 { Operation::Bounce } else { Operation::Remove }, vec![0, 2]));
+                let wait = 1 + self.draw(4_000);
+                self.later(wait, Happening::Undo { who });
+            }
             3 => _ = self.relay.flush(Flush::Transaction(who), ms(self.now)),
             4 => _ = self.relay.flush(Flush::Route(name("a")), ms(self.now)),
             _ => _ = self.relay.flush(Flush::All, ms(self.now)),
@@ -485,6 +497,7 @@ impl Simulation {
         }
         let ids: Vec<_> = self.relay.ledger().iter().map(|(id, _)| id).collect();
         for id in ids {
+            self.record(operated(id, Operation::Undo, vec![0, 1, 2]));
             self.record(operated(id, Operation::Release, vec![0, 1, 2]));
         }
     }

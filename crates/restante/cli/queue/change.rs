@@ -1,5 +1,6 @@
 //! `queue flush|hold|release`: orders to the daemon. What it cannot select by itself is resolved here to identifiers first.
 
+use super::entry::{Among, Entry, all_entries};
 use super::live::Live;
 use super::source::Source;
 use crate::cli::args::{Cli, Daemon, Flush, Operation};
@@ -12,6 +13,7 @@ use hyper::Method;
 use restante_envelope::TransactionId;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Identifiers in one request: 27 KiB of a request line that may have 64.
 const IDS_IN_REQUEST_MAX: usize = 1_000;
@@ -28,10 +30,14 @@ pub(super) fn operate(
     output: Output,
     words: impl Fn(u64) -> String,
 ) -> anyhow::Result<u8> {
+    Change { verb, more: signed(&order.reason), daemon: &order.daemon }.run(cli, &order.chosen.selector, output, words)
+}
+
+/// By whom, and why.
+pub(super) fn signed(reason: &str) -> String {
     let actor = std::env::var("USER").ok().filter(|user| !user.is_empty());
     let actor = actor.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    let more = format!("&actor={}&reason={}", percent_encoded(&actor), percent_encoded(&order.reason));
-    Change { verb, more, daemon: &order.daemon }.run(cli, &order.chosen.selector, output, words)
+    format!("&actor={}&reason={}", percent_encoded(&actor), percent_encoded(reason))
 }
 
 struct Change<'a> {
@@ -46,7 +52,7 @@ impl Change<'_> {
         let queries = match direct(selector) {
             Some(query) => vec![query],
             None => match journal::data_dir(cli, output) {
-                Ok(data) => resolved(&chosen(cli, &data, selector, output)?),
+                Ok(data) => resolved(&chosen(cli, &data, selector, Among::Pending, output)?),
                 Err(code) => return Ok(code),
             },
         };
@@ -83,7 +89,7 @@ impl Change<'_> {
 }
 
 /// As the daemon selects by itself, if it can. Names of routes have no characters that need an escape.
-fn direct(selector: &Selector) -> Option<String> {
+pub(super) fn direct(selector: &Selector) -> Option<String> {
     match (selector.ids.as_slice(), selector.routes.as_slice()) {
         _ if selector.needs_rows() => None,
         ([], []) => selector.all.then(|| "all".to_owned()),
@@ -94,11 +100,18 @@ fn direct(selector: &Selector) -> Option<String> {
 }
 
 /// The transactions meant, by route: one with recipients on two may be meant on one of them alone.
-type ByRoute = BTreeMap<String, Vec<TransactionId>>;
+pub(super) type ByRoute = BTreeMap<String, Vec<TransactionId>>;
 
-fn chosen(cli: &Cli, data: &std::path::Path, selector: &Selector, output: Output) -> anyhow::Result<ByRoute> {
+/// What the selector takes.
+pub(super) fn chosen(
+    cli: &Cli,
+    data: &Path,
+    selector: &Selector,
+    among: Among,
+    output: Output,
+) -> anyhow::Result<ByRoute> {
     let now = clock::now();
-    let mut source = Source::open(data, selector.query(now), selector.text.is_some(), output)?;
+    let mut source = Source::open(data, among.query(selector, now), selector.text.is_some(), output)?;
     let live = Live::ask(cli);
     let mut chosen = ByRoute::new();
     loop {
@@ -107,7 +120,8 @@ fn chosen(cli: &Cli, data: &std::path::Path, selector: &Selector, output: Output
             return Ok(chosen);
         }
         for row in &page {
-            for entry in super::entries(row, &live).iter().filter(|entry| selector.matches(entry, now)) {
+            let is_chosen = |entry: &&Entry<'_>| among.takes(entry) && selector.matches(entry, now);
+            for entry in all_entries(row, &live).iter().filter(is_chosen) {
                 chosen.entry(entry.route.to_owned()).or_default().push(row.id);
             }
         }

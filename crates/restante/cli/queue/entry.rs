@@ -2,11 +2,35 @@
 
 use super::live::Live;
 use crate::cli::log_line::printable;
+use crate::cli::select::Selector;
 use crate::cli::words;
 use crate::clock;
+use restante_envelope::Timestamp;
 use restante_index::{RecipientRow, Row};
-use restante_ledger::RecipientState;
+use restante_ledger::{Action, RecipientState};
 use serde_json::{Value, json};
+use std::time::Duration;
+
+/// Among which transactions a command chooses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Among {
+    Pending,
+    GivenUp,
+}
+
+impl Among {
+    pub(super) fn query(self, selector: &Selector, now: Timestamp) -> restante_index::Selector {
+        let (pending, given_up) = (self == Self::Pending, self == Self::GivenUp);
+        restante_index::Selector { pending, given_up, ..selector.query(now) }
+    }
+
+    pub(super) fn takes(self, entry: &Entry<'_>) -> bool {
+        match self {
+            Self::Pending => entry.is_pending(),
+            Self::GivenUp => entry.is_given_up(),
+        }
+    }
+}
 
 /// A transaction on one of its routes.
 pub(crate) struct Entry<'r> {
@@ -20,14 +44,8 @@ pub(crate) struct Entry<'r> {
     pub(crate) recipients: Vec<&'r RecipientRow>,
 }
 
-/// One entry for each route on which something is unsettled, in the envelope's order.
-pub(crate) fn entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
-    let unsettled = |entry: &Entry<'_>| entry.recipients.iter().any(|r| !r.state.is_settled());
-    all_entries(row, live).into_iter().filter(unsettled).collect()
-}
-
-/// One entry for each route.
-pub(super) fn all_entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
+/// One entry for each route, in the envelope's order.
+pub(crate) fn all_entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
     let mut entries: Vec<Entry<'r>> = Vec::new();
     for recipient in &row.recipients {
         let route = recipient.route.as_deref().unwrap_or("?");
@@ -47,6 +65,20 @@ pub(super) fn all_entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
 }
 
 impl Entry<'_> {
+    pub(super) fn is_pending(&self) -> bool {
+        self.recipients.iter().any(|to| !to.state.is_settled())
+    }
+
+    /// Whether `undo` would take a part of it up again.
+    fn is_given_up(&self) -> bool {
+        self.recipients.iter().any(|to| is_given_up(to.state))
+    }
+
+    /// Whether a part of it was removed, or bounced, as `state` says.
+    pub(crate) fn was(&self, state: &str) -> bool {
+        self.recipients.iter().any(|to| is_given_up(to.state) && to.word() == state)
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         let to: Vec<Value> = self.recipients.iter().map(|to| recipient_json(to, self.active)).collect();
         json!({"type": "transaction", "id": self.row.id.to_string(), "route": self.route, "state": self.state,
@@ -72,6 +104,10 @@ impl Entry<'_> {
         }
         line
     }
+}
+
+fn is_given_up(state: RecipientState) -> bool {
+    state.after_action(Action::Undo).is_some()
 }
 
 /// What could not be read has no address.
@@ -107,8 +143,22 @@ fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
     if states().any(|s| s == RecipientState::Hold) {
         return ("hold", "never by itself: on hold; `restante queue release`".into());
     }
+    if let Some(to) = entry.recipients.iter().find(|to| is_given_up(to.state)) {
+        return (to.word(), given_up(entry.row, to, live));
+    }
     let unsent = entry.recipients.iter().find(|r| r.state != RecipientState::Sent);
     (unsent.map_or("sent", |r| r.word()), "nothing: settled".into())
+}
+
+/// Who removed or bounced it and why, and until when that can be undone.
+fn given_up(row: &Row, to: &RecipientRow, live: &Live) -> String {
+    let by = to.reason.as_ref().map_or(String::new(), |reason| format!(" by {reason}"));
+    let until = match live.retain {
+        Some(Duration::ZERO) => "as long as the journal has it, which is not long: `retain` is 0".to_owned(),
+        Some(retain) => format!("until {} at least", to.changed_at + retain),
+        None => "as long as the journal has it".to_owned(),
+    };
+    format!("{}{by}; `restante queue undo --id {} --reason TEXT` takes it up again {until}", to.word(), row.id)
 }
 
 pub(super) fn recipient_json(to: &RecipientRow, active: bool) -> Value {
@@ -121,6 +171,10 @@ pub(super) fn recipient_json(to: &RecipientRow, active: bool) -> Value {
 mod tests {
     use super::super::testing::{live, row};
     use super::*;
+
+    fn entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
+        all_entries(row, live).into_iter().filter(|entry| Among::Pending.takes(entry)).collect()
+    }
 
     #[test]
     fn what_others_wrote_cannot_steer_the_terminal() {
@@ -139,7 +193,7 @@ mod tests {
     fn what_is_not_settled_decides_the_state_and_what_is_lost_is_listed_nowhere() {
         let mut row = row(1, &["a@y", "b@y", "c@y"]);
         let states = |row: &Row| -> Vec<&'static str> { entries(row, &live()).iter().map(|e| e.state).collect() };
-        let at = restante_envelope::Timestamp::from_unix_ms(5);
+        let at = Timestamp::from_unix_ms(5);
         for (new, expected) in [
             ([RecipientState::Sent, RecipientState::Hold, RecipientState::Due], Some("waiting")),
             ([RecipientState::Deferred(at), RecipientState::Hold, RecipientState::Due], Some("deferred")),
@@ -150,6 +204,13 @@ mod tests {
             assert_eq!(states(&row), Vec::from_iter(expected), "{new:?}");
         }
         assert_eq!(all_entries(&row, &live())[0].state, "quarantined");
+        row.recipients[2].state = RecipientState::Removed;
+        row.recipients[2].reason = Some("ann: spam".into());
+        let day = Live { retain: Some(Duration::from_secs(86_400)), ..live() };
+        let entry = &all_entries(&row, &day)[0];
+        assert!(entry.is_given_up() && !entry.is_pending() && entry.was("removed") && !entry.was("bounced"));
+        assert!(entry.next.starts_with("removed by ann: spam; `restante queue undo --id 0"), "{}", entry.next);
+        assert!(entry.next.ends_with("until 1970-01-02T00:00:00.001Z at least"), "{}", entry.next);
         row.recipients.iter_mut().for_each(|to| (to.addr, to.route) = (None, None));
         assert_eq!(all_entries(&row, &live())[0].to_json()["to"][0]["addr"], "?");
     }

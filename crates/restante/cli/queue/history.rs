@@ -1,7 +1,6 @@
 //! What happened to a transaction, read from the journal: each attempt, and what operators did.
 
 use super::entry::addr;
-use super::source::about;
 use restante_envelope::TransactionId;
 use restante_index::{RecipientRow, Row};
 use restante_journal::{Depth, DirStorage, ReplayError, Sink, replay_from};
@@ -39,7 +38,7 @@ impl Histories {
 
 impl Sink for Histories {
     fn fact(&mut self, _: Position, fact: &Fact) {
-        let Some(steps) = about(fact).and_then(|id| self.0.get_mut(&id)) else { return };
+        let Some(steps) = fact.transaction().and_then(|id| self.0.get_mut(&id)) else { return };
         let step = match fact {
             Fact::Attempted(attempted) => Step::Attempted(attempted.clone()),
             Fact::Operated(operated) => Step::Operated(operated.clone()),

@@ -5,6 +5,7 @@ use crate::cli::client::Client;
 use hyper::Method;
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 /// The daemon's answers; empty if there is none.
 #[derive(Debug, Default)]
@@ -14,6 +15,8 @@ pub(crate) struct Live {
     pub(crate) active: HashSet<(String, String)>,
     /// Route and state.
     pub(crate) routes: HashMap<String, String>,
+    /// How long settled mail is kept.
+    pub(crate) retain: Option<Duration>,
 }
 
 impl Live {
@@ -25,9 +28,11 @@ impl Live {
         };
         let status = ask("/api/v1/status");
         let running = status.is_some();
+        let retain = status.as_ref().and_then(|status| status.get("node")?.get("retain_s")?.as_u64());
+        let retain = retain.map(Duration::from_secs);
         let routes = list(status, "routes").iter().map(|r| (text(r, "name"), text(r, "state"))).collect();
         let active = if running { list(ask("/api/v1/active"), "active") } else { Vec::new() };
         let active = active.iter().map(|a| (text(a, "id"), text(a, "route"))).collect();
-        Self { running, active, routes }
+        Self { running, active, routes, retain }
     }
 }

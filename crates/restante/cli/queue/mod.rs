@@ -4,12 +4,13 @@ mod change;
 mod entry;
 mod history;
 mod live;
+mod remove;
 mod show;
 mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub(crate) use entry::{Entry, entries};
+pub(crate) use entry::{Entry, all_entries};
 
 use super::args::{Cli, Queue};
 use super::output::Output;
@@ -27,6 +28,9 @@ pub(crate) fn run(cli: &Cli, queue: &Queue, output: Output) -> anyhow::Result<u8
         Queue::Flush(order) => change::flush(cli, order, output),
         Queue::Hold(order) => change::operate(cli, order, "hold", output, |n| format!("{n} on hold")),
         Queue::Release(order) => change::operate(cli, order, "release", output, |n| format!("{n} released")),
+        Queue::Bounce(order) => remove::plan_or_act(cli, order, "bounce", output),
+        Queue::Remove(order) => remove::plan_or_act(cli, order, "remove", output),
+        Queue::Undo(order) => remove::undo(cli, order, output),
     }
 }
 
@@ -39,20 +43,23 @@ fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
     let now = clock::now();
     let mut source = Source::open(&data, selector.query(now), summaries, output)?;
     let live = Live::ask(cli);
-    let (mut shown, mut on_hold) = (0, 0);
+    let is_listed =
+        |entry: &&Entry<'_>| (entry.is_pending() || selector.wants_given_up()) && selector.matches(entry, now);
+    let (mut shown, mut on_hold, mut pending) = (0, 0, 0);
     loop {
         let page = source.next_page()?;
         if page.is_empty() {
             break;
         }
         for row in &page {
-            for entry in entries(row, &live).iter().filter(|entry| selector.matches(entry, now)) {
+            for entry in all_entries(row, &live).iter().filter(is_listed) {
                 if shown == 0 && !output.json {
                     output
                         .line(&format!("{:26}  {:>9}  {:>10}  {:8}  FROM -> TO  (next)", "ID", "AGE", "SIZE", "STATE"));
                 }
                 shown += 1;
                 on_hold += u64::from(entry.state == "hold");
+                pending += u64::from(entry.is_pending());
                 if output.json {
                     output.object(&entry.to_json())
                 } else {
@@ -66,7 +73,8 @@ fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
     }
     if !output.json {
         let hold = if on_hold > 0 { format!("; {on_hold} on hold will not move by themselves") } else { String::new() };
-        output.line(&format!("{shown} pending{hold}"));
+        let settled = if shown > pending { format!("; {} removed or bounced", shown - pending) } else { String::new() };
+        output.line(&format!("{pending} pending{hold}{settled}"));
     }
     Ok(if shown == 0 && selector.narrows() { exit::NOTHING_MATCHED } else { exit::DONE })
 }

@@ -25,7 +25,10 @@ pub(super) fn show(cli: &Cli, which: &Show, output: Output) -> anyhow::Result<u8
     selector.ids.extend(&which.ids);
     let now = clock::now();
     // Whoever names a transaction wants to see it, whatever became of it.
-    let query = Selector { pending: selector.ids.is_empty(), ..selector.query(now) };
+    let query = match selector.query(now) {
+        query if selector.ids.is_empty() => query,
+        query => Selector { pending: false, given_up: false, ..query },
+    };
     let mut source = Source::open(&data, query, true, output)?;
     let live = Live::ask(cli);
     let mut shown = 0;

@@ -138,7 +138,7 @@ impl Sink for Tail {
 
 /// Reads the whole journal, and says why.
 fn fold(storage: &DirStorage, selector: &Selector, why: String, output: Output) -> anyhow::Result<Index> {
-    let keep = if selector.pending { Keep::Unsent } else { Keep::All };
+    let keep = if selector.pending || selector.given_up { Keep::Unsent } else { Keep::All };
     let index = Index::temporary(keep).context("cannot make a table for the listing")?;
     let ids = selector.ids.iter().copied().collect();
     let mut fold = Fold { index, ids, changes: Vec::new(), done: Ok(()) };
@@ -181,7 +181,7 @@ impl Fold {
 
 impl Sink for Fold {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        if let Some(id) = about(fact) {
+        if let Some(id) = fact.transaction() {
             self.event(position, id, || Event::Fact(fact.clone()));
         }
     }
@@ -196,17 +196,6 @@ impl Sink for Fold {
         self.event(position, carried.accepted.id, || Event::DamagedCarried(carried.clone()));
     }
     fn begins_after(&mut self, _: &Base) {}
-}
-
-/// The transaction that a fact is about.
-pub(super) fn about(fact: &Fact) -> Option<TransactionId> {
-    match fact {
-        Fact::Accepted(accepted) => Some(accepted.id),
-        Fact::Attempted(attempted) => Some(attempted.id),
-        Fact::Operated(operated) => Some(operated.id),
-        Fact::Carried(carried) => Some(carried.accepted.id),
-        Fact::Served(_) => None,
-    }
 }
 
 #[cfg(test)]
@@ -256,7 +245,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn with_and_without_the_index_the_answer_is_the_same(
-            steps in proptest::collection::vec((0u8..8, 0usize..6, 0u16..2), 1..30),
+            steps in proptest::collection::vec((0u8..11, 0usize..6, 0u16..2), 1..30),
             rotten in proptest::option::of(0usize..6),
         ) {
             let directory = tempfile::tempdir().unwrap();
@@ -276,6 +265,9 @@ mod tests {
                     4 => attempted(id, index, Outcome::Held(Cause::Local("bad".into()))),
                     5 => attempted(id, index, Outcome::Quarantined(Cause::Local("rot".into()))),
                     6 => operated(id, index, Action::Hold),
+                    8 => operated(id, index, Action::Bounce),
+                    9 => operated(id, index, Action::Remove),
+                    10 => operated(id, index, Action::Undo),
                     _ => operated(id, index, Action::Release),
                 };
                 write(&mut journal, &[record]);
@@ -288,6 +280,8 @@ mod tests {
             let selectors = [
                 Selector { pending: true, ..Selector::default() },
                 Selector { ids: ids.clone(), ..Selector::default() },
+                Selector { given_up: true, ..Selector::default() },
+                Selector { pending: true, given_up: true, ..Selector::default() },
                 Selector { routes: vec!["example.test".into()], pending: true, larger_bytes: Some(10), ..Selector::default() },
             ];
             let kept: Vec<_> = selectors.iter().map(|selector| all(data, selector)).collect();
