@@ -90,8 +90,8 @@ fn a_backup_under_load_is_a_journal_that_delivers_what_is_pending_and_nothing_el
         more.extend(send(&daemon, "large", seen * 7 + 3..seen * 7 + 4));
         let before = load.ledger.len() as u64;
         let end = copied(&data, &copy)["end"]["offset"].as_u64().unwrap();
-        let newest = segments(&copy).pop().unwrap();
-        assert!(end < fs::metadata(newest).unwrap().len(), "what was being written was cut, and has zeros behind it");
+        let newest = segments(&data).pop().unwrap();
+        assert!(end < fs::metadata(newest).unwrap().len(), "what was being written is cut, in front of the zeros");
         let account = verified(&copy);
         assert_eq!(account["state"], "clean", "{account}");
         // What had its 250 before the copying began is in the copy.
