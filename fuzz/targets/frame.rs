@@ -46,7 +46,9 @@ fuzz_target!(|input: &[u8]| {
         let mut fact = fact.clone();
         // Only messages have content.
         match &mut fact {
-            Fact::Accepted(accepted) | Fact::Carried(Carried { accepted, .. }) => accepted.content_len = content.len() as u64,
+            Fact::Accepted(accepted) | Fact::Carried(Carried { accepted, .. }) => {
+                accepted.content_len = content.len() as u64
+            }
             _ => {}
         }
         assert_eq!(written.pop(), Some(fact));
