@@ -383,3 +383,77 @@ impl Sink for Gists {
     }
     fn begins_after(&mut self, _: &Base) {}
 }
+
+/// Makes a right summary a wrong one, that looks right.
+#[cfg(test)]
+pub(crate) fn forget_last(bytes: &mut Vec<u8>) {
+    const HEAD: usize = 8 + 16 + 8 + 4 + 8;
+    let head = bytes[..HEAD].to_vec();
+    let mut summary = Summary::decode(&bytes[HEAD..bytes.len() - CRC_BYTES]).unwrap();
+    summary.gists.pop();
+    let number = u64::from_le_bytes(head[24..32].try_into().unwrap());
+    let of = Of {
+        journal: u128::from_le_bytes(head[8..24].try_into().unwrap()),
+        number,
+        tag: u32::from_le_bytes(head[32..36].try_into().unwrap()),
+        told: u64::from_le_bytes(head[36..44].try_into().unwrap()),
+    };
+    *bytes = summary.encode(&of);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use restante_ledger::{Action, RecipientState};
+
+    fn gists() -> impl Strategy<Value = Vec<(u64, Gist)>> {
+        let state = prop_oneof![
+            Just(RecipientState::Due),
+            any::<u64>().prop_map(|ms| RecipientState::Deferred(Timestamp::from_unix_ms(ms))),
+            Just(RecipientState::Hold),
+            Just(RecipientState::Sent),
+            Just(RecipientState::Bounced),
+            Just(RecipientState::Removed),
+            Just(RecipientState::Quarantined),
+        ];
+        let parts = (0u8..6, any::<u128>(), any::<u64>(), proptest::collection::vec((state, 0u16..5), 1..5));
+        let gist = parts.prop_map(|(kind, id, number, told)| {
+            let (id, at) = (TransactionId::from_bits(id), Timestamp::from_unix_ms(number));
+            let routes = told.iter().map(|(_, n)| RouteName::new(&format!("route{n}"))).collect();
+            let recipients = told.iter().map(|(_, n)| *n).collect();
+            let results = told.iter().map(|(state, n)| (*n, *state)).collect();
+            let gist = match kind {
+                0 => Gist::Accepted { id, at, content_len: number, routes, state: told[0].0 },
+                1 => Gist::Attempted { id, at, results },
+                2 => Gist::Operated { id, at, action: Action::Undo, recipients },
+                3 => Gist::Carried { id, at, content_len: number, routes, standings: results },
+                4 => Gist::Served(restante_ledger::Served { at, ..Default::default() }),
+                _ => Gist::Other,
+            };
+            (number, gist)
+        });
+        proptest::collection::vec(gist, 0..40)
+    }
+
+    const OF: Of = Of { journal: 1, number: 2, tag: 3, told: 4 };
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(gists in gists(), len in any::<u64>(), carried in any::<bool>()) {
+            let blob = BlobRef { name: BlobName::from_bits(7), bytes: len };
+            let summary = Summary { len, sealed: carried, blobs: vec![(blob, carried)], gists, ..Summary::default() };
+            let bytes = summary.encode(&OF);
+            let body = &bytes[44..bytes.len() - CRC_BYTES];
+            prop_assert_eq!(Summary::decode(body), Ok(summary));
+            for cut in 0..body.len() {
+                prop_assert!(Summary::decode(&body[..cut]).is_err());
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+            let _read = Summary::decode(&bytes);
+        }
+    }
+}
