@@ -5,8 +5,9 @@
 use super::choose::Which;
 use super::journal::Journal;
 use super::merge;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Room};
 use super::relay::{Request, is_up};
+use super::space::Space;
 use super::{operate, reload};
 use crate::clock;
 use axum::extract::{Query, State};
@@ -40,6 +41,7 @@ pub(crate) struct Admin {
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
+    pub(crate) space: Arc<Space>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -66,7 +68,7 @@ impl Admin {
     /// Whether mail can be accepted now.
     pub(crate) fn accepting(&self) -> bool {
         // Without mail nobody tries the disk again: that there is room now is as good.
-        let full = self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES;
+        let full = (self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES) || !self.space.takes(0);
         !self.journal.has_failed() && !full && !*self.stopping.borrow()
     }
 
@@ -76,7 +78,7 @@ impl Admin {
     }
 
     fn disk_free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.data_dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+        self.space.disk().map_or(0, |disk| disk.free_bytes)
     }
 
     pub(super) async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
@@ -118,7 +120,13 @@ async fn healthz(State(desk): State<Desk>) -> (StatusCode, &'static str) {
 async fn metrics(State(desk): State<Desk>) -> Result<Response, Refusal> {
     let admin = &desk.admin;
     let routes = admin.ask(Request::Routes).await?;
-    let page = admin.metrics.render(&routes, admin.accepting(), admin.disk_free_bytes());
+    let room = Room {
+        free_bytes: admin.disk_free_bytes(),
+        floor_bytes: admin.space.floor_bytes(),
+        gone_in: admin.space.gone_in(),
+        quotas: routes.iter().map(|route| admin.space.quota_bytes(&route.name)).collect(),
+    };
+    let page = admin.metrics.render(&routes, admin.accepting(), &room);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response())
 }
 
@@ -127,13 +135,15 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
     let routes = admin.ask(Request::Routes).await?;
     let now = clock::now();
     let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
-        "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections(),
+        "disk_free_bytes": admin.disk_free_bytes(), "min_free_bytes": admin.space.floor_bytes(),
+        "disk_full_s": admin.space.gone_in().map(|left| left.as_secs()), "connections": admin.metrics.connections(),
         "journal_damage": admin.metrics.damaged_places(), "retain_s": admin.retain.as_secs()});
-    let routes: Vec<Value> = routes.iter().map(|route| route_json(route, now)).collect();
+    let routes: Vec<Value> =
+        routes.iter().map(|route| route_json(route, admin.space.quota_bytes(&route.name), now)).collect();
     Ok(Json(json!({"node": node, "routes": routes})))
 }
 
-fn route_json(route: &RouteStatus, now: restante_envelope::Timestamp) -> Value {
+fn route_json(route: &RouteStatus, quota_bytes: Option<u64>, now: restante_envelope::Timestamp) -> Value {
     json!({
         "type": "route",
         "name": route.name.as_str(),
@@ -142,6 +152,7 @@ fn route_json(route: &RouteStatus, now: restante_envelope::Timestamp) -> Value {
         "reason": Some(&route.reason).filter(|reason| !reason.is_empty()),
         "pending": route.pending,
         "bytes": route.bytes,
+        "quota_bytes": quota_bytes,
         "oldest_s": route.oldest.map(|oldest| now.since(oldest).as_secs()),
         "eta_s": route.eta.map(|eta| eta.as_secs()),
         "active": route.counts.active,

@@ -33,6 +33,7 @@ mod settlements;
 mod shutdown;
 mod socket;
 mod sockets;
+mod space;
 pub(crate) mod tls;
 
 use crate::cli::account::in_words;
@@ -335,7 +336,10 @@ impl Daemon {
         if unrecorded.is_some() {
             journal.is_stuck_from_the_start();
         }
-        let (routes_now, routes_of_now) = watch::channel(routes.clone());
+        let relay = Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now());
+        let rules = space::Rules::of(config);
+        let space = Arc::new(space::Space::new(config.data_dir.clone(), relay.loads().clone(), rules));
+        let (routes_now, routes_of_now) = watch::channel(routes);
         let (limits_now, limits) = watch::channel(config.limits.clone());
         let (order_sender, orders) = mpsc::channel(reload::ORDERS);
         let parts = reload::Parts {
@@ -345,13 +349,14 @@ impl Daemon {
             journal: journal.clone(),
             metrics: metrics.clone(),
             tls: tls.clone(),
+            space: space.clone(),
             stopping: stopping.clone(),
         };
         let memory = memory::Memory::new();
         let office = office(config, &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
         let relay = relay::RelayTask {
-            relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
+            relay,
             office,
             desks: config.routes.iter().map(next_hops).map(relay::desk).collect(),
             facts,
@@ -371,6 +376,7 @@ impl Daemon {
             relay: request_sender.clone(),
             settlements: settlements.clone(),
             operating: operating.clone(),
+            space: space.clone(),
             stopping: stopping.clone(),
             retain: config.retain,
             carried,
@@ -386,7 +392,7 @@ impl Daemon {
             memory,
             disk_turns: Arc::new(Semaphore::new(intake::DISK_TURNS)),
             storage: storage.clone(),
-            data_dir: config.data_dir.clone(),
+            space: space.clone(),
             log: log.handle,
             metrics: metrics.clone(),
             tls,
@@ -402,6 +408,7 @@ impl Daemon {
             progress: operate::Progress::default(),
             retain: config.retain,
             reload: order_sender,
+            space,
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,

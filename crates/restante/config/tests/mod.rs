@@ -160,7 +160,11 @@ primary = ["192.0.2.1"]
     assert_eq!(config.retain, Duration::from_secs(43_200));
     assert_eq!(config.listen, ["[::]:25".parse().unwrap(), "127.0.0.1:2525".parse().unwrap()]);
     assert_eq!((config.max_message_bytes, config.admin_http), (50_000_000, "127.0.0.1:8025".parse().ok()));
-    assert_eq!(config.limits, Limits { max_connections: 4_000, per_client_connections: 100, exempt: Vec::new() });
+    let floor = Floor::default();
+    assert_eq!(
+        config.limits,
+        Limits { max_connections: 4_000, per_client_connections: 100, exempt: Vec::new(), floor }
+    );
     let [office, other] = &config.routes[..] else { panic!("{:?}", config.routes) };
     assert_eq!(office.domains.iter().map(DomainName::as_str).collect::<Vec<_>>(), ["example.com", "example.org"]);
     assert_eq!(

@@ -3,6 +3,7 @@
 use super::*;
 use crate::cli::journal::testing;
 use crate::serve::journal::{self, Recorded};
+use restante_relay::Loads;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -130,6 +131,7 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
             journal: full,
             metrics: Arc::default(),
             tls: Tls::new(None, dir.path(), "mx2.example.net").unwrap(),
+            space: Arc::new(Space::new(dir.path().to_owned(), Loads::default(), Rules::of(&config))),
             stopping: watch::channel(false).1,
         };
         let hangups = crate::serve::shutdown::hangups().unwrap();
