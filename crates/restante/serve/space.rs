@@ -149,10 +149,9 @@ mod tests {
         assert!(!space.takes(u64::MAX) && space.takes(1));
         assert!(!space.is_over(&RouteName::new("a"), 10) && space.is_over(&RouteName::new("a"), 11));
         assert_eq!(space.quota_bytes(&RouteName::new("b")), None);
-        space.set_rules(Rules {
-            floor: Floor { bytes: Some(u64::MAX), percent: None },
-            ..space.rules.read().unwrap().clone()
-        });
+        let floor = Floor { bytes: Some(u64::MAX), percent: None };
+        let rules = Rules { floor, ..space.rules.read().unwrap().clone() };
+        space.set_rules(rules);
         assert!(!space.takes(1));
     }
 }
