@@ -7,6 +7,7 @@ mod client;
 pub(crate) mod config;
 mod deliver;
 mod export;
+pub(crate) mod import;
 pub(crate) mod init;
 pub(crate) mod journal;
 pub(crate) mod log;

@@ -7,7 +7,8 @@ use super::journal::Journal;
 use super::merge;
 use super::metrics::Metrics;
 use super::relay::{Request, is_up};
-use super::{operate, reload};
+use super::session::Door;
+use super::{import, operate, reload};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -19,7 +20,7 @@ use restante_relay::{Flush, RouteStatus};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -40,6 +41,8 @@ pub(crate) struct Admin {
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
+    /// The way in, for an import. At a stop it goes first.
+    pub(crate) door: Weak<Door>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -103,6 +106,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/remove", post(operate::remove))
         .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/recover", post(recover))
+        .route("/api/v1/import", post(import::import))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }

@@ -12,6 +12,7 @@ mod choose;
 pub(crate) mod couriers;
 mod desk;
 mod http;
+mod import;
 pub(crate) mod index;
 mod intake;
 mod journal;
@@ -400,6 +401,7 @@ impl Daemon {
             progress: operate::Progress::default(),
             retain: config.retain,
             reload: order_sender,
+            door: Arc::downgrade(&door),
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
