@@ -32,6 +32,7 @@ mod segment;
 mod shelf;
 mod storage;
 mod structure;
+mod survey;
 mod window;
 mod writer;
 
@@ -55,6 +56,7 @@ pub use scrub::{Scrubbed, scrub};
 pub use segment::is_full;
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
+pub use survey::{SegmentEntry, segments};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
 /// An error, and the file it concerns.

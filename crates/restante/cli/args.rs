@@ -4,6 +4,7 @@
 //! all their errors together.
 
 use super::backup::Backup;
+use super::export::selected::Export;
 use super::import::Import;
 use super::select::{ARGUMENTS, Address, Chosen, Selector, address};
 use crate::config::{Flags, HostPort};
@@ -55,6 +56,14 @@ Safe beside a running daemon. The copy is a journal itself: `restante verify`, `
 Run it again, and only what is new is copied; what has left the journal leaves the copy.
 
 Exit codes: 0 done, 1 failed, or DIR holds another journal, 2 usage, 6 configuration invalid, 8 a daemon runs on DIR";
+
+const EXPORT_HELP: &str = "\
+Works with the daemon dead. Overwrites nothing. Without a selector it is refused: --all for everything.
+
+Exit codes:
+  0 done        3 some cannot be read now      6 configuration invalid
+  1 failed      4 the selector matched nothing 9 some are damaged: the rest was exported
+  2 usage";
 
 const IMPORT_HELP: &str = "\
 Stop the other server first, and let restante run. Each message goes through the same checks as one that comes by SMTP;
@@ -279,6 +288,15 @@ pub(crate) struct Recover {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Journal {
+    /// List every message the journal holds, settled ones too
+    #[command(after_help = READ_HELP)]
+    Ls(Selector),
+    /// Say how much it holds, of what, for whom, and since when
+    #[command(after_help = "Works with the daemon dead.\n\nExit codes: 0 done, 1 failed, 6 configuration invalid")]
+    Stats,
+    /// Write messages to files, settled ones too
+    #[command(after_help = EXPORT_HELP)]
+    Export(Export),
     /// Copy the journal to DIR, consistently, while the daemon runs
     #[command(after_help = BACKUP_HELP)]
     Backup(Backup),

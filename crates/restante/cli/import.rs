@@ -276,6 +276,8 @@ fn running(format: Format, path: &Path) -> Option<u32> {
         Format::Maildir => return None,
     };
     let pid: u32 = std::fs::read_to_string(path.join(file)).ok()?.trim().parse().ok()?;
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-    name.starts_with(program).then_some(pid)
+    // `12 (master) S ...`; a Z is one that ended, and that nobody asked about yet.
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (name, state) = stat.split_once('(')?.1.rsplit_once(") ")?;
+    (name.starts_with(program) && !state.starts_with('Z')).then_some(pid)
 }

@@ -228,6 +228,6 @@ mod tests {
         append_with_crlf(b"a\nb\r\n\nc\rd\n.e", &mut content);
         assert_eq!(content, b"a\r\nb\r\n\r\nc\rd\r\n.e\r\n");
         append_with_crlf(b"", &mut content);
-        assert_eq!(content.len(), 19 - 3);
+        assert_eq!(content.len(), 17);
     }
 }
