@@ -34,11 +34,12 @@ struct Sent {
 fn messages(label: &str, count: u64) -> BTreeMap<String, Sent> {
     let message = |n: u64| {
         let Message { message_id, mut content } = Message::new(label, n, 400 + usize::try_from(n % 7).unwrap() * 900);
-        if n % 5 == 0 {
+        if n.is_multiple_of(5) {
             content.extend([vec![b'.'; 1], vec![b'x'; 5_000], b"\r\n".to_vec()].concat());
         }
-        let from = if n % 10 == 0 { "" } else { "sender@example.net" };
-        let pending = if n % 4 == 0 { vec!["box@example.test", "two@example.test"] } else { vec!["box@example.test"] };
+        let from = if n.is_multiple_of(10) { "" } else { "sender@example.net" };
+        let pending =
+            if n.is_multiple_of(4) { vec!["box@example.test", "two@example.test"] } else { vec!["box@example.test"] };
         (message_id, Sent { from, pending, content })
     };
     (0..count).map(message).collect()
