@@ -28,6 +28,10 @@ mod golden;
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod holdings;
+#[cfg(test)]
+mod import;
+#[cfg(test)]
 mod index;
 #[cfg(test)]
 mod instruments;

@@ -3,6 +3,7 @@
 mod cli;
 mod clock;
 mod config;
+mod import;
 mod merge;
 mod serve;
 
@@ -43,6 +44,12 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
         Command::Journal(Journal::Backup(backup)) => cli::backup::run(cli, backup, output),
+        Command::Journal(Journal::Ls(selector)) => {
+            cli::queue::list(cli, selector, cli::queue::Held::Everything, output)
+        }
+        Command::Journal(Journal::Stats) => cli::stats::run(cli, output),
+        Command::Journal(Journal::Export(export)) => cli::export::selected::run(cli, export, output),
+        Command::Journal(Journal::Import(import)) => cli::import::run(cli, import, output),
         Command::Verify => cli::verify::run(cli, output),
         Command::Init(init) => cli::init::run(init, cli.flags().data.as_deref(), output),
         Command::Config(config) => Ok(cli::config::run(cli, config, output)),

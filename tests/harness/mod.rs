@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod exim;
 pub mod ledger;
 pub mod load;
 pub mod postfix;

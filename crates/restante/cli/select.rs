@@ -14,8 +14,8 @@ use restante_index::Row;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What a transaction is that is not settled, then what an operator made of one.
-const STATES: [&str; 6] = ["active", "deferred", "waiting", "hold", "removed", "bounced"];
+/// What a transaction is that is not settled, then what an operator made of one; then what only `journal` shows.
+const STATES: [&str; 8] = ["active", "deferred", "waiting", "hold", "removed", "bounced", "sent", "quarantined"];
 /// What `undo` takes up again, and no listing shows that was not asked for it.
 const GIVEN_UP: [&str; 2] = ["removed", "bounced"];
 /// The names of all arguments below, for whoever requires one of them.

@@ -7,8 +7,9 @@ use super::journal::Journal;
 use super::merge;
 use super::metrics::{Metrics, Room};
 use super::relay::{Request, is_up};
+use super::session::Door;
 use super::space::Space;
-use super::{operate, reload};
+use super::{import, operate, reload};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -20,7 +21,7 @@ use restante_relay::{Flush, RouteStatus};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -42,6 +43,8 @@ pub(crate) struct Admin {
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
     pub(crate) space: Arc<Space>,
+    /// The way in, for an import. At a stop it goes first.
+    pub(crate) door: Weak<Door>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -105,6 +108,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/remove", post(operate::remove))
         .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/recover", post(recover))
+        .route("/api/v1/import", post(import::import))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }

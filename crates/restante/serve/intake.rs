@@ -35,6 +35,8 @@ pub(super) struct Visitor<'a> {
     client: SocketAddr,
     number: u64,
     envelope: Option<Envelope>,
+    /// Why the message is frozen, whatever is in it.
+    hold: Option<String>,
     content: Content,
     commit: Option<Commit>,
 }
@@ -72,7 +74,12 @@ struct Ending {
 
 impl<'a> Visitor<'a> {
     pub(super) fn new(door: &'a Arc<Door>, client: SocketAddr, number: u64) -> Self {
-        Self { door, client, number, envelope: None, content: Content::default(), commit: None }
+        Self { door, client, number, envelope: None, hold: None, content: Content::default(), commit: None }
+    }
+
+    /// Has the next message frozen: it comes from where it was.
+    pub(super) fn hold(&mut self, why: Option<String>) {
+        self.hold = why;
     }
 
     pub(super) fn log(&self, line: Line) {
@@ -288,7 +295,7 @@ impl Host for Visitor<'_> {
 
     fn end(&mut self, end: EndOfData) {
         let Some(envelope) = self.envelope.take() else { return };
-        let hold = hold_for_loop(end.own_hops);
+        let hold = hold_for_loop(end.own_hops).or(self.hold.take());
         let content = &mut self.content;
         self.commit = Some(match content.trouble {
             Some(refused) => Commit::Refused(refused),

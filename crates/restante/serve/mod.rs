@@ -12,6 +12,7 @@ mod choose;
 pub(crate) mod couriers;
 mod desk;
 mod http;
+mod import;
 pub(crate) mod index;
 mod intake;
 mod journal;
@@ -409,6 +410,7 @@ impl Daemon {
             retain: config.retain,
             reload: order_sender,
             space,
+            door: Arc::downgrade(&door),
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,
