@@ -190,6 +190,7 @@ impl Ledger {
             Fact::Operated(operated) => self.operated(operated),
             Fact::Served(served) => self.served = Some((position.segment, served.clone())),
             Fact::Carried(carried) => self.carried(position, carried, |state| state),
+            Fact::Replayed(_) => {}
         }
         None
     }

@@ -23,7 +23,7 @@ mod retention;
 
 pub use balance::Balance;
 pub use fact::{
-    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex,
+    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, Replayed,
     RouteRecord, Served, Standing, Timings,
 };
 pub use id_map::IdMap;
