@@ -4,6 +4,7 @@ mod cli;
 mod clock;
 mod config;
 mod merge;
+mod replay;
 mod serve;
 
 use clap::Parser as _;
@@ -42,6 +43,7 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Queue(queue) => cli::queue::run(cli, queue, output),
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Replay(replay) => cli::replay::run(cli, replay, output),
         Command::Journal(Journal::Backup(backup)) => cli::backup::run(cli, backup, output),
         Command::Verify => cli::verify::run(cli, output),
         Command::Init(init) => cli::init::run(init, cli.flags().data.as_deref(), output),

@@ -18,6 +18,7 @@ mod progress;
 pub(crate) mod queue;
 pub(crate) mod recover;
 pub(crate) mod reload;
+pub(crate) mod replay;
 pub(crate) mod select;
 pub(crate) mod status;
 pub(crate) mod try_it;

@@ -7,7 +7,7 @@ use super::journal::Journal;
 use super::merge;
 use super::metrics::Metrics;
 use super::relay::{Request, is_up};
-use super::{operate, reload};
+use super::{operate, reload, replay};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -37,6 +37,7 @@ pub(crate) struct Admin {
     pub(crate) operating: Arc<Semaphore>,
     /// How far they are.
     pub(crate) progress: operate::Progress,
+    pub(crate) last_replayed: replay::LastReplayed,
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
@@ -103,6 +104,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/remove", post(operate::remove))
         .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/recover", post(recover))
+        .route("/api/v1/replay", post(replay::some))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }

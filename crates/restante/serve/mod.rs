@@ -26,6 +26,7 @@ mod operate;
 pub(crate) mod plan;
 mod relay;
 mod reload;
+mod replay;
 mod retention;
 mod scrub;
 mod session;
@@ -34,6 +35,9 @@ mod shutdown;
 mod socket;
 mod sockets;
 pub(crate) mod tls;
+
+#[cfg(test)]
+pub(crate) use replay::listed as replay_list;
 
 use crate::cli::account::in_words;
 use crate::cli::exit;
@@ -346,6 +350,8 @@ impl Daemon {
             tls: tls.clone(),
             stopping: stopping.clone(),
         };
+        // Whoever read the journal before we had it does not know what was replayed since.
+        let end = boot.end;
         let memory = memory::Memory::new();
         let office = office(config, &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
@@ -398,6 +404,7 @@ impl Daemon {
             relay: request_sender,
             operating,
             progress: operate::Progress::default(),
+            last_replayed: Arc::new(tokio::sync::Mutex::new(end)),
             retain: config.retain,
             reload: order_sender,
             metrics,
