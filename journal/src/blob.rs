@@ -28,6 +28,10 @@ impl BlobName {
         Self(bits)
     }
 
+    pub(crate) fn to_bits(self) -> u128 {
+        self.0
+    }
+
     /// Reads what `Display` writes: 32 lower-case hex digits, and nothing else.
     pub fn parse(text: &str) -> Option<Self> {
         let is_digit = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');

@@ -59,18 +59,7 @@ pub(crate) fn encode(carried: &Carried) -> Vec<u8> {
     put.count(carried.recipients.len());
     for standing in &carried.recipients {
         put.u16(standing.attempts);
-        put.u8(match standing.state {
-            RecipientState::Due => DUE,
-            RecipientState::Deferred(_) => DEFERRED,
-            RecipientState::Hold => HOLD,
-            RecipientState::Sent => SENT,
-            RecipientState::Bounced => BOUNCED,
-            RecipientState::Removed => REMOVED,
-            RecipientState::Quarantined => QUARANTINED,
-        });
-        if let RecipientState::Deferred(next_at) = standing.state {
-            put.u64(next_at.unix_ms());
-        }
+        put_state(&mut put, standing.state);
         put.text16(&standing.why);
     }
     let accepted = &carried.accepted;
@@ -78,19 +67,38 @@ pub(crate) fn encode(carried: &Carried) -> Vec<u8> {
     put.0
 }
 
+/// How a recipient stands: a code, and of a deferred one when it is tried again.
+pub(crate) fn put_state(put: &mut Put, state: RecipientState) {
+    put.u8(match state {
+        RecipientState::Due => DUE,
+        RecipientState::Deferred(_) => DEFERRED,
+        RecipientState::Hold => HOLD,
+        RecipientState::Sent => SENT,
+        RecipientState::Bounced => BOUNCED,
+        RecipientState::Removed => REMOVED,
+        RecipientState::Quarantined => QUARANTINED,
+    });
+    if let RecipientState::Deferred(next_at) = state {
+        put.u64(next_at.unix_ms());
+    }
+}
+
+pub(crate) fn take_state(take: &mut Take<'_>) -> Result<RecipientState, Malformed> {
+    Ok(match take.u8()? {
+        DUE => RecipientState::Due,
+        DEFERRED => RecipientState::Deferred(Timestamp::from_unix_ms(take.u64()?)),
+        HOLD => RecipientState::Hold,
+        SENT => RecipientState::Sent,
+        BOUNCED => RecipientState::Bounced,
+        REMOVED => RecipientState::Removed,
+        QUARANTINED => RecipientState::Quarantined,
+        _ => return Err(Malformed),
+    })
+}
+
 pub(crate) fn decode(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Carried, Malformed> {
     let recipients = take.list16(|t| {
-        let attempts = t.u16()?;
-        let state = match t.u8()? {
-            DUE => RecipientState::Due,
-            DEFERRED => RecipientState::Deferred(Timestamp::from_unix_ms(t.u64()?)),
-            HOLD => RecipientState::Hold,
-            SENT => RecipientState::Sent,
-            BOUNCED => RecipientState::Bounced,
-            REMOVED => RecipientState::Removed,
-            QUARANTINED => RecipientState::Quarantined,
-            _ => return Err(Malformed),
-        };
+        let (attempts, state) = (t.u16()?, take_state(t)?);
         Ok(Standing { attempts, state, why: t.text16()?.to_owned() })
     })?;
     let accepted = decode_accepted(take, id, content_len)?;

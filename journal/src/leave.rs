@@ -8,6 +8,7 @@ use crate::blob::BlobName;
 use crate::header::{file_name, parse_file_name};
 use crate::replay::{Depth, Nobody, ReplayError, read_dead};
 use crate::storage::Storage;
+use crate::summary::remove_summary;
 use std::collections::HashMap;
 use std::io;
 
@@ -56,6 +57,7 @@ pub fn remove_left<S: Storage>(storage: &S, first: u64, carried: &mut CarriedBlo
         if gone > 0 {
             storage.sync_blobs()?;
         }
+        remove_summary(storage, number)?;
         storage.remove(&file_name(number))?;
         removed.segments += 1;
         removed.blobs += gone;

@@ -33,6 +33,7 @@ mod segment;
 mod shelf;
 mod storage;
 mod structure;
+mod summary;
 mod window;
 mod writer;
 
@@ -50,12 +51,13 @@ pub use leave::{CarriedBlobs, Removed, remove_left};
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::{set_aside, sync_last_segment};
-pub use replay::{Depth, Replay, ReplayError, Sink, replay, replay_from};
+pub use replay::{Depth, Replay, ReplayError, Sink, Start, replay, replay_from, start};
 pub use report::{Damage, DamageKind, Report, State};
 pub use scrub::{Scrubbed, scrub};
 pub use segment::is_full;
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
+pub use summary::{remove_summary, summarize, unsummarized};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
 /// An error, and the file it concerns.

@@ -323,13 +323,7 @@ fn take_cause(take: &mut Take<'_>) -> Result<Cause, Malformed> {
 fn encode_operated(operated: &Operated) -> Vec<u8> {
     let mut put = Put::default();
     put.u64(operated.at.unix_ms());
-    put.u8(match operated.action {
-        Action::Hold => 1,
-        Action::Release => 2,
-        Action::Bounce => 3,
-        Action::Remove => 4,
-        Action::Undo => 5,
-    });
+    put_action(&mut put, operated.action);
     put.text16(&operated.actor);
     put.text16(&operated.reason);
     put.count(operated.recipients.len());
@@ -341,19 +335,33 @@ fn encode_operated(operated: &Operated) -> Vec<u8> {
 
 fn decode_operated(take: &mut Take<'_>, id: TransactionId) -> Result<Operated, Malformed> {
     let at = Timestamp::from_unix_ms(take.u64()?);
-    let action = match take.u8()? {
+    let action = take_action(take)?;
+    let (actor, reason) = (take.text16()?.to_owned(), take.text16()?.to_owned());
+    Ok(Operated { id, at, action, actor, reason, recipients: take.list16(Take::u16)? })
+}
+
+pub(crate) fn put_action(put: &mut Put, action: Action) {
+    put.u8(match action {
+        Action::Hold => 1,
+        Action::Release => 2,
+        Action::Bounce => 3,
+        Action::Remove => 4,
+        Action::Undo => 5,
+    });
+}
+
+pub(crate) fn take_action(take: &mut Take<'_>) -> Result<Action, Malformed> {
+    Ok(match take.u8()? {
         1 => Action::Hold,
         2 => Action::Release,
         3 => Action::Bounce,
         4 => Action::Remove,
         5 => Action::Undo,
         _ => return Err(Malformed),
-    };
-    let (actor, reason) = (take.text16()?.to_owned(), take.text16()?.to_owned());
-    Ok(Operated { id, at, action, actor, reason, recipients: take.list16(Take::u16)? })
+    })
 }
 
-fn encode_served(served: &Served) -> Vec<u8> {
+pub(crate) fn encode_served(served: &Served) -> Vec<u8> {
     let mut put = Put::default();
     put.u64(served.at.unix_ms());
     put.text16(&served.hostname);
@@ -370,7 +378,7 @@ fn encode_served(served: &Served) -> Vec<u8> {
     put.0
 }
 
-fn decode_served(take: &mut Take<'_>) -> Result<Served, Malformed> {
+pub(crate) fn decode_served(take: &mut Take<'_>) -> Result<Served, Malformed> {
     let (at, hostname) = (Timestamp::from_unix_ms(take.u64()?), take.text16()?.to_owned());
     let text = |t: &mut Take<'_>| Ok(t.text16()?.to_owned());
     let routes =

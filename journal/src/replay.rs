@@ -8,11 +8,12 @@ use crate::scan::{Scan, ScanError, Successor, Totals, find_tag, succession, unna
 use crate::shelf::{Orphan, Shelf};
 use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::{Window, read_around};
-use crate::{at, os_error};
+use crate::{at, os_error, summary};
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Ledger, Position};
 use std::collections::HashSet;
 use std::io;
+use std::ops::RangeInclusive;
 
 /// How much is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +43,18 @@ pub trait Sink {
     fn segment_done(&mut self, _bytes: u64) {}
     /// A blob of this many bytes has been read.
     fn blob_done(&mut self, _bytes: u64) {}
+}
+
+/// What a start folds: of a segment with a summary no more than that tells.
+pub trait Start: Sink {
+    /// What an intact record comes to.
+    fn gist(&mut self, position: Position, gist: &Gist);
+}
+
+impl Start for Ledger {
+    fn gist(&mut self, position: Position, gist: &Gist) {
+        self.recall(position, gist);
+    }
 }
 
 impl Sink for Ledger {
@@ -143,19 +156,38 @@ pub enum ReplayError {
 
 /// One segment, opened.
 pub(crate) struct Opened<F> {
-    number: u64,
+    pub(crate) number: u64,
     pub(crate) file: F,
     pub(crate) header: Option<SegmentHeader>,
-    page_damaged: bool,
+    pub(crate) page_damaged: bool,
     pub(crate) tag: Option<u32>,
 }
 
 /// Reads the whole journal. An empty directory is an empty journal.
 pub fn replay<S: Storage, K: Sink + ?Sized>(storage: &S, depth: Depth, sink: &mut K) -> Result<Replay, ReplayError> {
+    read_all(storage, depth, sink, None)
+}
+
+/// As [`replay`] with [`Depth::Records`], for a start: where a segment has a summary, that is read and not the segment. What
+/// rotted in such a segment since it was summed up is not noticed: reading it again in the background does ([`crate::scrub`]).
+pub fn start<S: Storage, K: Start + ?Sized>(storage: &S, sink: &mut K) -> Result<Replay, ReplayError> {
+    read_all(storage, Depth::Records, sink, Some(K::gist))
+}
+
+/// Takes a gist, if gists will do.
+type Recall<K> = Option<fn(&mut K, Position, &Gist)>;
+
+fn read_all<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    depth: Depth,
+    sink: &mut K,
+    recall: Recall<K>,
+) -> Result<Replay, ReplayError> {
     let base = base(storage)?;
     sink.begins_after(&base);
     let totals = Totals::told(base.transactions, base.recipients).unwrap_or_default();
-    read_range(storage, Replay { base, totals, ..Replay::default() }, base.first, u64::MAX, depth, sink)
+    let range = base.first..=u64::MAX;
+    read_range(storage, Replay { base, totals, ..Replay::default() }, range, depth, sink, recall)
 }
 
 /// What the newest segment whose header can be read says of those that have left.
@@ -200,10 +232,10 @@ pub(crate) fn replay_range<S: Storage, K: Sink + ?Sized>(
     if let Some(header) = exists(storage, first)?.and_then(|segment| segment.header) {
         replay.totals = Totals::told(header.transactions, header.recipients).unwrap_or_default();
     }
-    read_range(storage, replay, first, last, depth, sink)
+    read_range(storage, replay, first..=last, depth, sink, None)
 }
 
-fn exists<S: Storage>(storage: &S, number: u64) -> Result<Option<Opened<S::File>>, ReplayError> {
+pub(crate) fn exists<S: Storage>(storage: &S, number: u64) -> Result<Option<Opened<S::File>>, ReplayError> {
     match open(storage, number) {
         Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
@@ -213,11 +245,12 @@ fn exists<S: Storage>(storage: &S, number: u64) -> Result<Option<Opened<S::File>
 fn read_range<S: Storage, K: Sink + ?Sized>(
     storage: &S,
     mut replay: Replay,
-    first: u64,
-    last: u64,
+    range: RangeInclusive<u64>,
     depth: Depth,
     sink: &mut K,
+    recall: Recall<K>,
 ) -> Result<Replay, ReplayError> {
+    let (first, last) = (*range.start(), *range.end());
     let named = |name: &String| parse_file_name(name).filter(|number| *number >= first);
     let mut numbers: Vec<u64> = storage.list()?.iter().filter_map(named).collect();
     numbers.sort_unstable();
@@ -234,7 +267,21 @@ fn read_range<S: Storage, K: Sink + ?Sized>(
             replay.report.add(Damage::new(expected, 0, 0, kind, Vec::new()), true);
         }
         expected = segment.number.saturating_add(1);
-        read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
+        begin_segment(&segment, &mut replay, sink)?;
+        let told = match recall {
+            Some(_) => summary::recall(storage, &segment, next.as_ref(), &mut replay, &mut shelf)?,
+            None => None,
+        };
+        match recall.zip(told) {
+            Some((recall, gists)) => {
+                let number = segment.number;
+                gists
+                    .iter()
+                    .for_each(|(offset, gist)| recall(sink, Position { segment: number, offset: *offset }, gist));
+                sink.segment_done(segment.file.len()?);
+            }
+            None => read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?,
+        }
         current = next;
     }
     if last == u64::MAX && replay.last.map_or(0, |read| read.number) < replay.highest {
@@ -268,8 +315,9 @@ pub(crate) fn read_dead<S: Storage, K: Sink + ?Sized>(
     sink: &mut K,
 ) -> Result<HashSet<BlobName>, ReplayError> {
     let (mut replay, mut shelf) = (Replay::default(), Shelf::default());
-    let next = exists(storage, number.saturating_add(1))?;
-    read_segment(storage, &open(storage, number)?, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
+    let (segment, next) = (open(storage, number)?, exists(storage, number.saturating_add(1))?);
+    begin_segment(&segment, &mut replay, sink)?;
+    read_segment(storage, &segment, next.as_ref(), depth, &mut replay, &mut shelf, sink)?;
     Ok(shelf.names)
 }
 
@@ -285,23 +333,19 @@ impl Sink for Nobody {
     fn begins_after(&mut self, _: &Base) {}
 }
 
-fn read_segment<S: Storage, K: Sink + ?Sized>(
-    storage: &S,
-    segment: &Opened<S::File>,
-    next: Option<&Opened<S::File>>,
-    depth: Depth,
+/// What its page says, of the segment and of those before it.
+pub(crate) fn begin_segment<F, K: Sink + ?Sized>(
+    segment: &Opened<F>,
     replay: &mut Replay,
-    shelf: &mut Shelf,
     sink: &mut K,
 ) -> Result<(), ReplayError> {
-    let file = || file_name(segment.number);
     if segment.page_damaged {
         let (kind, bytes) = (DamageKind::HeaderPage, PAGE_BYTES as u64);
         replay.report.add(Damage::new(segment.number, 0, bytes, kind, Vec::new()), true);
     }
     if let Some(header) = &segment.header {
         if *replay.journal.get_or_insert(header.journal) != header.journal {
-            return Err(ReplayError::Foreign { file: file() });
+            return Err(ReplayError::Foreign { file: file_name(segment.number) });
         }
         if let Some(claimed) = Totals::told(header.transactions, header.recipients) {
             let known = replay.totals;
@@ -313,6 +357,19 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
             }
         }
     }
+    Ok(())
+}
+
+pub(crate) fn read_segment<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    segment: &Opened<S::File>,
+    next: Option<&Opened<S::File>>,
+    depth: Depth,
+    replay: &mut Replay,
+    shelf: &mut Shelf,
+    sink: &mut K,
+) -> Result<(), ReplayError> {
+    let file = || file_name(segment.number);
     let scan = Scan {
         storage,
         shelf,
@@ -345,7 +402,7 @@ fn read_segment<S: Storage, K: Sink + ?Sized>(
 }
 
 /// What `next` records of segment `number`; if it does not tell, all of the segment counts.
-fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Successor> {
+pub(crate) fn successor<F: SegmentFile>(number: u64, next: &Opened<F>) -> io::Result<Successor> {
     let told = succession(&next.file, next.tag.unwrap_or_default())?.filter(|s| s.number == number);
     let bytes = next.header.filter(|h| h.previous_number == number).map(|h| h.previous_bytes);
     let told_bytes = told.as_ref().map(|s| s.bytes);

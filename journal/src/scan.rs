@@ -408,10 +408,7 @@ impl<S: Storage, K: Sink + ?Sized> Scan<'_, S, K> {
             }
         };
         if let Some(blob) = blob {
-            self.shelf.name(blob);
-            if header.kind == Kind::Carried {
-                self.shelf.carried.note(blob.name, self.number);
-            }
+            self.shelf.name(blob, header.kind == Kind::Carried, self.number);
         }
         if content == Content::Wrong {
             let bytes = u64::from(header.content_len);

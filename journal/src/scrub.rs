@@ -2,9 +2,10 @@
 //! daemon at work, beside it: it writes nothing, holds no lock, reads no faster than it is let, and ends when it is told to.
 
 use crate::header::parse_file_name;
-use crate::replay::{Depth, Nobody, ReplayError, replay_range};
+use crate::replay::{Depth, ReplayError, replay_range};
 use crate::report::Damage;
 use crate::storage::{BlobEntry, SegmentFile, Storage};
+use crate::summary::{Gists, is_wrong};
 use std::cell::Cell;
 use std::io;
 
@@ -17,6 +18,8 @@ pub struct Scrubbed {
     pub stopped: bool,
     /// Segments that could not be read at all, and why. The others were read.
     pub unreadable: Vec<ReplayError>,
+    /// Segments whose summary says something else than they do: a defect of ours.
+    pub wrong_summaries: Vec<u64>,
 }
 
 /// One pass, segment by segment; the newest is left out, for it may be being written. `may_read` is called before each read
@@ -35,7 +38,8 @@ pub fn scrub<S: Storage>(
     let paced = Paced { storage, may_read: &may_read, stopped: &Cell::new(false) };
     let mut scrubbed = Scrubbed::default();
     for number in numbers {
-        let read = replay_range(&paced, number, number, Depth::Everything, &mut Nobody);
+        let mut gists = Gists::default();
+        let read = replay_range(&paced, number, number, Depth::Everything, &mut gists);
         if paced.stopped.get() {
             // Reads that were cut short look like bad sectors.
             scrubbed.stopped = true;
@@ -45,6 +49,9 @@ pub fn scrub<S: Storage>(
             Ok(replay) => {
                 scrubbed.segments += 1;
                 replay.report.damage.iter().for_each(&mut found);
+                if is_wrong(storage, number, &replay, &gists).unwrap_or(false) {
+                    scrubbed.wrong_summaries.push(number);
+                }
             }
             // It was removed since it was listed.
             Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}

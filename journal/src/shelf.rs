@@ -45,6 +45,8 @@ pub(crate) struct Shelf {
     /// Records that name a blob, and the bytes they say it has.
     pub(crate) named: u64,
     pub(crate) named_bytes: u64,
+    /// All that records name, and whether such a record was written again; for whoever asks for it.
+    pub(crate) listed: Option<Vec<(BlobRef, bool)>>,
 }
 
 struct Entry {
@@ -67,11 +69,20 @@ impl Shelf {
         Ok(shelf)
     }
 
-    /// A record names it: it is no orphan, whatever is wrong with either.
-    pub(crate) fn name(&mut self, blob: BlobRef) {
+    /// An empty one, that lists what is named.
+    pub(crate) fn that_lists() -> Self {
+        Self { listed: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// A record in `segment` names it: it is no orphan, whatever is wrong with either.
+    pub(crate) fn name(&mut self, blob: BlobRef, is_carried: bool, segment: u64) {
         self.named += 1;
         self.named_bytes += blob.bytes;
         self.names.insert(blob.name);
+        if is_carried {
+            self.carried.note(blob.name, segment);
+        }
+        self.listed.iter_mut().for_each(|listed| listed.push((blob, is_carried)));
     }
 
     /// Whether it is there with its length.

@@ -35,9 +35,12 @@ struct Message<'a> {
     /// By index: all of a new one, those that were looked at of a row.
     recipients: Vec<(RecipientIndex, Recipient)>,
     was_attempted: bool,
-    /// Written again, here.
-    moved_to: Option<Position>,
+    /// Written again, here, with this envelope: of a message that was lost, nothing but the name may have been known.
+    moved_to: Option<(Position, Named<'a>)>,
 }
+
+/// What an intact record tells of a message, and what its head does.
+type Named<'a> = (&'a Accepted, Option<&'a Summary>);
 
 enum Source<'a> {
     /// It stands in the table.
@@ -47,7 +50,7 @@ enum Source<'a> {
         position: Position,
         at: Timestamp,
         /// None if only the name is left of it.
-        accepted: Option<(&'a Accepted, Option<&'a Summary>)>,
+        accepted: Option<Named<'a>>,
     },
 }
 
@@ -238,7 +241,7 @@ impl<'a> Fold<'a> {
             self.change(place, nth, Told { what, reply, reason, attempts, at })?;
         }
         if let Some(message) = self.messages.get_mut(place) {
-            message.moved_to = Some(position);
+            message.moved_to = Some((position, (accepted, summary)));
         }
         Ok(())
     }
@@ -314,7 +317,11 @@ impl<'a> Fold<'a> {
             match &message.source {
                 Source::New { .. } if is_checked && message.is_sent() => {}
                 Source::New { id, position, at, accepted } => {
-                    tables.insert(message, *id, message.moved_to.unwrap_or(*position), *at, *accepted)?;
+                    let (position, named) = match message.moved_to {
+                        Some((position, named)) => (position, accepted.or(Some(named))),
+                        None => (*position, *accepted),
+                    };
+                    tables.insert(message, *id, position, *at, named)?;
                 }
                 Source::Row(n) => {
                     tables.update(*n, message)?;
@@ -364,7 +371,7 @@ impl Tables<'_> {
         id: TransactionId,
         position: Position,
         at: Timestamp,
-        accepted: Option<(&Accepted, Option<&Summary>)>,
+        accepted: Option<Named<'_>>,
     ) -> Result<(), IndexError> {
         let (accepted, summary) = accepted.map_or((None, None), |(accepted, summary)| (Some(accepted), summary));
         self.insert.execute(params![
@@ -417,14 +424,45 @@ impl Tables<'_> {
                 instant(recipient.changed_at),
             ])?;
         }
-        if let Some(position) = message.moved_to {
-            let (segment, offset) = (position.segment.cast_signed(), position.offset.cast_signed());
-            self.connection
-                .prepare_cached("UPDATE transactions SET segment = ?, offset = ? WHERE n = ?")?
-                .execute(params![segment, offset, n])?;
+        if let Some((position, named)) = message.moved_to {
+            self.moved(n, position, named)?;
         }
         if message.pending != 0 {
             self.update.execute(params![message.pending, n])?;
+        }
+        Ok(())
+    }
+
+    /// Where it stands now; and what was not known of it, because its first record was lost.
+    fn moved(&self, n: i64, position: Position, (accepted, summary): Named<'_>) -> Result<(), IndexError> {
+        self.connection
+            .prepare_cached(
+                "UPDATE transactions SET segment = ?2, offset = ?3, size = ?4, sender = ?5, client = ?6, helo = ?7, tls = ?8,
+                     hold = ?9, subject = coalesce(subject, ?10), header_from = coalesce(header_from, ?11),
+                     message_id = coalesce(message_id, ?12)
+                 WHERE n = ?1",
+            )?
+            .execute(params![
+                n,
+                position.segment.cast_signed(),
+                position.offset.cast_signed(),
+                accepted.content_len.cast_signed(),
+                accepted.envelope.reverse_path.as_str(),
+                accepted.trace.client.to_string(),
+                accepted.trace.helo,
+                accepted.trace.tls,
+                accepted.hold,
+                summary.and_then(|s| s.subject.as_ref()),
+                summary.and_then(|s| s.from.as_ref()),
+                summary.and_then(|s| s.message_id.as_ref()),
+            ])?;
+        let mut name = self.connection.prepare_cached(
+            "UPDATE recipients SET addr = ?3, domain = ?4, route = ?5 WHERE n = ?1 AND nth = ?2 AND addr IS NULL",
+        )?;
+        for (nth, recipient) in (0..).zip(&accepted.envelope.recipients) {
+            let nth: RecipientIndex = nth;
+            let domain = recipient.forward_path.domain().map(str::to_ascii_lowercase);
+            name.execute(params![n, nth, recipient.forward_path.as_str(), domain, recipient.route.as_str()])?;
         }
         Ok(())
     }

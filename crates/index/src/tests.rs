@@ -191,6 +191,22 @@ fn what_was_given_up_is_found_among_all_that_is_settled_until_it_is_undone() {
 }
 
 #[test]
+fn a_lost_message_that_another_journal_gave_back_is_listed_by_its_sender_and_recipients() {
+    let lost = Event::Lost { id: id(1), recipients: 2 };
+    let standing = |n| Standing { attempts: n, state: RecipientState::Hold, why: "as it was".into() };
+    let again = Carried { accepted: accepted(1, 2, None), recipients: vec![standing(1), standing(2)] };
+    let batch = changes(vec![lost, Event::Fact(Fact::Carried(again))]);
+    for cut in [1, 2] {
+        let mut index = Index::temporary(Keep::All).unwrap();
+        index.apply(&batch[..cut]).unwrap();
+        index.apply(&batch).unwrap();
+        let rows = all(&index, &Selector { domains: vec!["d1.test".into()], pending: true, ..Selector::default() });
+        assert_eq!((rows[0].size, rows[0].from.as_deref(), rows[0].position), (10, Some("a@b.test"), at(2)), "{cut}");
+        assert_eq!(rows[0].recipients[0].addr.as_deref(), Some("r0@d0.Test"), "{cut}");
+    }
+}
+
+#[test]
 fn more_identifiers_than_one_question_takes_are_found() {
     let mut index = Index::temporary(Keep::All).unwrap();
     index.apply(&changes((1..=1_200).map(|n| arrival(n, 1)).collect())).unwrap();

@@ -69,6 +69,13 @@ pub struct Accepted {
     pub hold: Option<String>,
 }
 
+impl Accepted {
+    /// How its recipients stand from now on.
+    pub fn state(&self) -> RecipientState {
+        if self.hold.is_some() { RecipientState::Hold } else { RecipientState::Due }
+    }
+}
+
 /// One try to hand a transaction to a next hop: attempt and settlements in one record, so that neither can be lost
 /// without the other.
 #[derive(Debug, Clone, PartialEq, Eq)]

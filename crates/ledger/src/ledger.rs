@@ -2,10 +2,10 @@
 
 use crate::retention::{self, Base, Tallies};
 use crate::{
-    Accepted, Action, Attempted, Balance, Carried, Fact, IdMap, Operated, Outcome, Position, RecipientIndex, Served,
+    Accepted, Balance, Carried, Fact, Gist, IdMap, Position, RecipientEntry, RecipientIndex, RecipientState, Served,
+    Transaction,
 };
 use restante_envelope::{RouteName, Timestamp, TransactionId};
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 /// A route, by its place in [`Ledger::routes`].
@@ -24,152 +24,22 @@ pub struct Ledger {
     without_effect: u64,
 }
 
-/// One accepted message: where its bytes are and how its recipients stand. No addresses, no content.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Transaction {
-    /// Where its `Accepted` record is.
-    pub position: Position,
-    /// When it was accepted.
-    pub accepted_at: Timestamp,
-    /// Bytes of content.
-    pub content_len: u64,
-    /// In the envelope's order.
-    pub recipients: Recipients,
+/// What is kept of a message when it comes into being.
+struct Message<R> {
+    id: TransactionId,
+    at: Timestamp,
+    content_len: u64,
+    /// One for each recipient.
+    routes: R,
 }
 
-/// The recipients of a transaction: a slice of entries. Most messages have one recipient, and that one needs no
-/// allocation of its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Recipients(Entries);
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Entries {
-    One(RecipientEntry),
-    /// None, or more than one.
-    Many(Box<[RecipientEntry]>),
+fn message(accepted: &Accepted) -> Message<impl Iterator<Item = &RouteName>> {
+    let (id, at, content_len) = (accepted.id, accepted.trace.received_at, accepted.content_len);
+    Message { id, at, content_len, routes: accepted.envelope.recipients.iter().map(|recipient| &recipient.route) }
 }
 
-impl FromIterator<RecipientEntry> for Recipients {
-    fn from_iter<I: IntoIterator<Item = RecipientEntry>>(entries: I) -> Self {
-        let mut entries = entries.into_iter();
-        let first = entries.next();
-        match (first, entries.next()) {
-            (Some(only), None) => Self(Entries::One(only)),
-            (first, second) => Self(Entries::Many(first.into_iter().chain(second).chain(entries).collect())),
-        }
-    }
-}
-
-impl Deref for Recipients {
-    type Target = [RecipientEntry];
-    fn deref(&self) -> &[RecipientEntry] {
-        match &self.0 {
-            Entries::One(entry) => std::slice::from_ref(entry),
-            Entries::Many(entries) => entries,
-        }
-    }
-}
-
-impl DerefMut for Recipients {
-    fn deref_mut(&mut self) -> &mut [RecipientEntry] {
-        match &mut self.0 {
-            Entries::One(entry) => std::slice::from_mut(entry),
-            Entries::Many(entries) => entries,
-        }
-    }
-}
-
-impl<'a> IntoIterator for &'a Recipients {
-    type Item = &'a RecipientEntry;
-    type IntoIter = std::slice::Iter<'a, RecipientEntry>;
-    fn into_iter(self) -> Self::IntoIter {
-        self.iter()
-    }
-}
-
-/// How one recipient stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct RecipientEntry {
-    /// The route its mail takes; `RouteIndex::MAX` when the record that named it is unreadable.
-    pub route: RouteIndex,
-    /// Attempts that reached a reply or an in-doubt end.
-    pub attempts: u16,
-    /// Its state.
-    pub state: RecipientState,
-}
-
-/// The states of a recipient that are durable. Whether a pending one is *waiting* (primary down) or *active* (being
-/// delivered now) is the running daemon's knowledge, not the journal's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RecipientState {
-    /// To be tried as soon as the primary takes mail.
-    Due,
-    /// Tried, refused for now; not before this instant.
-    Deferred(Timestamp),
-    /// Frozen.
-    Hold,
-    /// Taken by the primary. Final.
-    Sent,
-    /// Given back by an operator. Final, unless undone.
-    Bounced,
-    /// Removed by an operator. Final, unless undone.
-    Removed,
-    /// Bytes damaged. Final, unless a later record shows it was settled before the damage.
-    Quarantined,
-}
-
-impl RecipientState {
-    /// Whether nothing will be done for this recipient any more.
-    pub fn is_settled(self) -> bool {
-        matches!(self, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined)
-    }
-
-    /// The state after a record that says `told`; none if that record changes nothing. A settled recipient stays settled;
-    /// only one that is not sent may turn out to have been sent, by an attempt that was under way. One that an operator
-    /// froze while an attempt was under way stays frozen: the refusal does not undo that.
-    pub fn after(self, told: Self) -> Option<Self> {
-        match (self, told) {
-            (Self::Sent, _) => None,
-            (Self::Quarantined | Self::Bounced | Self::Removed, told) if told != Self::Sent => None,
-            (Self::Hold, Self::Deferred(_)) => Some(self),
-            (_, told) => Some(told),
-        }
-    }
-
-    /// The state after an operator's action; none if it changes nothing. What was sent cannot be taken back, and nobody
-    /// has the bytes of what is quarantined.
-    pub fn after_action(self, action: Action) -> Option<Self> {
-        match (action, self) {
-            (Action::Undo, Self::Bounced | Self::Removed) => Some(Self::Due),
-            (Action::Undo, _) | (_, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined) => None,
-            (Action::Hold, _) => Some(Self::Hold),
-            (Action::Release, _) => Some(Self::Due),
-            (Action::Bounce, _) => Some(Self::Bounced),
-            (Action::Remove, _) => Some(Self::Removed),
-        }
-    }
-}
-
-impl From<&Outcome> for RecipientState {
-    fn from(outcome: &Outcome) -> Self {
-        match outcome {
-            Outcome::Sent(_) => Self::Sent,
-            Outcome::Deferred { next_at, .. } => Self::Deferred(*next_at),
-            Outcome::Held(_) => Self::Hold,
-            Outcome::Quarantined(_) => Self::Quarantined,
-        }
-    }
-}
-
-impl Transaction {
-    /// Whether every recipient is settled.
-    pub fn is_settled(&self) -> bool {
-        self.recipients.iter().all(|r| r.state.is_settled())
-    }
-
-    fn is_history(&self) -> bool {
-        self.recipients.iter().all(|r| r.state == RecipientState::Sent)
-    }
+fn told(carried: &Carried) -> impl Iterator<Item = (u16, RecipientState)> {
+    carried.recipients.iter().map(|told| (told.attempts, told.state))
 }
 
 impl Ledger {
@@ -182,22 +52,47 @@ impl Ledger {
     /// is sent with this fact: it is not here any more.
     pub fn apply(&mut self, position: Position, fact: &Fact) -> Option<Transaction> {
         match fact {
-            Fact::Accepted(accepted) => {
-                let state = if accepted.hold.is_some() { RecipientState::Hold } else { RecipientState::Due };
-                self.accept(position, accepted, state);
+            Fact::Accepted(accepted) => self.accept(position, message(accepted), accepted.state()),
+            Fact::Attempted(attempted) => {
+                let told = attempted.results.iter().map(|(index, outcome)| (*index, outcome.into()));
+                return self.attempted(attempted.id, attempted.at, told);
             }
-            Fact::Attempted(attempted) => return self.attempted(attempted),
-            Fact::Operated(operated) => self.operated(operated),
+            Fact::Operated(operated) => {
+                let told = operated.recipients.iter().map(|index| (*index, operated.action));
+                self.change(operated.id, operated.at, 0, told, RecipientState::after_action);
+            }
             Fact::Served(served) => self.served = Some((position.segment, served.clone())),
-            Fact::Carried(carried) => self.carried(position, carried, |state| state),
+            Fact::Carried(carried) => self.carried(position, message(&carried.accepted), told(carried)),
             Fact::Replayed(_) => {}
+        }
+        None
+    }
+
+    /// Takes what is left of a fact in a summary: as [`Ledger::apply`] takes the fact.
+    pub fn recall(&mut self, position: Position, gist: &Gist) -> Option<Transaction> {
+        match gist {
+            Gist::Accepted { id, at, content_len, routes, state } => {
+                let message = Message { id: *id, at: *at, content_len: *content_len, routes: routes.iter() };
+                self.accept(position, message, *state);
+            }
+            Gist::Attempted { id, at, results } => return self.attempted(*id, *at, results.iter().copied()),
+            Gist::Operated { id, at, action, recipients } => {
+                let told = recipients.iter().map(|index| (*index, *action));
+                self.change(*id, *at, 0, told, RecipientState::after_action);
+            }
+            Gist::Served(served) => self.served = Some((position.segment, served.clone())),
+            Gist::Carried { id, at, content_len, routes, standings } => {
+                let message = Message { id: *id, at: *at, content_len: *content_len, routes: routes.iter() };
+                self.carried(position, message, standings.iter().copied());
+            }
+            Gist::Other => {}
         }
         None
     }
 
     /// Takes an `Accepted` fact whose record is intact but whose content is not: all its recipients are quarantined.
     pub fn apply_damaged(&mut self, position: Position, accepted: &Accepted) {
-        self.accept(position, accepted, RecipientState::Quarantined);
+        self.accept(position, message(accepted), RecipientState::Quarantined);
     }
 
     /// Takes what a mark says of a message whose record is unreadable. No effect if the message is known.
@@ -216,11 +111,9 @@ impl Ledger {
     /// record that it repeats is there.
     pub fn apply_damaged_carried(&mut self, position: Position, carried: &Carried) {
         if !self.transactions.contains(carried.accepted.id) {
-            self.carried(
-                position,
-                carried,
-                |state| if state.is_settled() { state } else { RecipientState::Quarantined },
-            );
+            let believed = |state: RecipientState| if state.is_settled() { state } else { RecipientState::Quarantined };
+            let standings = told(carried).map(|(attempts, state)| (attempts, believed(state)));
+            self.carried(position, message(&carried.accepted), standings);
         }
     }
 
@@ -239,51 +132,47 @@ impl Ledger {
         self.balance.quarantined += recipients;
     }
 
-    fn accept(&mut self, position: Position, accepted: &Accepted, state: RecipientState) {
-        let recipients = accepted.envelope.recipients.iter();
+    fn accept<'a>(
+        &mut self,
+        position: Position,
+        message: Message<impl Iterator<Item = &'a RouteName>>,
+        state: RecipientState,
+    ) {
+        let Message { id, at, content_len, routes } = message;
         let recipients =
-            recipients.map(|r| RecipientEntry { route: self.route_index(&r.route), attempts: 0, state }).collect();
-        let transaction = Transaction {
-            position,
-            accepted_at: accepted.trace.received_at,
-            content_len: accepted.content_len,
-            recipients,
-        };
-        self.insert(accepted.id, transaction);
+            routes.map(|route| RecipientEntry { route: self.route_index(route), attempts: 0, state }).collect();
+        self.insert(id, Transaction { position, accepted_at: at, content_len, recipients });
     }
 
     /// The same message written again: this record counts from now on. Where the first one is gone, it also tells how the
     /// recipients stand; where the first one is damaged, they are as they were before that was found.
-    fn carried(&mut self, position: Position, carried: &Carried, believed: impl Fn(RecipientState) -> RecipientState) {
-        let id = carried.accepted.id;
-        let routes: Vec<_> = carried.accepted.envelope.recipients.iter().map(|r| self.route_index(&r.route)).collect();
+    fn carried<'a>(
+        &mut self,
+        position: Position,
+        message: Message<impl Iterator<Item = &'a RouteName>>,
+        standings: impl Iterator<Item = (u16, RecipientState)>,
+    ) {
+        let Message { id, at, content_len, routes } = message;
+        let routes: Vec<_> = routes.map(|route| self.route_index(route)).collect();
         if let Some(transaction) = self.transactions.get_mut(id) {
             self.tallies.moved_away(transaction);
             transaction.position = position;
-            transaction.content_len = carried.accepted.content_len;
-            for ((entry, told), route) in transaction.recipients.iter_mut().zip(&carried.recipients).zip(routes) {
+            transaction.content_len = content_len;
+            for ((entry, (attempts, state)), route) in transaction.recipients.iter_mut().zip(standings).zip(routes) {
                 // Of a record that was lost nothing was known but the name.
                 entry.route = route;
                 if entry.state == RecipientState::Quarantined {
                     *self.balance.column(entry.state) -= 1;
-                    *self.balance.column(told.state) += 1;
-                    (entry.state, entry.attempts) = (told.state, told.attempts.max(entry.attempts));
+                    *self.balance.column(state) += 1;
+                    (entry.state, entry.attempts) = (state, attempts.max(entry.attempts));
                 }
             }
             return self.tallies.placed(transaction);
         }
-        let recipients = routes.into_iter().zip(&carried.recipients);
-        let entry = |(route, told): (RouteIndex, &crate::Standing)| RecipientEntry {
-            route,
-            attempts: told.attempts,
-            state: believed(told.state),
-        };
-        let transaction = Transaction {
-            position,
-            accepted_at: carried.accepted.trace.received_at,
-            content_len: carried.accepted.content_len,
-            recipients: recipients.map(entry).collect(),
-        };
+        let recipients = routes.into_iter().zip(standings);
+        let recipients =
+            recipients.map(|(route, (attempts, state))| RecipientEntry { route, attempts, state }).collect();
+        let transaction = Transaction { position, accepted_at: at, content_len, recipients };
         self.tallies.placed(&transaction);
         self.enter(id, transaction);
     }
@@ -308,17 +197,16 @@ impl Ledger {
         self.transactions.insert(id, transaction);
     }
 
-    fn attempted(&mut self, attempted: &Attempted) -> Option<Transaction> {
-        let told = attempted.results.iter().map(|(index, outcome)| (*index, outcome));
-        let is_history = self.change(attempted.id, attempted.at, 1, told, |state, outcome| state.after(outcome.into()));
-        let history = is_history.then(|| self.transactions.remove(attempted.id)).flatten();
+    fn attempted(
+        &mut self,
+        id: TransactionId,
+        at: Timestamp,
+        told: impl Iterator<Item = (RecipientIndex, RecipientState)>,
+    ) -> Option<Transaction> {
+        let is_history = self.change(id, at, 1, told, RecipientState::after);
+        let history = is_history.then(|| self.transactions.remove(id)).flatten();
         history.iter().for_each(|transaction| self.tallies.forgotten(transaction));
         history
-    }
-
-    fn operated(&mut self, operated: &Operated) {
-        let told = operated.recipients.iter().map(|index| (*index, operated.action));
-        self.change(operated.id, operated.at, 0, told, RecipientState::after_action);
     }
 
     /// Whether the transaction is history now.
@@ -452,7 +340,7 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Cause, Timings};
+    use crate::{Action, Attempted, Cause, Operated, Outcome, Timings};
     use proptest::prelude::*;
     use restante_envelope::{BodyType, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, Trace};
 

@@ -17,15 +17,19 @@
 
 mod balance;
 mod fact;
+mod gist;
 mod id_map;
 mod ledger;
 mod retention;
+mod transaction;
 
 pub use balance::Balance;
 pub use fact::{
     Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, Replayed,
     RouteRecord, Served, Standing, Timings,
 };
+pub use gist::Gist;
 pub use id_map::IdMap;
-pub use ledger::{Ledger, RecipientEntry, RecipientState, Recipients, RouteIndex, Transaction};
+pub use ledger::{Ledger, RouteIndex};
 pub use retention::Base;
+pub use transaction::{RecipientEntry, RecipientState, Recipients, Transaction};

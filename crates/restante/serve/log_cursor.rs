@@ -5,8 +5,8 @@
 
 use super::log::{Line, Range, files};
 use restante_envelope::TransactionId;
-use restante_journal::{Depth, DirStorage, Reader, Sink};
-use restante_ledger::{Accepted, Base, Carried, Fact, Ledger, Position};
+use restante_journal::{Depth, DirStorage, Reader, Sink, Start};
+use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Ledger, Position};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt as _;
@@ -111,6 +111,16 @@ impl Sink for Boot {
     }
     fn begins_after(&mut self, base: &Base) {
         self.ledger.begins_after(base);
+    }
+}
+
+impl Start for Boot {
+    fn gist(&mut self, position: Position, gist: &Gist) {
+        if !matches!(gist, Gist::Served(_) | Gist::Carried { .. }) {
+            self.last = Some(position);
+        }
+        self.end = Some(position);
+        self.ledger.gist(position, gist);
     }
 }
 

@@ -49,12 +49,13 @@ use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_index::Origin;
 use restante_journal::{
-    CarriedBlobs, CommitError, Damage, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay,
-    Seed, State, Writer,
+    CarriedBlobs, CommitError, Damage, DirStorage, DirectoryLock, LockError, Options, Prepared, Receipt, Replay, Seed,
+    State, Writer,
 };
 use restante_ledger::{Fact, Position, RouteRecord, Served};
 use restante_relay::{MAX_CONNECTIONS_DEFAULT, Relay, RouteSettings, Routes};
 use sockets::{Inherited, Sockets};
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -179,7 +180,7 @@ struct Opened {
 fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened> {
     let mut boot = Boot::default();
     restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
-    let replay = restante_journal::replay(storage, Depth::Records, &mut boot)?;
+    let replay = restante_journal::start(storage, &mut boot)?;
     let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
     match replay.report.state() {
         State::Clean => {}
@@ -379,6 +380,7 @@ impl Daemon {
             stopping: stopping.clone(),
             retain: config.retain,
             carried,
+            unsummable: HashSet::new(),
             unrecorded,
         };
         let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);

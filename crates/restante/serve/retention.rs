@@ -1,6 +1,7 @@
 //! Lets segments go that have had their time: settled mail is kept for `retain`, what is left of a segment then is written
 //! again at the end, the next header says that it counts no more, and it is removed. Also ends segments by age, so that a
-//! quiet journal lets go, too. What may leave is the ledger's to say.
+//! quiet journal lets go, too. What may leave is the ledger's to say. And sums up segments that nobody writes any more, for the
+//! next start.
 //!
 //! While a message is written again with its state, that state must not change: no attempt begins and no operator acts until
 //! it is durable. To have each fact wait for its message was the other way; this one holds mail for the time of a sync or two,
@@ -13,6 +14,7 @@ use super::settlements::Settlements;
 use anyhow::{Context as _, anyhow, bail};
 use restante_journal::{CarriedBlobs, DirStorage, Prepared, ReadError, Reader, remove_left};
 use restante_ledger::{Base, Cause, Fact, Outcome, RecipientIndex};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -40,6 +42,8 @@ pub(crate) struct Keeper {
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) retain: Duration,
     pub(crate) carried: CarriedBlobs,
+    /// Segments that are not as written: each start reads them whole, to tell.
+    pub(crate) unsummable: HashSet<u64>,
     /// What a start on a full disk could not record.
     pub(crate) unrecorded: Option<Fact>,
 }
@@ -67,6 +71,9 @@ impl Keeper {
             // A full disk, a message that is being delivered: there is a next time.
             if let Err(error) = self.look().await {
                 tracing::debug!("no segment leaves now: {error:#}");
+            }
+            if let Err(error) = self.sum_up().await {
+                tracing::debug!("no segment is summed up now: {error:#}");
             }
         }
     }
@@ -105,6 +112,33 @@ impl Keeper {
             }
             None => Ok(()),
         }
+    }
+
+    /// Writes the summaries that are missing. Here, where segments are removed, so that none is written for one that is gone.
+    async fn sum_up(&mut self) -> anyhow::Result<()> {
+        if self.journal.is_full() {
+            return Ok(());
+        }
+        let (storage, mut unsummable) = (self.storage.clone(), std::mem::take(&mut self.unsummable));
+        let stopping = self.stopping.clone();
+        let summing = move || {
+            let mut sum = || -> anyhow::Result<()> {
+                for number in restante_journal::unsummarized(&storage)? {
+                    if *stopping.borrow() {
+                        break;
+                    }
+                    if !unsummable.contains(&number) && !restante_journal::summarize(&storage, number)? {
+                        unsummable.insert(number);
+                    }
+                }
+                Ok(())
+            };
+            let done = sum();
+            (done, unsummable)
+        };
+        let (done, unsummable) = tokio::task::spawn_blocking(summing).await?;
+        self.unsummable = unsummable;
+        done
     }
 
     /// Returns when a header on stable storage says that the segments before `first` count no more.

@@ -102,6 +102,14 @@ impl Keeper {
                 for error in &scrubbed.unreadable {
                     tracing::error!("{error}; run `restante verify`");
                 }
+                for number in scrubbed.wrong_summaries {
+                    tracing::error!(
+                        "the summary of segment {number} is wrong, by a defect of ours, please report it: it is removed; restart, and the segment is read itself"
+                    );
+                    if let Err(error) = restante_journal::remove_summary(storage, number) {
+                        tracing::error!("cannot remove the summary of segment {number}: {error}");
+                    }
+                }
                 metrics.scrub_passed();
             }
             Err(error) => tracing::error!("cannot read the journal again: {error}"),

@@ -5,8 +5,8 @@ use crate::intake::INLINE_BYTES_MAX;
 use crate::process::{Batch, Entry, LINE_RECORDS_MAX, Process, Waits, forget, read, start};
 use crate::world::{Happening, World};
 use crate::{Broken, Failure, Rule};
-use restante_journal::{CommitError, Depth, Options, Reader, Report, Seed};
-use restante_ledger::{Action, Fact, Outcome, Position};
+use restante_journal::{CommitError, Depth, Options, Reader, Replay, Report, Seed, State};
+use restante_ledger::{Action, Fact, Ledger, Outcome, Position};
 use restante_relay::Relay;
 use restante_smtp::{Resolution, Trouble};
 use std::borrow::Cow;
@@ -45,6 +45,7 @@ impl World {
         };
         self.note(|| format!("a start finds {:?} and is {:?}", found.ledger.balance(), replay.report.state()));
         self.history.check_replay(&found.facts, &found.ledger, &replay.report)?;
+        self.check_summaries(&found.ledger, &replay)?;
         let (options, seed, now) = (self.options(), self.seed(), self.now());
         self.history.in_flight.push(crate::process::served(now));
         let started = match start(&self.seam, &replay, &found.ledger, options, seed, now) {
@@ -68,7 +69,31 @@ impl World {
             refused: Vec::new(),
             commit_is_due: false,
         });
-        Ok(())
+        self.sum_up();
+        self.after_disk()
+    }
+
+    /// What a daemon knows that reads summaries is what the segments say. What rotted behind a summary is the scrub's to find.
+    fn check_summaries(&mut self, known: &Ledger, replay: &Replay) -> Result<(), Failure> {
+        let mut begun = Ledger::new();
+        let summed = restante_journal::start(&self.seam, &mut begun)
+            .map_err(|error| failure(Rule::Recovery, format!("the summaries cannot be read: {error}")))?;
+        let is_same = summed.report.state() == replay.report.state()
+            && begun.balance() == known.balance()
+            && begun.largest_id() == known.largest_id()
+            && begun.iter().eq(known.iter());
+        if is_same || replay.report.state() == State::Damaged {
+            return Ok(());
+        }
+        let (summaries, segments) = (begun.balance(), known.balance());
+        Err(failure(Rule::Recovery, format!("by the summaries {summaries:?}, by the segments {segments:?}")))
+    }
+
+    /// As a daemon does beside its work: an error is nobody's trouble.
+    fn sum_up(&mut self) {
+        for number in restante_journal::unsummarized(&self.seam).unwrap_or_default() {
+            let _there_is_none = restante_journal::summarize(&self.seam, number);
+        }
     }
 
     pub(crate) fn options(&self) -> Options {
@@ -161,12 +186,7 @@ impl World {
         self.hold_against(process.relay.ledger(), &found, &replay.report)
     }
 
-    fn hold_against(
-        &self,
-        live: &restante_ledger::Ledger,
-        found: &crate::process::Found,
-        report: &Report,
-    ) -> Result<(), Failure> {
+    fn hold_against(&self, live: &Ledger, found: &crate::process::Found, report: &Report) -> Result<(), Failure> {
         self.history.check_balance(live)?;
         let differ = self.history.check_found(&found.facts, report)?;
         if self.history.is_whole() {

@@ -2,6 +2,7 @@
 //! `cargo build` of the binary does not build it. Refuses to change anything but what a task says it writes.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to who runs it")]
 
+mod backlog;
 mod bench;
 mod hot;
 mod machine;
@@ -21,6 +22,8 @@ Tasks:
   bench    Run the benches of the hot functions in release, and rewrite the tables of crates/benches/README.md
   sim      Play histories against the custody promise: `sim SEED` tells one, `sim --seeds A..B` sums up many, or tells the
            first that breaks a rule
+  backlog  Fill a journal with pending messages by SMTP, kill the daemon, and tell how long it takes to say 250 again, what
+           memory it needs and how fast `recover` reads: `backlog [--messages N]` [default: 1000000, which are 2.5 GB]
 
 Options of bench:
   --peers            Run the benchmark of the peers as well: three rounds of refjournal, Postfix and the release
@@ -42,6 +45,8 @@ enum Task {
     },
     /// With what the simulator is told.
     Sim(Vec<String>),
+    /// With so many messages.
+    Backlog(u64),
 }
 
 fn main() -> ExitCode {
@@ -52,6 +57,7 @@ fn main() -> ExitCode {
             Ok(())
         }
         Ok(Task::Bench { peers }) => bench::run(&root(), peers.as_deref()),
+        Ok(Task::Backlog(messages)) => backlog::run(&root(), messages),
         Ok(Task::Sim(told)) => sim::run(&root(), &told),
         Err(wrong) => {
             eprintln!("xtask: {wrong}\nxtask: `cargo xtask --help` lists the tasks");
@@ -76,6 +82,7 @@ fn root() -> PathBuf {
 fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
     let mut words = arguments.iter().map(String::as_str);
     let task = words.next().unwrap_or("--help");
+    let mut messages = 1_000_000;
     let (mut wants_peers, mut directory) = (false, root.join("../shared/bench"));
     let mut wants_help = matches!(task, "-h" | "--help" | "help");
     if let [sim, told @ ..] = arguments
@@ -86,14 +93,19 @@ fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
     while let Some(word) = words.next() {
         match word {
             "-h" | "--help" => wants_help = true,
-            "--peers" => wants_peers = true,
-            "--peers-dir" => directory = words.next().ok_or("--peers-dir wants a directory")?.into(),
+            "--messages" if task == "backlog" => {
+                let number = words.next().and_then(|number| number.parse().ok()).filter(|number| *number > 0);
+                messages = number.ok_or("--messages wants a number")?;
+            }
+            "--peers" if task == "bench" => wants_peers = true,
+            "--peers-dir" if task == "bench" => directory = words.next().ok_or("--peers-dir wants a directory")?.into(),
             other => return Err(format!("`{other}` is no option of {task}")),
         }
     }
     match task {
         _ if wants_help => Ok(Task::Help),
         "bench" => Ok(Task::Bench { peers: wants_peers.then_some(directory) }),
+        "backlog" => Ok(Task::Backlog(messages)),
         other => Err(format!("there is no task `{other}`")),
     }
 }
@@ -124,6 +136,10 @@ mod tests {
         assert_eq!(parsed("bench --peers --peers-dir b"), Ok(Task::Bench { peers: Some("b".into()) }));
         assert!(parsed("bench --peer").is_err_and(|why| why.contains("`--peer`")));
         assert!(parsed("bench --peers-dir").is_err_and(|why| why.contains("wants a directory")));
+        assert_eq!(parsed("backlog"), Ok(Task::Backlog(1_000_000)));
+        assert_eq!(parsed("backlog --messages 7"), Ok(Task::Backlog(7)));
+        assert!(parsed("backlog --messages many").is_err_and(|why| why.contains("a number")));
+        assert!(parsed("backlog --peers").is_err_and(|why| why.contains("`--peers`")));
         assert!(parsed("bnech").is_err_and(|why| why.contains("`bnech`")));
     }
 
