@@ -159,25 +159,24 @@ impl Story {
         assert_eq!(seconds, 8 + in_doubt.iter().filter(|n| *n % 3 == 0).count());
     }
 
-    /// As many as the log says, recipient by recipient.
+    /// As many as the log says, recipient by recipient. After a kill it may tell of some twice.
     #[track_caller]
     fn assert_logged(&self, job: &str) {
         let lines = eventually("the log's lines", || {
             let lines = logged(self.data(), "replayed");
-            (lines.len() as u64 >= RECIPIENTS).then_some(lines)
+            let told: BTreeMap<String, Value> =
+                lines.into_iter().map(|line| (format!("{} {}", line["id"], line["to"]), line)).collect();
+            (told.len() as u64 >= RECIPIENTS).then_some(told)
         });
-        assert_eq!(lines.len() as u64, RECIPIENTS, "once each");
-        for line in &lines {
+        assert_eq!(lines.len() as u64, RECIPIENTS);
+        for line in lines.values() {
             assert_eq!((&line["status"], &line["job"]), (&"replayed".into(), &job.into()), "{line}");
             assert_eq!((&line["reason"], &line["code"]), (&"the disk died".into(), &250.into()), "{line}");
             assert!(line["to"].is_string() && line["route"].is_string() && line["actor"].is_string(), "{line}");
         }
         let words = cli(self.data(), &["log"]).expect_code(0).out;
-        assert_eq!(
-            words.matches("status=replayed (250 2.0.0 Ok: queued as SINK").count() as u64,
-            RECIPIENTS,
-            "{words}"
-        );
+        let told = words.matches("status=replayed (250 2.0.0 Ok: queued as SINK").count() as u64;
+        assert!(told >= RECIPIENTS, "{words}");
     }
 }
 
@@ -315,7 +314,7 @@ fn who_is_refused_is_told_and_only_what_may_still_be_taken_is_tried_again() {
 
     // To another server, only what is asked for, and only to whom.
     let other = Sink::opened();
-    let to = format!("--to 127.0.0.1:{} --recipient second@example.test --rate 100", other.port);
+    let to = format!("--to 127.0.0.1:{} --recipient second@example.test", other.port);
     let done = story.replay(&to).expect_code(0).account();
     assert_eq!(numbers(&done), [8, 8, 8, 0, 0]);
     assert!(other.received().iter().all(|received| received.to == ["second@example.test"]));

@@ -53,7 +53,7 @@ pub(super) struct Hand {
 
 enum Kind {
     Daemon { client: Client, order: Order, primaries: Vec<Vec<Target>>, end: Option<Position> },
-    Ours { runtime: Runtime, round: Option<Round>, book: Box<Book> },
+    Ours { runtime: Box<Runtime>, round: Option<Box<Round>>, book: Box<Book> },
 }
 
 impl Hand {
@@ -76,8 +76,8 @@ impl Hand {
     }
 
     pub(super) fn ours(order: Order, us: String, book: Book, primaries: &[Vec<Target>]) -> io::Result<Self> {
-        let round = Some(Round::new(order, us, book.storage().clone(), primaries.to_vec()));
-        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let round = Some(Box::new(Round::new(order, us, book.storage().clone(), primaries.to_vec())));
+        let runtime = Box::new(Builder::new_current_thread().enable_all().build()?);
         Ok(Self { kind: Kind::Ours { runtime, round, book: Box::new(book) }, names: names(primaries) })
     }
 
