@@ -54,6 +54,8 @@ mod removal;
 #[cfg(test)]
 mod removed;
 #[cfg(test)]
+mod replay;
+#[cfg(test)]
 mod retention;
 #[cfg(test)]
 mod scrub;

@@ -5,6 +5,7 @@ mod clock;
 mod config;
 mod import;
 mod merge;
+mod replay;
 mod serve;
 
 use clap::Parser as _;
@@ -43,6 +44,7 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Queue(queue) => cli::queue::run(cli, queue, output),
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Replay(replay) => cli::replay::run(cli, replay, output),
         Command::Journal(Journal::Backup(backup)) => cli::backup::run(cli, backup, output),
         Command::Journal(Journal::Ls(selector)) => {
             cli::queue::list(cli, selector, cli::queue::Held::Everything, output)

@@ -25,6 +25,7 @@ mod reader;
 mod record;
 mod recovery;
 mod replay;
+mod replayed;
 mod report;
 mod scan;
 mod scrub;

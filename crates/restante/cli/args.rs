@@ -185,6 +185,9 @@ pub(crate) enum Command {
     /// Check every byte of the journal and prove that no accepted message is missing
     #[command(after_help = VERIFY_HELP)]
     Verify,
+    /// Deliver again what was already delivered in a time range: the primary lost it
+    #[command(after_help = super::replay::HELP)]
+    Replay(Box<super::replay::Replay>),
     /// Write a minimal configuration, and say what DNS and the primary need
     #[command(after_help = INIT_HELP)]
     Init(Init),

@@ -75,7 +75,7 @@ impl Record<'_> {
 
     fn event(&self) -> String {
         match self.text("ev") {
-            "sent" | "deferred" | "quarantined" | "expired" => self.attempt(),
+            "sent" | "deferred" | "quarantined" | "expired" | "replayed" => self.attempt(),
             "held" | "bounced" if !self.has("actor") => self.attempt(),
             "held" | "released" | "bounced" | "removed" | "undone" => self.operated(),
             "accepted" => self.accepted(),

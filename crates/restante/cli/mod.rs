@@ -19,6 +19,7 @@ mod progress;
 pub(crate) mod queue;
 pub(crate) mod recover;
 pub(crate) mod reload;
+pub(crate) mod replay;
 pub(crate) mod select;
 pub(crate) mod stats;
 pub(crate) mod status;

@@ -9,7 +9,7 @@ use super::metrics::{Metrics, Room};
 use super::relay::{Request, is_up};
 use super::session::Door;
 use super::space::Space;
-use super::{import, operate, reload};
+use super::{import, operate, reload, replay};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -39,6 +39,7 @@ pub(crate) struct Admin {
     pub(crate) operating: Arc<Semaphore>,
     /// How far they are.
     pub(crate) progress: operate::Progress,
+    pub(crate) last_replayed: replay::LastReplayed,
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
@@ -109,6 +110,7 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/recover", post(recover))
         .route("/api/v1/import", post(import::import))
+        .route("/api/v1/replay", post(replay::some))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }

@@ -254,6 +254,7 @@ async fn sort(admin: &Admin, letter: &Letter, visitor: &mut Visitor<'_>, is_dry:
                 Admission::NotOurs => "no route is configured for its domain".to_owned(),
                 Admission::UnknownRecipient => "it is not among the recipients of its route".to_owned(),
                 Admission::SenderSpecifiedRoute => "its local part asks to be relayed elsewhere".to_owned(),
+                Admission::Full => "its route holds as much as it may: import it later".to_owned(),
             },
         };
         sorted.refused.push((text.clone(), refused));

@@ -156,7 +156,7 @@ impl Metrics {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) => {}
+            Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
         }
     }
 

@@ -27,6 +27,7 @@ mod operate;
 pub(crate) mod plan;
 mod relay;
 mod reload;
+mod replay;
 mod retention;
 mod scrub;
 mod session;
@@ -36,6 +37,9 @@ mod socket;
 mod sockets;
 mod space;
 pub(crate) mod tls;
+
+#[cfg(test)]
+pub(crate) use replay::listed as replay_list;
 
 use crate::cli::account::in_words;
 use crate::cli::exit;
@@ -353,6 +357,8 @@ impl Daemon {
             space: space.clone(),
             stopping: stopping.clone(),
         };
+        // Whoever read the journal before we had it does not know what was replayed since.
+        let end = boot.end;
         let memory = memory::Memory::new();
         let office = office(config, &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
@@ -407,6 +413,7 @@ impl Daemon {
             relay: request_sender,
             operating,
             progress: operate::Progress::default(),
+            last_replayed: Arc::new(tokio::sync::Mutex::new(end)),
             retain: config.retain,
             reload: order_sender,
             space,

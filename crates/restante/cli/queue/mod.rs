@@ -10,6 +10,7 @@ mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use change::{actor, percent_encoded};
 pub(crate) use entry::{Entry, all_entries};
 pub(crate) use live::Live;
 pub(crate) use source::Source;
