@@ -4,6 +4,7 @@
 //! The disk is asked for each message: that is a look into the kernel's memory and takes a microsecond or two. To ask once a
 //! second and count in between was the other way; then what others write in that second is not seen.
 
+use super::reserve::Reserve;
 use crate::clock;
 use crate::config::{Config, size_text};
 use restante_envelope::RouteName;
@@ -11,7 +12,7 @@ use restante_relay::{Disk, Floor, Loads, Quota, Trend};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// What holds now; a reload brings another.
@@ -42,12 +43,13 @@ pub(crate) struct Space {
     rules: RwLock<Rules>,
     is_low: AtomicBool,
     trend: Mutex<Trend>,
+    reserve: Arc<Reserve>,
 }
 
 impl Space {
-    pub(crate) fn new(directory: PathBuf, loads: Loads, rules: Rules) -> Self {
+    pub(crate) fn new(directory: PathBuf, loads: Loads, rules: Rules, reserve: Arc<Reserve>) -> Self {
         let (rules, trend) = (RwLock::new(rules), Mutex::default());
-        Self { directory, loads, rules, is_low: AtomicBool::default(), trend }
+        Self { directory, loads, rules, is_low: AtomicBool::default(), trend, reserve }
     }
 
     pub(crate) fn set_rules(&self, rules: Rules) {
@@ -109,6 +111,7 @@ impl Space {
     pub(crate) fn look(&self) {
         if let Some(disk) = self.disk() {
             self.trend().note(clock::now(), disk.free_bytes);
+            self.reserve.keep(disk, self.floor().on(disk.bytes));
         }
         // Without mail nobody else sees that there is room again.
         self.takes(0);
@@ -129,11 +132,16 @@ impl Space {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
+
+    fn reserve() -> Arc<Reserve> {
+        Arc::new(Reserve::in_directory(Path::new("/nowhere/at/all")))
+    }
 
     #[test]
     fn what_cannot_be_asked_is_tried() {
         let rules = Rules { floor: Floor::default(), quotas: HashMap::new(), otherwise: Quota::default_of(2) };
-        let space = Space::new("/nowhere/at/all".into(), Loads::default(), rules);
+        let space = Space::new("/nowhere/at/all".into(), Loads::default(), rules, reserve());
         assert!(space.takes(1) && !space.is_over(&RouteName::new("a"), 1));
         assert_eq!((space.floor_bytes(), space.gone_in()), (0, None));
     }
@@ -145,7 +153,7 @@ mod tests {
             quotas: HashMap::from([(RouteName::new("a"), Quota::Bytes(10))]),
             otherwise: Quota::default_of(1),
         };
-        let space = Space::new("/".into(), Loads::default(), rules);
+        let space = Space::new("/".into(), Loads::default(), rules, reserve());
         assert!(!space.takes(u64::MAX) && space.takes(1));
         assert!(!space.is_over(&RouteName::new("a"), 10) && space.is_over(&RouteName::new("a"), 11));
         assert_eq!(space.quota_bytes(&RouteName::new("b")), None);
