@@ -16,6 +16,8 @@ mod damage;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod encryption;
 #[cfg(test)]
 mod encryption_out;

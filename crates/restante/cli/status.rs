@@ -71,7 +71,8 @@ fn route_in_words(route: &Value) -> String {
     }
     line += &format!(", {pending} pending, {}", super::words::bytes(number(route, "bytes")));
     if let Some(quota) = route.get("quota_bytes").and_then(Value::as_u64) {
-        let over = if number(route, "bytes") >= quota { ", NO MORE IS TAKEN" } else { "" };
+        let is_over = route.get("over_quota").and_then(Value::as_bool) == Some(true);
+        let over = if is_over { ", NO MORE IS TAKEN" } else { "" };
         line += &format!(" of {} it may hold{over}", super::words::bytes(quota));
     }
     for state in ["active", "waiting", "deferred", "hold"] {

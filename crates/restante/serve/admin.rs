@@ -144,12 +144,11 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
         "disk_free_bytes": admin.disk_free_bytes(), "min_free_bytes": admin.space.floor_bytes(),
         "disk_full_s": admin.space.gone_in().map(|left| left.as_secs()), "connections": admin.metrics.connections(),
         "journal_damage": admin.metrics.damaged_places(), "retain_s": admin.retain.as_secs()});
-    let routes: Vec<Value> =
-        routes.iter().map(|route| route_json(route, admin.space.quota_bytes(&route.name), now)).collect();
+    let routes: Vec<Value> = routes.iter().map(|route| route_json(route, &admin.space, now)).collect();
     Ok(Json(json!({"node": node, "routes": routes})))
 }
 
-fn route_json(route: &RouteStatus, quota_bytes: Option<u64>, now: restante_envelope::Timestamp) -> Value {
+fn route_json(route: &RouteStatus, space: &Space, now: restante_envelope::Timestamp) -> Value {
     json!({
         "type": "route",
         "name": route.name.as_str(),
@@ -158,7 +157,8 @@ fn route_json(route: &RouteStatus, quota_bytes: Option<u64>, now: restante_envel
         "reason": Some(&route.reason).filter(|reason| !reason.is_empty()),
         "pending": route.pending,
         "bytes": route.bytes,
-        "quota_bytes": quota_bytes,
+        "quota_bytes": space.quota_bytes(&route.name),
+        "over_quota": space.is_over(&route.name, 0),
         "oldest_s": route.oldest.map(|oldest| now.since(oldest).as_secs()),
         "eta_s": route.eta.map(|eta| eta.as_secs()),
         "active": route.counts.active,

@@ -169,7 +169,7 @@ impl<'a> Visitor<'a> {
         let (mut bytes, open, door) = (std::mem::take(buffer), blob.take(), self.door.clone());
         let written = self.on_disk(move || {
             // Before each piece, not once: many grow at the same time, and not all of them said how large they would be.
-            if !door.space.takes(bytes.len() as u64) {
+            if !door.space.takes_large(bytes.len() as u64) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
             let name = || BlobName::from_bits(clock::entropy128());
@@ -248,11 +248,11 @@ async fn turn(turns: &Arc<Semaphore>, mut stopping: watch::Receiver<bool>) -> Re
     }
 }
 
-/// Whether the disk, and each route that it takes, have room for so many bytes more.
-fn has_room(door: &Door, envelope: &Envelope, bytes: u64) -> bool {
+/// Whether so many bytes more are too many for a route that it takes.
+fn is_over_quota(door: &Door, envelope: &Envelope, bytes: u64) -> bool {
     let mut routes: Vec<&RouteName> = envelope.recipients.iter().map(|recipient| &recipient.route).collect();
     routes.dedup();
-    door.space.takes(bytes) && !routes.into_iter().any(|route| door.space.is_over(route, bytes))
+    routes.into_iter().any(|route| door.space.is_over(route, bytes))
 }
 
 impl Host for Visitor<'_> {
@@ -272,7 +272,9 @@ impl Host for Visitor<'_> {
             return Err(Trouble::Local);
         }
         let large = declared_bytes > INLINE_BYTES_MAX as u64;
-        if !has_room(self.door, envelope, declared_bytes) {
+        let space = &self.door.space;
+        let has_room = if large { space.takes_large(declared_bytes) } else { space.takes(declared_bytes) };
+        if !has_room || is_over_quota(self.door, envelope, declared_bytes) {
             return Err(Trouble::Storage);
         }
         self.envelope = Some(envelope.clone());
@@ -299,7 +301,9 @@ impl Host for Visitor<'_> {
         let content = &mut self.content;
         self.commit = Some(match content.trouble {
             Some(refused) => Commit::Refused(refused),
-            None if !has_room(self.door, &envelope, content.bytes) => Commit::Refused(Refused::Full),
+            None if is_over_quota(self.door, &envelope, content.bytes) => Commit::Refused(Refused::Full),
+            // What is large has asked for its room piece by piece.
+            None if !content.large && !self.door.space.takes(content.bytes) => Commit::Refused(Refused::Full),
             // The very last piece may make it large, too.
             None if content.large || content.buffer.len() > INLINE_BYTES_MAX => {
                 Commit::Large(Box::new(Ending { envelope, trace: end.trace, hold }))

@@ -15,6 +15,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
+/// Smaller ones are rare: a route with less room than this is full.
+const MESSAGE_BYTES_LEAST: u64 = 512;
+/// Large messages leave so much above the floor..
+const LEFT_BYTES: u64 = 16 << 20;
+/// ..and this part of a disk so small that it has no more than that to leave.
+const LEFT_PART: u64 = 8;
+
 /// What holds now; a reload brings another.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
@@ -90,6 +97,12 @@ impl Space {
         takes
     }
 
+    /// As [`Self::takes`], for a large message, which leaves some more: small mail, segments, index and log need it.
+    pub(crate) fn takes_large(&self, bytes: u64) -> bool {
+        let left = self.disk().map_or(0, |disk| LEFT_BYTES.min(disk.bytes / LEFT_PART));
+        self.takes(bytes.saturating_add(left))
+    }
+
     /// What this route may hold, in bytes; none if that is not limited.
     pub(crate) fn quota_bytes(&self, route: &RouteName) -> Option<u64> {
         let rules = self.rules.read().unwrap_or_else(PoisonError::into_inner);
@@ -101,10 +114,10 @@ impl Space {
         Some(limit).filter(|limit| *limit < u64::MAX)
     }
 
-    /// Whether so many bytes more are too many for this route. With none: whether it is full already.
+    /// Whether so many bytes more are too many for this route. With none: whether it is full for any message.
     pub(crate) fn is_over(&self, route: &RouteName, bytes: u64) -> bool {
         let held = self.loads.bytes(route);
-        self.quota_bytes(route).is_some_and(|limit| held.saturating_add(bytes.max(1)) > limit)
+        self.quota_bytes(route).is_some_and(|limit| held.saturating_add(bytes.max(MESSAGE_BYTES_LEAST)) > limit)
     }
 
     /// To be told about once a minute: how fast it fills shows over time.
@@ -150,12 +163,12 @@ mod tests {
     fn a_message_too_large_for_what_is_left_is_refused_and_smaller_ones_are_not() {
         let rules = Rules {
             floor: Floor { bytes: Some(0), percent: None },
-            quotas: HashMap::from([(RouteName::new("a"), Quota::Bytes(10))]),
+            quotas: HashMap::from([(RouteName::new("a"), Quota::Bytes(1_000))]),
             otherwise: Quota::default_of(1),
         };
         let space = Space::new("/".into(), Loads::default(), rules, reserve());
         assert!(!space.takes(u64::MAX) && space.takes(1));
-        assert!(!space.is_over(&RouteName::new("a"), 10) && space.is_over(&RouteName::new("a"), 11));
+        assert!(!space.is_over(&RouteName::new("a"), 1_000) && space.is_over(&RouteName::new("a"), 1_001));
         assert_eq!(space.quota_bytes(&RouteName::new("b")), None);
         let floor = Floor { bytes: Some(u64::MAX), percent: None };
         let rules = Rules { floor, ..space.rules.read().unwrap().clone() };
