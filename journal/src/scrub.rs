@@ -53,8 +53,6 @@ pub fn scrub<S: Storage>(
                     scrubbed.wrong_summaries.push(number);
                 }
             }
-            // It was removed since it was listed.
-            Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => scrubbed.unreadable.push(error),
         }
     }
