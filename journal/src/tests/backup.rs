@@ -251,3 +251,44 @@ fn the_segment_being_written_is_copied_to_its_last_mark_and_never_shorter_than_i
     assert!(bytes[end as usize..].iter().all(|byte| *byte == 0));
     assert_eq!(fold(&copy, Depth::Everything).0.report.state(), State::Clean);
 }
+
+/// A journal with one message, a batch on top of it that a full disk may take back, and the bytes before that came.
+fn about_to_be_taken_back(record: impl Fn(&SimStorage) -> Vec<Prepared>) -> (SimStorage, Vec<u8>) {
+    let source = SimStorage::default();
+    let mut writer = open(&source).unwrap();
+    writer.stage(&message(&content(1), 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    let before = source.bytes(&file_name(1));
+    record(&source).iter().for_each(|record| writer.stage(record, now()).unwrap());
+    writer.commit(now()).unwrap();
+    (source, before)
+}
+
+#[test]
+fn a_large_message_taken_back_while_it_is_copied_is_not_in_the_copy() {
+    let (source, before) = about_to_be_taken_back(|source| {
+        [b"one\r\n", b"two\r\n"].map(|content| large(source, content, 1).unwrap()).into()
+    });
+    let (copy, pieces) = (SimStorage::default(), Cell::new(0));
+    let step = |_| {
+        pieces.set(pieces.get() + 1);
+        // The segment is copied, and with the first blob the other one goes.
+        if pieces.get() == 2 {
+            source.alter(&file_name(1), |bytes| bytes.clone_from(&before));
+            source.remove(blobs(&source).last().unwrap()).unwrap();
+        }
+    };
+    let done = backup(&source, &copy, true, step).unwrap();
+    assert_eq!(done.blobs_missing, 0);
+    assert_eq!(fold(&copy, Depth::Everything).1.balance().accepted, 1);
+}
+
+#[test]
+fn a_batch_that_was_copied_and_then_taken_back_leaves_the_copy_with_the_next() {
+    let (source, before) = about_to_be_taken_back(|_| vec![message(&content(2), 1)]);
+    let copy = SimStorage::default();
+    copied(&source, &copy, true);
+    source.alter(&file_name(1), |bytes| bytes.clone_from(&before));
+    copied(&source, &copy, true);
+    assert_same(&source, &copy);
+}
