@@ -497,8 +497,7 @@ impl<S: Storage> Writer<S> {
         })?;
         self.next_number += 1;
         let end = PAGE_BYTES as u64;
-        self.segment =
-            Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
+        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
         Ok(())
     }
 
