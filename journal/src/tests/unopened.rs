@@ -102,7 +102,7 @@ fn the_last_segment_that_can_be_opened_is_synced_before_it_is_counted() {
 #[test]
 fn nothing_is_counted_of_a_journal_whose_newest_segment_is_of_a_later_format() {
     let (storage, newest) = journal();
-    storage.alter(&file_name(newest), later_format);
+    storage.alter(&file_name(newest), |bytes| later_format(bytes));
     let mut ledger = Ledger::new();
     let refused = replay(&storage, Depth::Records, &mut ledger).unwrap_err();
     assert!(matches!(&refused, ReplayError::TooNew { file, .. } if *file == file_name(newest)), "{refused}");
@@ -110,7 +110,7 @@ fn nothing_is_counted_of_a_journal_whose_newest_segment_is_of_a_later_format() {
     assert_eq!(format!("{ledger:?}"), format!("{:?}", Ledger::new()));
 }
 
-fn later_format(bytes: &mut Vec<u8>) {
+fn later_format(bytes: &mut [u8]) {
     bytes[8..12].copy_from_slice(&[3, 0, 3, 0]);
     seal_header(&mut bytes[..FORMAT_2_BYTES]);
 }
@@ -155,7 +155,7 @@ fn a_journal_of_a_later_format_is_not_copied_beside_an_older_one() {
     // What the copy has, the source has no more; and the first that it has cannot be read. That is said first.
     copy.remove("backup").unwrap();
     storage.remove(&file_name(1)).unwrap();
-    storage.alter(&file_name(2), later_format);
+    storage.alter(&file_name(2), |bytes| later_format(bytes));
     let (before, refused) = (copy.calls(), backup(&storage, &copy, false, |_| {}).unwrap_err());
     assert!(matches!(&refused, BackupError::Source(ReplayError::TooNew { .. })), "{refused}");
     assert_eq!(copy.calls(), before);
