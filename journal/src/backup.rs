@@ -308,7 +308,7 @@ impl<S: Storage, C: Storage, W: Fn(u64)> Copier<'_, S, C, W> {
             Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(BackupError::There).map_err(Trouble::Error)?,
         };
-        if copy.file.len()? != extent.bytes {
+        if copy.file.len()? != extent.bytes || !ends_with_zeros(&copy.file, extent)? {
             return Ok(false);
         }
         if number < self.highest_there && (copy.header == header || header.is_none()) {
@@ -328,7 +328,10 @@ impl<S: Storage, C: Storage, W: Fn(u64)> Copier<'_, S, C, W> {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             opened => opened?,
         };
-        if copy.len()? != extent.bytes || !self.is_same(source, &copy, 0, extent.end)? {
+        if copy.len()? != extent.bytes
+            || !ends_with_zeros(&copy, extent)?
+            || !self.is_same(source, &copy, 0, extent.end)?
+        {
             return Ok(None);
         }
         copy.sync()?;
@@ -500,6 +503,20 @@ pub fn have_a_common_past<S: Storage, T: Storage>(one: &S, other: &T) -> Result<
         }
     }
     Ok(false)
+}
+
+/// Whether the copy has nothing behind what counts. There may stand a batch that the source took back since: its disk was full.
+fn ends_with_zeros<F: SegmentFile>(copy: &F, extent: &Extent) -> io::Result<bool> {
+    let (mut at, mut piece) = (extent.end, vec![0; PIECE_BYTES]);
+    while at < extent.bytes {
+        let n = copy.read_passing(at, &mut piece)?;
+        let (read, rest) = (piece.get(..n).unwrap_or_default(), extent.bytes - at);
+        if n == 0 || read.iter().take(usize::try_from(rest).unwrap_or(usize::MAX)).any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
 }
 
 fn numbers<S: Storage>(storage: &S) -> io::Result<Vec<u64>> {

@@ -80,3 +80,39 @@ pub(crate) fn is_sealed<F: SegmentFile>(file: &F, tag: u32, len: u64) -> io::Res
     let header = FrameHeader::decode(Window::new(file).get(offset, HEADER_BYTES)?);
     Ok(header.is_some_and(|h| h.kind == Kind::Seal && h.tag == tag && h.offset == offset))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sim::SimStorage;
+    use crate::storage::Storage;
+
+    #[test]
+    fn a_content_cut_while_it_is_read_is_wrong_and_does_not_keep_the_reader_for_ever() {
+        let disk = SimStorage::default();
+        let mut file = disk.create("seg").unwrap();
+        let content = vec![7; 3 << 20];
+        let header = FrameHeader {
+            kind: Kind::Accepted,
+            flags: 0,
+            recipients: 1,
+            tag: 5,
+            sequence: 1,
+            offset: PAGE_BYTES as u64,
+            id: restante_envelope::TransactionId::from_bits(1),
+            meta_len: 0,
+            meta_crc: 0,
+            content_len: 3 << 20,
+            content_crc: crc32c::crc32c(&content),
+        };
+        file.write_at(header.offset, &header.encode().0).unwrap();
+        file.write_at(header.content_offset(), &content).unwrap();
+        file.write_at(header.padding_offset(), &[0; 8]).unwrap();
+        let mut frames = Frames::new(&file, 5);
+        assert_eq!(frames.next().unwrap(), Some(header));
+        assert!(frames.has_content(&header).unwrap());
+        let mut frames = Frames::new(&file, 5);
+        disk.alter("seg", |bytes| bytes.truncate(2 << 20));
+        assert!(!frames.has_content(&header).unwrap());
+    }
+}

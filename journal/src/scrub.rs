@@ -53,8 +53,6 @@ pub fn scrub<S: Storage>(
                     scrubbed.wrong_summaries.push(number);
                 }
             }
-            // It was removed since it was listed.
-            Err(ReplayError::Io(error)) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => scrubbed.unreadable.push(error),
         }
     }
@@ -136,6 +134,18 @@ impl<F: SegmentFile, P: Fn(u64) -> bool> SegmentFile for PacedFile<'_, F, P> {
 mod tests {
     use super::*;
     use crate::sim::SimStorage;
+
+    #[test]
+    fn a_scrub_drops_nothing_from_memory_that_a_writer_may_have_lost_on_the_disk() {
+        let disk = SimStorage::default();
+        let mut writer = disk.create("seg").unwrap();
+        writer.write_at(0, &[7; 4096]).unwrap();
+        disk.fail_call(1, io::ErrorKind::Other);
+        writer.sync().unwrap_err();
+        let paced = Paced { storage: &disk, may_read: &|_| true, stopped: &Cell::new(false) };
+        paced.open("seg").unwrap().forget();
+        assert_eq!(disk.bytes("seg"), [7; 4096]);
+    }
 
     #[test]
     fn a_scrub_that_would_write_is_refused() {

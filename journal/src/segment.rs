@@ -2,7 +2,6 @@
 
 use crate::storage::SegmentFile;
 use crate::writer::Batch;
-use restante_envelope::Timestamp;
 use std::io;
 
 /// Zeros are written ahead in steps of this: large enough that few syncs carry them, small enough to be quick.
@@ -24,7 +23,6 @@ pub(crate) struct Segment<F> {
     /// Behind the last zero written ahead.
     pub(crate) filled: u64,
     pub(crate) frames: u64,
-    pub(crate) begun: Timestamp,
     /// Whether an empty mark would prove something that no mark proves yet.
     pub(crate) unproven: bool,
 }

@@ -2,6 +2,7 @@
 
 mod backup;
 mod blob;
+mod carried;
 mod directory;
 mod fixtures;
 mod flips;
@@ -14,6 +15,7 @@ mod room;
 mod scrub;
 mod sectors;
 mod summary;
+mod unopened;
 
 use crate::header::FORMAT_2_BYTES;
 use crate::record::Prepared;

@@ -304,11 +304,6 @@ impl<S: Storage> Writer<S> {
         turned
     }
 
-    /// When the segment was begun that is being written.
-    pub fn segment_begun(&self) -> Option<Timestamp> {
-        self.segment.as_ref().map(|s| s.begun)
-    }
-
     /// A clean end: seals the segment. Whatever is wrong in it later is damage.
     pub fn close(mut self) -> Result<(), CommitError> {
         self.check()?;
@@ -502,8 +497,7 @@ impl<S: Storage> Writer<S> {
         })?;
         self.next_number += 1;
         let end = PAGE_BYTES as u64;
-        self.segment =
-            Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, begun: now, unproven: false });
+        self.segment = Some(Segment { file, number, tag: header.tag, end, filled, frames: 0, unproven: false });
         Ok(())
     }
 

@@ -265,6 +265,7 @@ pub struct RouteRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use restante_envelope::{BodyType, Protocol, ReversePath};
 
     #[test]
     fn what_may_have_arrived_says_so_and_nothing_else_does() {
@@ -278,6 +279,38 @@ mod tests {
         ] {
             assert!(!warned(&cause) && cause.to_string() == shown, "{cause}");
         }
+    }
+
+    #[test]
+    fn no_kind_of_fact_is_missing_in_the_history_of_its_message() {
+        let id = TransactionId::from_bits;
+        let at = Timestamp::default();
+        let accepted = |n| Accepted {
+            id: id(n),
+            envelope: Envelope { reverse_path: ReversePath::null(), recipients: Vec::new(), body: BodyType::SevenBit },
+            trace: Trace {
+                client: "192.0.2.1:4000".parse().unwrap(),
+                helo: "c.test".into(),
+                protocol: Protocol::Esmtp,
+                tls: None,
+                session: 1,
+                received_at: at,
+            },
+            content_len: 0,
+            hold: None,
+        };
+        let (timings, actor, reason) = (Timings::default(), String::new(), String::new());
+        let facts = [
+            Fact::Accepted(accepted(1)),
+            Fact::Attempted(Attempted { id: id(2), at, next_hop: None, timings, results: Vec::new() }),
+            Fact::Operated(Operated { id: id(3), at, action: Action::Undo, recipients: Vec::new(), actor, reason }),
+            Fact::Carried(Carried { accepted: accepted(4), recipients: Vec::new() }),
+            Fact::Served(Served::default()),
+        ];
+        assert_eq!(
+            facts.map(|fact| fact.transaction().map(TransactionId::to_bits)),
+            [Some(1), Some(2), Some(3), Some(4), None]
+        );
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub struct Ledger {
     routes: Vec<RouteName>,
     balance: Balance,
     largest_id: Option<TransactionId>,
-    served: Option<(u64, Served)>,
+    served: Option<Served>,
     tallies: Tallies,
     without_effect: u64,
 }
@@ -61,7 +61,7 @@ impl Ledger {
                 let told = operated.recipients.iter().map(|index| (*index, operated.action));
                 self.change(operated.id, operated.at, 0, told, RecipientState::after_action);
             }
-            Fact::Served(served) => self.served = Some((position.segment, served.clone())),
+            Fact::Served(served) => self.served = Some(served.clone()),
             Fact::Carried(carried) => self.carried(position, message(&carried.accepted), told(carried)),
             Fact::Replayed(_) => {}
         }
@@ -80,7 +80,7 @@ impl Ledger {
                 let told = recipients.iter().map(|index| (*index, *action));
                 self.change(*id, *at, 0, told, RecipientState::after_action);
             }
-            Gist::Served(served) => self.served = Some((position.segment, served.clone())),
+            Gist::Served(served) => self.served = Some(served.clone()),
             Gist::Carried { id, at, content_len, routes, standings } => {
                 let message = Message { id: *id, at: *at, content_len: *content_len, routes: routes.iter() };
                 self.carried(position, message, standings.iter().copied());
@@ -282,7 +282,7 @@ impl Ledger {
 
     /// What the last daemon on this journal recorded of itself.
     pub fn served(&self) -> Option<&Served> {
-        self.served.as_ref().map(|(_, served)| served)
+        self.served.as_ref()
     }
 
     /// Before which segment all may leave when settled mail is kept for `retain`, once its stragglers were written again.
@@ -301,7 +301,7 @@ impl Ledger {
     }
 
     /// What will be known of the segments before `first` when they have left; none if a message there is to be settled.
-    /// Whatever is needed of them must have been written again before: see [`Ledger::served_in`].
+    /// Whatever else is needed of them must have been written again before.
     pub fn base_at(&self, first: u64) -> Option<Base> {
         let settled = self.transactions.iter().map(|(_, t)| t).filter(|t| t.position.segment < first);
         self.tallies.base_at(first, self.largest_id, settled)
@@ -323,11 +323,6 @@ impl Ledger {
     /// What is known of the segments that have left.
     pub fn base(&self) -> Base {
         self.tallies.base()
-    }
-
-    /// The segment in which the last daemon recorded itself.
-    pub fn served_in(&self) -> Option<u64> {
-        self.served.as_ref().map(|(segment, _)| *segment)
     }
 
     /// Facts that changed nothing: about unknown messages or recipients already settled. Each is harmless; many of them

@@ -376,6 +376,26 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_with_a_message_to_be_settled_is_never_said_to_have_left() {
+        let mut journal = Journal { segment: 1, ..Journal::default() };
+        journal.step(0, 0, 0);
+        journal.step(0, 0, 1);
+        journal.segment = 2;
+        journal.step(0, 0, 0);
+        assert_eq!(
+            (journal.live.base_at(2), journal.live.base_at(1).map(|base| base.left)),
+            (None, Some(Balance::default()))
+        );
+        journal.step(5, 1, 0);
+        journal.step(10, 2, 0);
+        assert_eq!(journal.live.base_at(2), None, "the second recipient of the second");
+        journal.step(12, 2, 1);
+        let left = journal.live.base_at(2).unwrap().left;
+        assert_eq!((left.transactions, left.accepted, left.sent, left.quarantined, left.removed), (2, 3, 1, 1, 1));
+        assert_eq!(journal.live.base_at(3), None);
+    }
+
+    #[test]
     fn one_message_that_stays_for_ever_does_not_keep_what_is_behind_it() {
         let mut journal = Journal { segment: 1, ..Journal::default() };
         for segment in 1..200 {

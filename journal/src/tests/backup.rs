@@ -5,7 +5,7 @@ use super::leave::{Keeper, Promised, check};
 use super::*;
 use crate::header::{PAGE_BYTES, Page, SegmentHeader, file_name, parse_file_name};
 use crate::storage::{SegmentFile as _, Storage as _};
-use crate::{BackupError, Copied, backup};
+use crate::{BackupError, Copied, backup, have_a_common_past};
 use std::cell::{Cell, RefCell};
 
 fn copied(source: &SimStorage, copy: &SimStorage, is_live: bool) -> Copied {
@@ -250,4 +250,145 @@ fn the_segment_being_written_is_copied_to_its_last_mark_and_never_shorter_than_i
     assert_eq!(bytes.len(), header.made_bytes as usize);
     assert!(bytes[end as usize..].iter().all(|byte| *byte == 0));
     assert_eq!(fold(&copy, Depth::Everything).0.report.state(), State::Clean);
+}
+
+/// A journal with one message, a batch on top of it that a full disk may take back, and the bytes before that came.
+fn about_to_be_taken_back(record: impl Fn(&SimStorage) -> Vec<Prepared>) -> (SimStorage, Vec<u8>) {
+    let source = SimStorage::default();
+    let mut writer = open(&source).unwrap();
+    writer.stage(&message(&content(1), 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    let before = source.bytes(&file_name(1));
+    record(&source).iter().for_each(|record| writer.stage(record, now()).unwrap());
+    writer.commit(now()).unwrap();
+    (source, before)
+}
+
+#[test]
+fn a_batch_that_is_half_taken_back_while_it_is_copied_is_looked_at_again() {
+    let (source, before) = about_to_be_taken_back(|_| vec![message(&content(2), 1), message(&content(3), 1)]);
+    let name = file_name(1);
+    let whole = source.bytes(&name);
+    let last = fixtures::frames(&whole).into_iter().rfind(|frame| frame.kind == crate::Kind::Accepted).unwrap();
+    for at in [last.offset, last.meta_offset(), last.content_offset()] {
+        for after in [&before, &whole] {
+            let (source, copy, pieces) = (source.fork(), SimStorage::default(), Cell::new(0));
+            let step = |_| {
+                pieces.set(pieces.get() + 1);
+                match pieces.get() {
+                    1 => source.alter(&name, |bytes| bytes[at as usize + 2] ^= 4),
+                    _ => source.alter(&name, |bytes| bytes.clone_from(after)),
+                }
+            };
+            backup(&source, &copy, true, step).unwrap();
+            assert_same(&source, &copy);
+        }
+        // It stays so: it has rotted, and is copied as it is.
+        let (rotten, copy) = (source.fork(), SimStorage::default());
+        rotten.alter(&name, |bytes| bytes[at as usize + 2] ^= 4);
+        copied(&rotten, &copy, true);
+        let [ours, theirs] = [&rotten, &copy].map(|storage| fold(storage, Depth::Everything).0.report);
+        assert!(theirs.state() != State::Clean && theirs == ours, "{theirs:?}");
+    }
+}
+
+#[test]
+fn a_large_message_taken_back_while_it_is_copied_is_not_in_the_copy() {
+    let (source, before) = about_to_be_taken_back(|source| {
+        [b"one\r\n", b"two\r\n"].map(|content| large(source, content, 1).unwrap()).into()
+    });
+    let (copy, pieces) = (SimStorage::default(), Cell::new(0));
+    let step = |_| {
+        pieces.set(pieces.get() + 1);
+        // The segment is copied, and with the first blob the other one goes.
+        if pieces.get() == 2 {
+            source.alter(&file_name(1), |bytes| bytes.clone_from(&before));
+            source.remove(blobs(&source).last().unwrap()).unwrap();
+        }
+    };
+    let done = backup(&source, &copy, true, step).unwrap();
+    assert_eq!(done.blobs_missing, 0);
+    assert_eq!(fold(&copy, Depth::Everything).1.balance().accepted, 1);
+}
+
+#[test]
+fn a_batch_that_was_copied_and_then_taken_back_leaves_the_copy_with_the_next() {
+    let (source, before) = about_to_be_taken_back(|_| vec![message(&content(2), 1)]);
+    let copy = SimStorage::default();
+    copied(&source, &copy, true);
+    source.alter(&file_name(1), |bytes| bytes.clone_from(&before));
+    copied(&source, &copy, true);
+    assert_same(&source, &copy);
+}
+
+#[test]
+fn an_empty_source_costs_the_copy_nothing() {
+    let (source, copy) = (SimStorage::default(), SimStorage::default());
+    let (mut keeper, mut promised) = (Keeper::start(&source).unwrap(), Promised::default());
+    (0..3).for_each(|round| keeper.round(round, &mut promised).unwrap());
+    copied(&source, &copy, true);
+    let (files, calls) = (copy.files(), copy.calls());
+    // Somebody mounted nothing there.
+    let done = backup(&SimStorage::default(), &copy, false, |_| {}).unwrap();
+    assert_eq!((done, copy.files(), copy.calls()), (Copied::default(), files, calls));
+    let names: Vec<_> = source.list().unwrap().into_iter().filter(|name| parse_file_name(name).is_some()).collect();
+    // With one header lost, the others say whose it is.
+    let one = source.fork();
+    one.alter(&names[0], |bytes| bytes[..PAGE_BYTES].fill(0));
+    let other = SimStorage::default();
+    let (replay, ledger) = fold(&other, Depth::Records);
+    let seed = Seed { journal: 43, ..SEED };
+    Writer::open(other.clone(), SMALL, &replay, ledger.largest_id(), seed, now()).unwrap().close().unwrap();
+    other.rename(&file_name(1), &names[0]).unwrap();
+    assert!(matches!(backup(&one, &other, true, |_| {}), Err(BackupError::Foreign)));
+}
+
+#[test]
+fn what_has_left_stays_in_a_copy_that_may_have_lost_the_record_that_names_its_blob() {
+    let (source, copy) = (SimStorage::default(), SimStorage::default());
+    let (mut keeper, mut promised) = (Keeper::start(&source).unwrap(), Promised::default());
+    keeper.round(1, &mut promised).unwrap();
+    let first = source.bytes(&file_name(1));
+    (2..8).for_each(|round| keeper.round(round, &mut promised).unwrap());
+    copied(&source, &copy, true);
+    // It was cut short before it removed the last of what left.
+    drop(copy.create(&file_name(1)).unwrap());
+    copy.alter(&file_name(1), |bytes| *bytes = first);
+    drop(copy.create("blob/0123456789abcdef0123456789abcdef").unwrap());
+    let (whole, rotten) = (copy.fork(), copy);
+    let removed = copied(&source, &whole, true).removed;
+    assert_eq!((removed.segments, removed.blobs), (1, 1));
+    let kept = fold(&source, Depth::Records).0.base.first;
+    rotten.alter(&file_name(kept), |bytes| bytes[PAGE_BYTES + 100] ^= 1);
+    let files = rotten.files();
+    assert_eq!(copied(&source, &rotten, true).removed, Default::default());
+    assert_eq!(rotten.files(), files);
+}
+
+#[test]
+fn two_journals_have_a_common_past_if_they_have_a_segment_in_common_and_not_if_they_have_a_name_in_common() {
+    let journal = |seed: Seed, before: &SimStorage| {
+        let storage = before.fork();
+        let (replay, ledger) = fold(&storage, Depth::Records);
+        let mut writer = Writer::open(storage.clone(), SMALL, &replay, ledger.largest_id(), seed, now()).unwrap();
+        writer.stage(&message(&content(3), 1), now()).unwrap();
+        writer.commit(now()).unwrap();
+        writer.close().unwrap();
+        storage
+    };
+    let nothing = SimStorage::default();
+    let past = journal(SEED, &nothing);
+    // Each went on by itself.
+    let [one, other] = [SEED, Seed { tags: 9, ..SEED }].map(|seed| journal(seed, &past));
+    assert_eq!(one.files(), other.files());
+    assert!(have_a_common_past(&one, &other).unwrap() && have_a_common_past(&one, &past).unwrap());
+    // The past has left one of them.
+    other.remove(&file_name(1)).unwrap();
+    assert!(!have_a_common_past(&one, &other).unwrap() && !have_a_common_past(&other, &one).unwrap());
+    // The tags are the same, and the journals are not; and of a lost header nobody knows.
+    let stranger = journal(Seed { journal: 43, ..SEED }, &nothing);
+    assert!(!have_a_common_past(&past, &stranger).unwrap() && !have_a_common_past(&past, &nothing).unwrap());
+    let pageless = past.fork();
+    pageless.alter(&file_name(1), |bytes| bytes[..PAGE_BYTES].fill(0));
+    assert!(!have_a_common_past(&pageless, &past.fork()).unwrap());
 }

@@ -40,6 +40,56 @@ fn two_writers_never_hold_one_journal() {
     assert!(storage.is_locked().is_err());
 }
 
+/// A writer with one message, on a directory.
+fn at_work(storage: &DirStorage) -> Writer<DirStorage> {
+    let replay = replay(storage, Depth::Records, &mut Ledger::new()).unwrap();
+    let mut writer = Writer::open(storage.clone(), SMALL, &replay, None, SEED, now()).unwrap();
+    writer.stage(&message(&content(1), 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer
+}
+
+#[test]
+fn a_segment_removed_under_its_writer_ends_it_and_is_put_back_for_the_next() {
+    for is_quiet in [true, false] {
+        let (directory, storage) = directory();
+        let mut writer = at_work(&storage);
+        writer.check_segment().unwrap();
+        let segment = directory.path().join(crate::header::file_name(1));
+        let before = std::fs::read(&segment).unwrap();
+        std::fs::remove_file(&segment).unwrap();
+        let ended = if is_quiet {
+            writer.check_segment().map(drop)
+        } else {
+            writer.stage(&message(&content(2), 1), now()).unwrap();
+            writer.commit(now()).map(drop)
+        };
+        let ended = ended.unwrap_err();
+        assert!(matches!(&ended, CommitError::Failed(error) if error.to_string().ends_with("was put back")), "{ended}");
+        assert!(matches!(writer.check_segment(), Err(CommitError::Poisoned(_))));
+        assert!(matches!(writer.stage(&message(b"", 1), now()), Err(CommitError::Poisoned(_))));
+        drop(writer);
+        assert_eq!(std::fs::read(&segment).unwrap() == before, is_quiet);
+        // As a start does it.
+        sync_last_segment(&storage).unwrap();
+        let mut ledger = Ledger::new();
+        assert_eq!(replay(&storage, Depth::Everything, &mut ledger).unwrap().report.state(), State::Clean);
+        // The second was written before anybody looked, and nobody was told: it may stay.
+        assert_eq!(ledger.balance().accepted, if is_quiet { 1 } else { 2 });
+        at_work(&storage).close().unwrap();
+    }
+}
+
+#[test]
+fn a_segment_that_cannot_be_put_back_is_said_to_be_lost() {
+    let (directory, storage) = directory();
+    let mut writer = at_work(&storage);
+    std::fs::remove_dir_all(directory.path()).unwrap();
+    let ended = writer.check_segment().unwrap_err();
+    assert!(ended.to_string().contains("it is lost: "), "{ended}");
+    assert!(writer.failure().is_some());
+}
+
 #[test]
 fn a_directory_is_made_with_those_above_it_and_nothing_else_passes_for_one() {
     let (directory, _) = directory();

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::header::file_name;
-use restante_ledger::{Action, Operated, Served};
+use restante_ledger::{Action, Base, Operated, Served};
 
 /// A record that needs room and is no new mail.
 fn hold(id: TransactionId) -> Prepared {
@@ -122,6 +122,31 @@ fn a_segment_that_finds_no_room_at_any_call_is_made_when_there_is_some() {
         assert_eq!((replay.report.state(), ledger.balance().accepted), (State::Clean, 1), "call {call}");
         assert_eq!(storage.files(), [file_name(1)], "call {call}");
     }
+}
+
+#[test]
+fn a_turn_that_finds_no_room_or_records_that_wait_lets_nothing_go() {
+    let storage = SimStorage::default();
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"a\r\n", 1), now()).unwrap();
+    let base = Base { first: 2, transactions: 7, ..Base::default() };
+    assert!(matches!(writer.turn(Some(base), now()), Err(CommitError::Full(_))));
+    // What was staged is as good as before.
+    writer.commit(now()).unwrap();
+    // No room for the seals; none for the next segment, in either size.
+    storage.fail_call(1, ErrorKind::StorageFull);
+    assert!(matches!(writer.turn(Some(base), now()), Err(CommitError::Full(_))));
+    storage.set_room(Some(0));
+    assert!(matches!(writer.turn(Some(base), now()), Err(CommitError::Full(_))));
+    storage.set_room(None);
+    assert_eq!(storage.files(), [file_name(1)]);
+    writer.stage(&message(b"b\r\n", 1), now()).unwrap();
+    writer.commit(now()).unwrap();
+    writer.turn(None, now()).unwrap();
+    writer.close().unwrap();
+    let (replay, ledger) = fold(&storage, Depth::Everything);
+    assert_eq!((replay.report.state(), replay.base, replay.segments), (State::Clean, Base::default(), 3));
+    assert_eq!(ledger.balance().accepted, 2);
 }
 
 #[test]

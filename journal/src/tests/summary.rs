@@ -1,5 +1,6 @@
 //! Summaries: a start that reads them knows what one knows that reads the segments, whatever became of either.
 
+use super::fixtures::frames;
 use super::leave::{Keeper, Promised};
 use super::*;
 use crate::header::file_name;
@@ -131,4 +132,24 @@ fn a_summary_that_says_less_than_its_segment_is_found_by_the_scrub() {
     storage.alter(&summary_name(number), crate::summary::forget_last);
     assert!(believes(&storage, number), "forged well");
     assert_eq!(scrubbed(), [number]);
+}
+
+#[test]
+fn a_segment_that_lost_a_whole_batch_is_not_summed_up_and_its_summary_is_not_blamed() {
+    let storage = SimStorage::default();
+    history(&storage, 40);
+    assert!(summarize(&storage, 1).unwrap());
+    // The records with the mark that names them: what is missing has no name.
+    storage.alter(&file_name(1), |bytes| {
+        let end = frames(bytes).into_iter().find(|frame| frame.kind == crate::Kind::Mark).unwrap().end();
+        bytes[4096..end as usize].fill(0xEE);
+    });
+    let (mut found, mut ledger) = (Vec::new(), Ledger::new());
+    let scrubbed = scrub(&storage, |_| true, |damage| found.push(damage.kind)).unwrap();
+    assert!(found.contains(&crate::DamageKind::Unnamed) && scrubbed.wrong_summaries.is_empty(), "{found:?}");
+    assert!(!summarize(&storage, 1).unwrap());
+    // With the old one gone, a start tells it.
+    crate::remove_summary(&storage, 1).unwrap();
+    assert_eq!(start(&storage, &mut ledger).unwrap().report.state(), State::Damaged);
+    assert!(ledger.balance().quarantined > 0);
 }
