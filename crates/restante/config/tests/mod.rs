@@ -486,8 +486,12 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         .and("tls/fullchain.pem", CHAIN)
         .and("tls/key.pem", KEY);
     let all = place.resolve(&Flags::default()).unwrap();
+    // The default is a rule and no figure: the file shows an example.
+    assert_eq!(all.limits.floor, Floor { bytes: Some(1 << 30), percent: Some(5) });
+    assert_eq!(all.routes[0].quota, Some(Quota::Bytes(10 << 30)));
     let settable = |config: &Config| {
-        let Config { retain, listen, max_message_bytes, limits, log, .. } = config.clone();
+        let Config { retain, listen, max_message_bytes, mut limits, log, .. } = config.clone();
+        limits.floor = Floor::default();
         (retain, listen, max_message_bytes, limits, log)
     };
     assert_eq!(settable(&all), settable(&config));
@@ -499,6 +503,9 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         "max_connections",
         "per_client_connections",
         "exempt",
+        "min_free",
+        "min_free_percent",
+        "quota",
         "recipients",
         "certificate",
         "key",
