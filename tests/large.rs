@@ -382,7 +382,7 @@ mod needs_root {
         let ballast = directory.path().join("ballast");
         let fs = rustix::fs::statvfs(directory.path()).unwrap();
         let free = usize::try_from(fs.f_bavail * fs.f_frsize).unwrap();
-        fs::write(&ballast, vec![1; free - (5 << 19)]).unwrap();
+        fs::write(&ballast, vec![1; free - (9 << 19)]).unwrap();
         let fitting = Message::new("fitting", 1, 1 << 20);
         assert_eq!(client.send(FROM, &[TO], &fitting.content).unwrap().code, 452);
         queued_id(&client.send(FROM, &[TO], &small.content).unwrap());

@@ -16,7 +16,7 @@ from itertools import chain, pairwise
 from types import SimpleNamespace as Record
 
 PAGE, COPY, SECTOR, PIECE, META_MAX, TOO_LARGE = 4096, 2048, 512, 256 << 10, 16 << 20, 1 << 60
-ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, CARRIED, MARK, SEAL = 1, 2, 3, 4, 5, 6, 16, 17
+ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, CARRIED, REPLAYED, MARK, SEAL = 1, 2, 3, 4, 5, 6, 7, 16, 17
 MESSAGES = ACCEPTED, CARRIED
 MAY_SKIP, IN_BLOB = 1, 2  # flags
 PENDING, SENT, DEFERRED, HELD, QUARANTINED, BOUNCED, EXPIRED, REMOVED = range(8)  # outcomes and states
@@ -167,6 +167,7 @@ LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~]|\\[ -~])*"')
 DOMAIN = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*", re.ASCII)
 LITERAL = re.compile(r"\[(IPv6:)?([0-9A-F:.]+)\]", re.IGNORECASE)
 REPLY = record(code=U16, enhanced=record(status=U8, subject=U16, detail=U16))
+HOST = record(name=text, addr=addr, port=U16, tls=text)
 HEADER_1 = dict(
     magic=raw(8), format=U16, oldest_reader=U16, tag=U32, journal=raw(16), number=U64, first_sequence=U64, created=U64,
     previous=U64, previous_length=U64, messages=U64, recipients=U64, made=U32,
@@ -189,10 +190,14 @@ METAS = {
     ),
     ATTEMPTED: record(
         time=U64, before_queue_ms=U32, in_queue_ms=U64, connecting_ms=U32, transferring_ms=U32,
-        host=optional(record(name=text, addr=addr, port=U16, tls=text)), results=many(U16, result),
+        host=optional(HOST), results=many(U16, result),
     ),
     CARRIED: carried,
     OPERATED: record(time=U64, action=number(1, *range(1, 6)), actor=text, reason=text, recipients=many(U16, U16)),
+    REPLAYED: record(
+        time=U64, job=U64, segment=U64, offset=U64, actor=text, reason=text, host=optional(HOST),
+        results=many(U16, record(recipient=U16, reply=REPLY, text=text)),
+    ),
     SERVED: record(
         time=U64, hostname=text,
         routes=many(U16, record(name=text, domains=many(U16, text), next_hops=many(U16, text))),

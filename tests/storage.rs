@@ -200,29 +200,12 @@ fn a_failed_directory_sync_of_the_first_segment_is_no_start() {
 
 mod needs_root {
     use super::*;
-    use crate::harness::{require_root, run};
-
-    /// A small file system of its own; unmounted with the value.
-    struct Small(PathBuf);
-
-    impl Small {
-        fn mount(at: &Path) -> Self {
-            require_root();
-            run(tool("mount").args(["-t", "tmpfs", "-o", "size=8m,mode=0700", "restante-test"]).arg(at)).expect_code(0);
-            Self(at.to_owned())
-        }
-    }
-
-    impl Drop for Small {
-        fn drop(&mut self) {
-            let _ = run(tool("umount").arg("--lazy").arg(&self.0));
-        }
-    }
+    use crate::harness::{Small, run};
 
     #[test]
     fn a_full_disk_is_452_and_service_resumes_with_space() {
         let directory = scratch();
-        let small = Small::mount(directory.path());
+        let small = Small::mount("8m", directory.path());
         let data = directory.path().join("data");
         let ballast = directory.path().join("ballast");
         fs::write(&ballast, vec![1; 3 << 20]).unwrap();
@@ -267,7 +250,7 @@ mod needs_root {
     #[test]
     fn a_first_start_on_a_full_disk_is_no_start() {
         let directory = scratch();
-        let _small = Small::mount(directory.path());
+        let _small = Small::mount("8m", directory.path());
         let data = directory.path().join("data");
         fs::create_dir(&data).unwrap();
         let ballast = directory.path().join("ballast");
@@ -287,7 +270,7 @@ mod needs_root {
     #[test]
     fn on_a_disk_too_full_for_any_record_nothing_is_sent_that_would_be_sent_again() {
         let directory = scratch();
-        let _small = Small::mount(directory.path());
+        let _small = Small::mount("8m", directory.path());
         let data = directory.path().join("data");
         let mut primary = Sink::closed();
         let mut daemon = Serve::new(&data, primary.port).start();
@@ -321,13 +304,13 @@ mod needs_root {
     #[test]
     fn a_rescued_disk_that_is_mounted_read_only_gives_no_mail_back() {
         let directory = scratch();
-        let small = Small::mount(directory.path());
+        let small = Small::mount("8m", directory.path());
         let data = directory.path().join("data");
         let mut daemon = Serve::new(&data, Sink::closed().port).start();
         let message = Message::new("rescued", 1, 2_000);
         queued_id(&Client::ehlo(daemon.smtp).send("a@example.net", &["box@example.test"], &message.content).unwrap());
         daemon.kill9();
-        run(tool("mount").args(["-o", "remount,ro"]).arg(&small.0)).expect_code(0);
+        run(tool("mount").args(["-o", "remount,ro"]).arg(small.path())).expect_code(0);
         let out = scratch();
         let out = out.path().join("out");
         let recovered = cli(&data, &["recover", "--export", out.to_str().unwrap()]).expect_code(0);

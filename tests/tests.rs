@@ -16,6 +16,8 @@ mod damage;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
+mod disk;
+#[cfg(test)]
 mod encryption;
 #[cfg(test)]
 mod encryption_out;
@@ -27,6 +29,10 @@ mod footprint;
 mod golden;
 #[cfg(test)]
 mod harness;
+#[cfg(test)]
+mod holdings;
+#[cfg(test)]
+mod import;
 #[cfg(test)]
 mod index;
 #[cfg(test)]
@@ -49,6 +55,8 @@ mod relaying;
 mod removal;
 #[cfg(test)]
 mod removed;
+#[cfg(test)]
+mod replay;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]

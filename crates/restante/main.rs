@@ -3,7 +3,9 @@
 mod cli;
 mod clock;
 mod config;
+mod import;
 mod merge;
+mod replay;
 mod serve;
 
 use clap::Parser as _;
@@ -42,7 +44,14 @@ fn run(cli: &Cli, output: Output) -> anyhow::Result<u8> {
         Command::Queue(queue) => cli::queue::run(cli, queue, output),
         Command::Try => cli::try_it::run(output),
         Command::Recover(recover) => cli::recover::run(cli, recover, output),
+        Command::Replay(replay) => cli::replay::run(cli, replay, output),
         Command::Journal(Journal::Backup(backup)) => cli::backup::run(cli, backup, output),
+        Command::Journal(Journal::Ls(selector)) => {
+            cli::queue::list(cli, selector, cli::queue::Held::Everything, output)
+        }
+        Command::Journal(Journal::Stats) => cli::stats::run(cli, output),
+        Command::Journal(Journal::Export(export)) => cli::export::selected::run(cli, export, output),
+        Command::Journal(Journal::Import(import)) => cli::import::run(cli, import, output),
         Command::Verify => cli::verify::run(cli, output),
         Command::Init(init) => cli::init::run(init, cli.flags().data.as_deref(), output),
         Command::Config(config) => Ok(cli::config::run(cli, config, output)),

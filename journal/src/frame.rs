@@ -10,7 +10,7 @@ pub(crate) const ALIGN_BYTES: u64 = 8;
 pub(crate) const META_BYTES_MAX: u32 = 16 << 20;
 
 const MAGIC: &[u8; 4] = b"RJF1";
-const FLAG_IGNORABLE: u8 = 1;
+pub(crate) const FLAG_IGNORABLE: u8 = 1;
 pub(crate) const FLAG_BLOB: u8 = 2;
 
 /// What a frame holds.
@@ -28,6 +28,8 @@ pub enum Kind {
     Succession,
     /// A message written again, and how its recipients stood.
     Carried,
+    /// A message that was sent, offered once more.
+    Replayed,
     /// The end of a batch.
     Mark,
     /// The end of a segment.
@@ -45,6 +47,7 @@ impl Kind {
             Self::Served => 4,
             Self::Succession => 5,
             Self::Carried => 6,
+            Self::Replayed => 7,
             Self::Mark => 16,
             Self::Seal => 17,
             Self::Unknown(code) => code,
@@ -64,6 +67,7 @@ impl Kind {
             4 => Self::Served,
             5 => Self::Succession,
             6 => Self::Carried,
+            7 => Self::Replayed,
             16 => Self::Mark,
             17 => Self::Seal,
             other => Self::Unknown(other),

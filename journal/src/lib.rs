@@ -25,6 +25,7 @@ mod reader;
 mod record;
 mod recovery;
 mod replay;
+mod replayed;
 mod report;
 mod scan;
 mod scrub;
@@ -33,6 +34,7 @@ mod shelf;
 mod storage;
 mod structure;
 mod summary;
+mod survey;
 mod window;
 mod writer;
 
@@ -57,6 +59,7 @@ pub use segment::is_full;
 pub use shelf::{Orphan, remove_parts, set_orphans_aside};
 pub use storage::{BlobEntry, DirStorage, DirectoryLock, LockError, SegmentFile, Storage};
 pub use summary::{remove_summary, summarize, unsummarized};
+pub use survey::{SegmentEntry, segments};
 pub use writer::{CommitError, Durable, Options, Receipt, Seed, Writer};
 
 /// An error, and the file it concerns.

@@ -3,7 +3,8 @@
 use crate::blob::{Blob, BlobName, BlobRef};
 use crate::carry::{self, Cargo};
 use crate::codec::{Malformed, Put, Take};
-use crate::frame::{FLAG_BLOB, FrameHeader, Kind};
+use crate::frame::{FLAG_BLOB, FLAG_IGNORABLE, FrameHeader, Kind};
+use crate::replayed;
 use crate::structure::{Mark, Seal, Succession};
 use restante_envelope::{
     BodyType, EnhancedStatus, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp,
@@ -57,6 +58,7 @@ impl Prepared {
             Fact::Attempted(a) => Self::new(Kind::Attempted, Some(a.id), 0, encode_attempted(a), Vec::new()),
             Fact::Operated(o) => Self::new(Kind::Operated, Some(o.id), 0, encode_operated(o), Vec::new()),
             Fact::Served(s) => Self::new(Kind::Served, None, 0, encode_served(s), Vec::new()),
+            Fact::Replayed(r) => Self::new(Kind::Replayed, Some(r.id), 0, replayed::encode(r), Vec::new()),
             Fact::Carried(c) => {
                 let cargo = Cargo { accepted: c.accepted.clone(), content, blob: None };
                 Self::carried(cargo, c.recipients.clone()).0
@@ -76,7 +78,12 @@ impl Prepared {
     }
 
     pub(crate) fn flags(&self) -> u8 {
-        if self.blob.is_some() { FLAG_BLOB } else { 0 }
+        match self.kind {
+            // It changes nothing that a reader of before would have to know.
+            Kind::Replayed => FLAG_IGNORABLE,
+            _ if self.blob.is_some() => FLAG_BLOB,
+            _ => 0,
+        }
     }
 }
 
@@ -101,6 +108,7 @@ fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Resul
         Kind::Operated => Fact::Operated(decode_operated(&mut take, id)?),
         Kind::Served => Fact::Served(decode_served(&mut take)?),
         Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len)?),
+        Kind::Replayed => Fact::Replayed(replayed::decode(&mut take, id)?),
         // No facts, but a meta that does not decode is as wrong in these.
         Kind::Succession => return Succession::decode(meta).map(|_| None),
         Kind::Mark => return Mark::decode(meta).map(|_| None),
@@ -187,13 +195,7 @@ fn encode_attempted(attempted: &Attempted) -> Vec<u8> {
     put.u64(attempted.timings.in_queue_ms);
     put.u32(attempted.timings.connect_ms);
     put.u32(attempted.timings.transfer_ms);
-    put.u8(u8::from(attempted.next_hop.is_some()));
-    if let Some(hop) = &attempted.next_hop {
-        put.text16(&hop.host);
-        put.ip(hop.ip);
-        put.u16(hop.port);
-        put.text16(hop.tls.as_deref().unwrap_or_default());
-    }
+    put_next_hop(&mut put, attempted.next_hop.as_ref());
     put.count(attempted.results.len());
     for (recipient, outcome) in &attempted.results {
         put.u16(*recipient);
@@ -228,16 +230,7 @@ fn decode_attempted(take: &mut Take<'_>, id: TransactionId) -> Result<Attempted,
         connect_ms: take.u32()?,
         transfer_ms: take.u32()?,
     };
-    let next_hop = match take.u8()? {
-        0 => None,
-        1 => Some(NextHop {
-            host: take.text16()?.to_owned(),
-            ip: take.ip()?,
-            port: take.u16()?,
-            tls: take.optional16()?,
-        }),
-        _ => return Err(Malformed),
-    };
+    let next_hop = take_next_hop(take)?;
     let results = take.list16(|t| {
         let recipient = t.u16()?;
         let outcome = match t.u8()? {
@@ -258,16 +251,49 @@ fn decode_attempted(take: &mut Take<'_>, id: TransactionId) -> Result<Attempted,
     Ok(Attempted { id, at, next_hop, timings, results })
 }
 
+pub(crate) fn put_next_hop(put: &mut Put, next_hop: Option<&NextHop>) {
+    put.u8(u8::from(next_hop.is_some()));
+    if let Some(hop) = next_hop {
+        put.text16(&hop.host);
+        put.ip(hop.ip);
+        put.u16(hop.port);
+        put.text16(hop.tls.as_deref().unwrap_or_default());
+    }
+}
+
+pub(crate) fn take_next_hop(take: &mut Take<'_>) -> Result<Option<NextHop>, Malformed> {
+    match take.u8()? {
+        0 => Ok(None),
+        1 => Ok(Some(NextHop {
+            host: take.text16()?.to_owned(),
+            ip: take.ip()?,
+            port: take.u16()?,
+            tls: take.optional16()?,
+        })),
+        _ => Err(Malformed),
+    }
+}
+
+pub(crate) fn put_reply(put: &mut Put, reply: &Reply) {
+    put.u16(reply.code());
+    let enhanced = reply.enhanced().unwrap_or(EnhancedStatus::new(0, 0, 0));
+    put.u8(enhanced.class);
+    put.u16(enhanced.subject);
+    put.u16(enhanced.detail);
+    put.text16(reply.text());
+}
+
+pub(crate) fn take_reply(take: &mut Take<'_>) -> Result<Reply, Malformed> {
+    let code = take.u16()?;
+    let enhanced = EnhancedStatus::new(take.u8()?, take.u16()?, take.u16()?);
+    Ok(Reply::new(code, Some(enhanced).filter(|e| e.class != 0), take.text16()?))
+}
+
 fn put_cause(put: &mut Put, cause: &Cause) {
     match cause {
         Cause::Reply(reply) => {
             put.u8(0);
-            put.u16(reply.code());
-            let enhanced = reply.enhanced().unwrap_or(EnhancedStatus::new(0, 0, 0));
-            put.u8(enhanced.class);
-            put.u16(enhanced.subject);
-            put.u16(enhanced.detail);
-            put.text16(reply.text());
+            put_reply(put, reply);
         }
         Cause::Connection(text) => {
             put.u8(1);
@@ -286,11 +312,7 @@ fn put_cause(put: &mut Put, cause: &Cause) {
 
 fn take_cause(take: &mut Take<'_>) -> Result<Cause, Malformed> {
     Ok(match take.u8()? {
-        0 => {
-            let code = take.u16()?;
-            let enhanced = EnhancedStatus::new(take.u8()?, take.u16()?, take.u16()?);
-            Cause::Reply(Reply::new(code, Some(enhanced).filter(|e| e.class != 0), take.text16()?))
-        }
+        0 => Cause::Reply(take_reply(take)?),
         1 => Cause::Connection(take.text16()?.to_owned()),
         2 => Cause::InDoubt(take.text16()?.to_owned()),
         3 => Cause::Local(take.text16()?.to_owned()),
@@ -368,6 +390,7 @@ pub(crate) fn decode_served(take: &mut Take<'_>) -> Result<Served, Malformed> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use restante_ledger::{Position, Replayed};
 
     fn id() -> TransactionId {
         TransactionId::from_bits(0x0123_4567_89ab_cdef_0011_2233_4455_6677)
@@ -429,6 +452,16 @@ mod tests {
                 recipients: vec![0, 9],
                 actor: "root".into(),
                 reason: "fixed".into(),
+            }),
+            Fact::Replayed(Replayed {
+                id: id(),
+                at,
+                position: Position { segment: 1, offset: 4096 },
+                job: u64::MAX - 7,
+                actor: "root".into(),
+                reason: "the disk died".into(),
+                next_hop: None,
+                results: vec![(0, reply), (7, Reply::new(550, None, "no"))],
             }),
             Fact::Served(Served {
                 at,

@@ -3,16 +3,20 @@
 
 pub mod client;
 pub mod daemon;
+pub mod exim;
 pub mod ledger;
 pub mod load;
 pub mod postfix;
 pub mod sink;
+#[cfg(test)]
+mod small;
 pub mod trace;
 
 pub use client::{Client, Message, Reply, queued_id, stuffed};
 pub use daemon::{Daemon, Serve};
 pub use ledger::Ledger;
 pub use sink::{Received, Sink};
+pub use small::Small;
 
 use serde_json::Value;
 use std::io::Read;

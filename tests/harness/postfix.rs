@@ -7,6 +7,7 @@ use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// Debian's own services of master.cf, less what we do not use.
@@ -113,20 +114,48 @@ impl Postfix {
         files.map(|file| file.unwrap().path()).collect()
     }
 
+    /// Its queue directory.
+    pub fn queue(&self) -> PathBuf {
+        self.directory.path().join("queue")
+    }
+
+    /// One of its own tools, for this instance.
+    pub fn tool(&self, name: &str) -> Command {
+        let mut command = tool(name);
+        command.arg("-c").arg(self.directory.path().join("etc"));
+        command
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("maillog")).unwrap_or_default()
     }
 }
 
-impl Drop for Postfix {
-    fn drop(&mut self) {
+impl Postfix {
+    fn is_master(&self, pid: Pid) -> bool {
+        let directory = fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).ok();
+        directory.is_some_and(|directory| directory == self.queue())
+    }
+
+    /// Stops it; its queue stays until the value goes.
+    pub fn stop(&self) {
         // By the id that master itself wrote: never by name, this machine may run a Postfix of its own.
         let Ok(text) = fs::read_to_string(self.directory.path().join("queue/pid/master.pid")) else { return };
         let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else { return };
+        // Stopped before: the number may be another's by now.
+        if super::gone(pid.as_raw_nonzero().get().unsigned_abs()) || !self.is_master(pid) {
+            return;
+        }
         let _ = kill_process(pid, Signal::TERM);
         if !std::thread::panicking() {
             eventually("Postfix to stop", || super::gone(pid.as_raw_nonzero().get().unsigned_abs()).then_some(()));
         }
+    }
+}
+
+impl Drop for Postfix {
+    fn drop(&mut self) {
+        self.stop();
     }
 }

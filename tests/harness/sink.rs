@@ -132,7 +132,8 @@ impl Sink {
 
     /// Listens. The primary is back.
     pub fn open(&mut self) {
-        self.socket.listen(128).unwrap();
+        // A connection of somebody's may have been given our port while we did not listen; it ends.
+        super::eventually("the port", || self.socket.listen(128).ok());
         let (socket, state, goes_on) = (Arc::clone(&self.socket), Arc::clone(&self.state), Arc::clone(&self.goes_on));
         self.acceptor = Some(std::thread::spawn(move || {
             while let Ok((stream, _)) = socket.accept() {

@@ -35,6 +35,11 @@ impl Timestamp {
         self.calendar().strftime("%a, %d %b %Y %H:%M:%S +0000").to_string()
     }
 
+    /// In UTC, as C's `asctime` writes it, such as `Sun Nov 22 14:53:20 2026`: what stands in an mbox.
+    pub fn to_asctime(self) -> String {
+        self.calendar().strftime("%a %b %e %H:%M:%S %Y").to_string()
+    }
+
     fn calendar(self) -> jiff::civil::DateTime {
         jiff::tz::Offset::UTC.to_datetime(self.instant())
     }

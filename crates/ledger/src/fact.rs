@@ -36,6 +36,8 @@ pub enum Fact {
     Served(Served),
     /// A message was written again, so that the segment with its first record may leave.
     Carried(Carried),
+    /// Recipients that had been sent were offered once more.
+    Replayed(Replayed),
 }
 
 impl Fact {
@@ -46,6 +48,7 @@ impl Fact {
             Self::Attempted(attempted) => Some(attempted.id),
             Self::Operated(operated) => Some(operated.id),
             Self::Carried(carried) => Some(carried.accepted.id),
+            Self::Replayed(replayed) => Some(replayed.id),
             Self::Served(_) => None,
         }
     }
@@ -214,6 +217,27 @@ pub struct Standing {
     pub state: RecipientState,
     /// The last reply, or why it is on hold, in words; empty if nobody knew.
     pub why: String,
+}
+
+/// Recipients that had been sent, offered once more by an operator's order. How they stand is not changed by it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replayed {
+    /// The transaction.
+    pub id: TransactionId,
+    /// When the replies were there.
+    pub at: Timestamp,
+    /// Where its message was read.
+    pub position: Position,
+    /// Which replay: the same order has the same number, so that it can be gone on with.
+    pub job: u64,
+    /// Who ordered it.
+    pub actor: String,
+    /// Why, in the operator's words.
+    pub reason: String,
+    /// Whom we talked to.
+    pub next_hop: Option<NextHop>,
+    /// The final reply to each recipient: taken once more, or refused for good.
+    pub results: Vec<(RecipientIndex, Reply)>,
 }
 
 /// A daemon started. Lets `recover --deliver` find the primary when the configuration is gone.

@@ -88,6 +88,7 @@ impl From<&Fact> for Gist {
                 standings: carried.recipients.iter().map(|told| (told.attempts, told.state)).collect(),
             },
             Fact::Served(served) => Self::Served(served.clone()),
+            Fact::Replayed(_) => Self::Other,
         }
     }
 }

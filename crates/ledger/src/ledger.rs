@@ -63,6 +63,7 @@ impl Ledger {
             }
             Fact::Served(served) => self.served = Some(served.clone()),
             Fact::Carried(carried) => self.carried(position, message(&carried.accepted), told(carried)),
+            Fact::Replayed(_) => {}
         }
         None
     }

@@ -25,7 +25,7 @@ mod transaction;
 
 pub use balance::Balance;
 pub use fact::{
-    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex,
+    Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, Replayed,
     RouteRecord, Served, Standing, Timings,
 };
 pub use gist::Gist;

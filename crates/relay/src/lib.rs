@@ -17,7 +17,9 @@
 
 mod health;
 mod jitter;
+mod load;
 mod relay;
+mod room;
 mod routes;
 mod schedule;
 mod status;
@@ -27,7 +29,9 @@ mod trace;
 mod verdict;
 
 pub use health::ConnectionTrouble;
+pub use load::Loads;
 pub use relay::{Action, Flush, Relay};
+pub use room::{Disk, Floor, Quota, Trend};
 pub use routes::{ATTEMPTS_AHEAD_DEFAULT, Admit, MAX_CONNECTIONS_DEFAULT, RouteError, RouteSettings, Routes};
 pub use status::{Counts, Event, RouteState, RouteStatus, StateView, TransactionState};
 pub use trace::{hold_for_loop, received_header};

@@ -5,6 +5,7 @@
 //! a fact that is already durable.
 
 use crate::health::{CLOCK_STEP_BACK, Change, ConnectionTrouble, Health};
+use crate::load::Loads;
 use crate::schedule::{Place, Schedule};
 use crate::status::{Event, RouteStatus, StateView, TransactionState};
 use crate::{RouteSettings, Routes, backoff};
@@ -72,6 +73,7 @@ pub struct Relay {
     /// The lanes of the configured routes, in the configuration's order.
     configured: Vec<usize>,
     events: Vec<Event>,
+    loads: Loads,
     seed: u64,
     polled_at: Timestamp,
 }
@@ -143,6 +145,7 @@ impl Relay {
             wakes: Vec::new(),
             configured: Vec::new(),
             events: Vec::new(),
+            loads: Loads::default(),
             seed,
             polled_at: now,
         };
@@ -153,13 +156,18 @@ impl Relay {
         relay
     }
 
+    /// How much waits on each route: to be looked at from elsewhere.
+    pub fn loads(&self) -> &Loads {
+        &self.loads
+    }
+
     fn add_lane(&mut self, name: &RouteName, settings: Option<&RouteSettings>, now: Timestamp) -> usize {
         self.lanes.push(Lane {
             name: name.clone(),
             max_active: settings.map(RouteSettings::max_active),
             next_hops: settings.map(|route| route.next_hops.clone()).unwrap_or_default(),
             health: if settings.is_some() { Health::unknown(now) } else { Health::not_configured(name, now) },
-            schedule: Schedule::default(),
+            schedule: Schedule::counted(self.loads.of(name)),
             wake: None,
         });
         self.by_name.insert(name.clone(), self.lanes.len() - 1);

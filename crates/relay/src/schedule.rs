@@ -4,6 +4,7 @@
 //! A transaction stands in one set at a time, and a million may wait: a due one costs its identifier, a deferred one its
 //! time and a place in the order of times besides. There is no timer for any of them, but one instant for all.
 
+use crate::load::Load;
 use crate::status::{Counts, TransactionState};
 use restante_envelope::{Timestamp, TransactionId};
 use restante_ledger::{IdMap, RecipientState};
@@ -55,10 +56,15 @@ pub(crate) struct Schedule {
     /// Due by an operator's word, whatever times the ledger holds; until the next recorded attempt.
     flushed: IdMap<()>,
     broken: BTreeMap<TransactionId, Broken>,
-    bytes: u64,
+    load: Load,
 }
 
 impl Schedule {
+    /// An empty one, that counts its bytes here.
+    pub(crate) fn counted(load: Load) -> Self {
+        Self { load, ..Self::default() }
+    }
+
     /// Puts a transaction where the ledger says. What only the running daemon knows (active, flushed, a wait after
     /// broken connections) comes before that.
     pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
@@ -70,9 +76,9 @@ impl Schedule {
         }
         let known = is_active || self.ended.take_if(|ended| *ended == id).is_some() || self.unplace(id);
         match (place, known) {
-            (Place::Settled, true) => self.bytes = self.bytes.saturating_sub(content_len),
+            (Place::Settled, true) => self.load.remove(content_len),
             (Place::Settled, false) | (_, true) => {}
-            (_, false) => self.bytes = self.bytes.saturating_add(content_len),
+            (_, false) => self.load.add(content_len),
         }
         let wait = self.broken.get(&id).map_or(Timestamp::default(), |broken| broken.not_before);
         match place {
@@ -229,7 +235,7 @@ impl Schedule {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        self.load.bytes()
     }
 
     pub(crate) fn oldest(&self) -> Option<TransactionId> {

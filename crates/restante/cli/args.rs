@@ -4,6 +4,8 @@
 //! all their errors together.
 
 use super::backup::Backup;
+use super::export::selected::Export;
+use super::import::Import;
 use super::select::{ARGUMENTS, Address, Chosen, Selector, address};
 use crate::config::{Flags, HostPort};
 use crate::serve::plan::Token;
@@ -54,6 +56,26 @@ Safe beside a running daemon. The copy is a journal itself: `restante verify`, `
 Run it again, and only what is new is copied; what has left the journal leaves the copy.
 
 Exit codes: 0 done, 1 failed, or DIR holds another journal, 2 usage, 6 configuration invalid, 8 a daemon runs on DIR";
+
+const EXPORT_HELP: &str = "\
+Works with the daemon dead. Overwrites nothing. Without a selector it is refused: --all for everything.
+
+Exit codes:
+  0 done        3 some cannot be read now      6 configuration invalid
+  1 failed      4 the selector matched nothing 9 some are damaged: the rest was exported
+  2 usage";
+
+const IMPORT_HELP: &str = "\
+Stop the other server first, and let restante run. Each message goes through the same checks as one that comes by SMTP;
+what is not taken is named and stays where it is. Nothing there is changed or removed.
+Run it again, and nothing is taken twice, as long as the journal has what was imported: `retain` after it is settled.
+What was on hold there is on hold here.
+
+Exit codes:
+  0 all that was there is here     4 there is nothing to import
+  1 failed, or nothing was taken   5 daemon unreachable: start it
+  2 usage                          6 configuration invalid
+  3 some are left where they are   7 not permitted";
 
 const INIT_HELP: &str = "\
 On a terminal it asks for what is not given. It writes the file, never over an existing one, and prints the DNS lines and
@@ -163,6 +185,9 @@ pub(crate) enum Command {
     /// Check every byte of the journal and prove that no accepted message is missing
     #[command(after_help = VERIFY_HELP)]
     Verify,
+    /// Deliver again what was already delivered in a time range: the primary lost it
+    #[command(after_help = super::replay::HELP)]
+    Replay(Box<super::replay::Replay>),
     /// Write a minimal configuration, and say what DNS and the primary need
     #[command(after_help = INIT_HELP)]
     Init(Init),
@@ -178,7 +203,7 @@ pub(crate) enum Command {
     /// List or change pending transactions
     #[command(subcommand)]
     Queue(Box<Queue>),
-    /// Back up everything the journal holds
+    /// What the journal holds: list it, back it up, and bring in the queue of another server
     #[command(subcommand)]
     Journal(Journal),
     /// Print the delivery log
@@ -266,9 +291,21 @@ pub(crate) struct Recover {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Journal {
+    /// List every message the journal holds, settled ones too
+    #[command(after_help = READ_HELP)]
+    Ls(Selector),
+    /// Say how much it holds, of what, for whom, and since when
+    #[command(after_help = "Works with the daemon dead.\n\nExit codes: 0 done, 1 failed, 6 configuration invalid")]
+    Stats,
+    /// Write messages to files, settled ones too
+    #[command(after_help = EXPORT_HELP)]
+    Export(Export),
     /// Copy the journal to DIR, consistently, while the daemon runs
     #[command(after_help = BACKUP_HELP)]
     Backup(Backup),
+    /// Take over mail that waits in another server's queue
+    #[command(after_help = IMPORT_HELP)]
+    Import(Import),
 }
 
 #[derive(Debug, Subcommand)]

@@ -82,6 +82,12 @@ impl Client {
         self.understood(asked, patience)
     }
 
+    /// Hands over what is more than a question.
+    pub(crate) fn give(&self, path: &str, body: Bytes, patience: Duration) -> Result<Value, NoAnswer> {
+        let asked = runtime()?.block_on(async { timeout(patience, self.send(Method::POST, path, body)).await });
+        self.understood(asked, patience)
+    }
+
     /// As [`Self::ask`], with a list, for what may take as long as it takes: waits as long as the daemon says how far it is.
     pub(crate) fn order(
         &self,

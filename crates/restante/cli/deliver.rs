@@ -9,6 +9,7 @@ use super::output::Output;
 use super::progress::{Progress, Unit};
 use crate::clock;
 use crate::config::{self, Config, HostPort, Invalid};
+use crate::replay::connect_to_any;
 use crate::serve::attempt::{self, Job, Message, Tried};
 use crate::serve::log::{Line, LogHandle};
 use restante_courier::{Connection, Settings, Target};
@@ -99,11 +100,11 @@ pub(crate) fn plan(cli: &Cli, to: Option<&HostPort>, ledger: &Ledger) -> Result<
     Ok(Plan { us: us.unwrap_or("localhost").to_owned(), routes })
 }
 
-fn target(address: &HostPort) -> Target {
+pub(crate) fn target(address: &HostPort) -> Target {
     Target { host: address.host.clone(), port: address.port }
 }
 
-fn next_hops(name: &RouteName, config: Option<&Config>, served: Option<&Served>) -> Vec<Target> {
+pub(crate) fn next_hops(name: &RouteName, config: Option<&Config>, served: Option<&Served>) -> Vec<Target> {
     let configured = config.and_then(|config| config.routes.iter().find(|route| route.name == name.as_str()));
     if let Some(route) = configured {
         return route.primary.iter().map(target).collect();
@@ -326,20 +327,6 @@ enum Failed {
     Message(String),
     /// Nothing more can be done for this route now.
     Route(Leave),
-}
-
-async fn connect_to_any(next_hops: &[Target], settings: &Settings) -> Result<Connection, Leave> {
-    let mut why = "nobody recorded where its primary is: name it by --to".to_owned();
-    for target in next_hops {
-        match restante_courier::connect(target, settings).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => {
-                let (error, target) = (error.to_string(), target.to_string());
-                why = if error.contains(&target) { error } else { format!("{target}: {error}") };
-            }
-        }
-    }
-    Err(why)
 }
 
 #[cfg(test)]

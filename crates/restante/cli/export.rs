@@ -1,11 +1,15 @@
-//! `recover --export`: each pending message as two files, the content exactly as it was accepted and what belongs to it.
+//! Each message as two files, the content exactly as it was accepted and what belongs to it: `recover --export` for what is
+//! pending, `journal export` for what selectors choose.
 //!
 //! Overwrites nothing: if one of the files exists, none is written. Holds a piece of a large message in memory, never all.
 
+mod mbox;
+pub(crate) mod selected;
+
 use anyhow::{Context as _, bail};
-use restante_envelope::{BodyType, Recipient, TransactionId};
-use restante_journal::{DirStorage, ReadError, Reader};
-use restante_ledger::{Accepted, Fact, Ledger, RecipientEntry, RecipientState, Transaction};
+use restante_envelope::{BodyType, Recipient, Timestamp, TransactionId};
+use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
+use restante_ledger::{Accepted, Fact, Ledger, Position, RecipientEntry, RecipientState, Transaction};
 use serde_json::{Value, json};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
@@ -37,7 +41,8 @@ pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyho
     }
     let mut exported = Exported::default();
     for (id, transaction) in pending(ledger) {
-        match write(&mut reader, dir, id, transaction) {
+        let how: Vec<How> = transaction.recipients.iter().map(How::from).collect();
+        match write(&mut reader, dir, (id, transaction.position), &how) {
             Ok(()) => exported.messages += 1,
             Err(Failed::Read(why)) => exported.unreadable.push(format!("cannot export {id}: {why}")),
             Err(Failed::Write(path, error)) => {
@@ -45,9 +50,13 @@ pub(crate) fn export(storage: &DirStorage, ledger: &Ledger, dir: &Path) -> anyho
             }
         }
     }
-    let synced = File::open(dir).and_then(|directory| directory.sync_all());
-    synced.with_context(|| format!("cannot sync {}", dir.display()))?;
+    sync(dir)?;
     Ok(exported)
+}
+
+fn sync(dir: &Path) -> anyhow::Result<()> {
+    let synced = File::open(dir).and_then(|directory| directory.sync_all());
+    synced.with_context(|| format!("cannot sync {}", dir.display()))
 }
 
 fn paths(dir: &Path, id: TransactionId) -> [PathBuf; 2] {
@@ -68,22 +77,48 @@ impl From<ReadError> for Failed {
     }
 }
 
+/// How a recipient stands.
+struct How {
+    /// The word of the contract; without a daemon, what is due waits.
+    state: &'static str,
+    attempts: u16,
+    next_at: Option<Timestamp>,
+}
+
+impl From<&RecipientEntry> for How {
+    fn from(entry: &RecipientEntry) -> Self {
+        let next_at = match entry.state {
+            RecipientState::Deferred(next_at) => Some(next_at),
+            _ => None,
+        };
+        Self { state: super::stats::word(entry.state), attempts: entry.attempts, next_at }
+    }
+}
+
+/// A message, and its content to be read.
+fn accepted(
+    reader: &mut Reader<DirStorage>,
+    id: TransactionId,
+    position: Position,
+) -> Result<(Accepted, Content<<DirStorage as Storage>::File>), ReadError> {
+    let stored = reader.message(position)?;
+    match stored.fact {
+        Fact::Accepted(accepted) if accepted.id == id => Ok((accepted, stored.content)),
+        _ => Err(ReadError::Damaged { position, what: "another record stands there" }),
+    }
+}
+
 /// The two files of a message, the content piece by piece as it is read and checked.
 fn write(
     reader: &mut Reader<DirStorage>,
     dir: &Path,
-    id: TransactionId,
-    transaction: &Transaction,
+    (id, position): (TransactionId, Position),
+    how: &[How],
 ) -> Result<(), Failed> {
-    let position = transaction.position;
-    let mut stored = reader.message(position)?;
-    let description = match &stored.fact {
-        Fact::Accepted(accepted) if accepted.id == id => format!("{:#}\n", describe(accepted, transaction)),
-        _ => return Err(ReadError::Damaged { position, what: "another record stands there" }.into()),
-    };
+    let (accepted, mut content) = accepted(reader, id, position)?;
     let [eml, json] = paths(dir, id);
-    write_new(&eml, || Ok(stored.content.next_chunk()?))?;
-    let mut description = Some(description.into_bytes());
+    write_new(&eml, || Ok(content.next_chunk()?))?;
+    let mut description = Some(format!("{:#}\n", describe(&accepted, how)).into_bytes());
     write_new(&json, || Ok(description.take()))
 }
 
@@ -116,20 +151,16 @@ fn remove_if_there(path: &Path) -> io::Result<()> {
     }
 }
 
-fn describe(accepted: &Accepted, transaction: &Transaction) -> Value {
+fn describe(accepted: &Accepted, how: &[How]) -> Value {
     let (envelope, trace) = (&accepted.envelope, &accepted.trace);
-    let recipients = envelope.recipients.iter().zip(&transaction.recipients);
-    let describe = |(recipient, entry): (&Recipient, &RecipientEntry)| {
-        let next_at = match entry.state {
-            RecipientState::Deferred(next_at) => Some(next_at.to_string()),
-            _ => None,
-        };
+    let recipients = envelope.recipients.iter().zip(how);
+    let describe = |(recipient, how): (&Recipient, &How)| {
         json!({
             "addr": recipient.forward_path.as_str(),
             "route": recipient.route.as_str(),
-            "state": state(*entry),
-            "attempts": entry.attempts,
-            "next_at": next_at,
+            "state": how.state,
+            "attempts": how.attempts,
+            "next_at": how.next_at.map(|at| at.to_string()),
         })
     };
     let to: Vec<_> = recipients.map(describe).collect();
@@ -153,19 +184,6 @@ fn describe(accepted: &Accepted, transaction: &Transaction) -> Value {
             "session": format!("{:x}", trace.session),
         },
     })
-}
-
-/// The word of the contract; without a daemon, what is due waits.
-fn state(entry: RecipientEntry) -> &'static str {
-    match entry.state {
-        RecipientState::Due => "waiting",
-        RecipientState::Deferred(_) => "deferred",
-        RecipientState::Hold => "hold",
-        RecipientState::Sent => "sent",
-        RecipientState::Bounced => "bounced",
-        RecipientState::Removed => "removed",
-        RecipientState::Quarantined => "quarantined",
-    }
 }
 
 #[cfg(test)]

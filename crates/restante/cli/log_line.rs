@@ -75,7 +75,7 @@ impl Record<'_> {
 
     fn event(&self) -> String {
         match self.text("ev") {
-            "sent" | "deferred" | "quarantined" | "expired" => self.attempt(),
+            "sent" | "deferred" | "quarantined" | "expired" | "replayed" => self.attempt(),
             "held" | "bounced" if !self.has("actor") => self.attempt(),
             "held" | "released" | "bounced" | "removed" | "undone" => self.operated(),
             "accepted" => self.accepted(),
@@ -333,7 +333,12 @@ mod tests {
             (json!({"ev": "primary_up", "route": "office", "down_s": 3600}), "route office: primary up after 3600 s".into()),
             (json!({"ev": "log_gap", "why": "3 records could not be written"}), "log gap: 3 records could not be written".into()),
             (json!({"ev": "recovered", "status": "torn", "pending": 12}), "recovered, status=torn, pending=12".into()),
-            (json!({"ev": "replayed", "id": ID, "to": "a@x.test", "odd": [1]}), format!("{ID}: replayed, to=a@x.test, odd=[1]")),
+            (
+                json!({"ev": "replayed", "id": ID, "to": "a@x.test", "status": "replayed", "code": 250, "dsn": "2.0.0",
+                    "reply": "250 2.0.0 Ok"}),
+                format!("{ID}: to=<a@x.test>, relay=none, dsn=2.0.0, status=replayed (250 2.0.0 Ok)"),
+            ),
+            (json!({"ev": "of_tomorrow", "id": ID, "to": "a@x.test", "odd": [1]}), format!("{ID}: of_tomorrow, to=a@x.test, odd=[1]")),
         ] {
             assert_eq!(shown(record), format!("2026-11-22T15:53:20.118+01:00 mx2 {expected}"));
         }

@@ -11,11 +11,12 @@ use clap::builder::PossibleValuesParser;
 use jiff::tz::TimeZone;
 use restante_envelope::{Timestamp, TransactionId};
 use restante_index::Row;
+use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// What a transaction is that is not settled, then what an operator made of one.
-const STATES: [&str; 6] = ["active", "deferred", "waiting", "hold", "removed", "bounced"];
+/// What a transaction is that is not settled, then what an operator made of one; then what only `journal` shows.
+const STATES: [&str; 8] = ["active", "deferred", "waiting", "hold", "removed", "bounced", "sent", "quarantined"];
 /// What `undo` takes up again, and no listing shows that was not asked for it.
 const GIVEN_UP: [&str; 2] = ["removed", "bounced"];
 /// The names of all arguments below, for whoever requires one of them.
@@ -172,6 +173,15 @@ impl Address {
     }
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Whole(address) => write!(f, "<{address}>"),
+            Self::Part(part) => f.write_str(part),
+        }
+    }
+}
+
 /// Without the angle brackets that people copy along; the null reverse-path is then empty, and an address too.
 pub(crate) fn address(text: &str) -> Result<Address, String> {
     let inner = text.strip_prefix('<').and_then(|text| text.strip_suffix('>'));
@@ -184,7 +194,7 @@ pub(crate) fn address(text: &str) -> Result<Address, String> {
 }
 
 /// As the configuration takes them: so they need no escapes in a request, and a comma stands between two.
-fn route(text: &str) -> Result<String, String> {
+pub(crate) fn route(text: &str) -> Result<String, String> {
     let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if text.is_empty() || !text.bytes().all(is_of_name) {
         return Err("a route's name has letters, digits, `.`, `-` and `_`; repeat --route for more".to_owned());
@@ -192,7 +202,7 @@ fn route(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn instant(text: &str) -> Result<Timestamp, String> {
+pub(crate) fn instant(text: &str) -> Result<Timestamp, String> {
     when::instant(text, clock::now(), &TimeZone::system())
 }
 

@@ -7,6 +7,9 @@ use super::log_line::printable;
 use super::output::Output;
 use serde_json::Value;
 
+/// What is further away is nothing to tell each time: a year.
+const SAID_WITHIN_S: u64 = 365 * 86_400;
+
 pub(crate) fn run(cli: &Cli, daemon: &Daemon, output: Output) -> u8 {
     let asked = Client::new(cli, daemon.admin.as_ref()).and_then(|c| c.ask(hyper::Method::GET, "/api/v1/status"));
     let answer = match asked {
@@ -45,6 +48,9 @@ fn node_in_words(node: &Value) -> String {
     let free = super::words::bytes(number(node, "disk_free_bytes"));
     let mut line =
         format!("{}: {accepting}, {} connections, {free} free", text(node, "hostname"), number(node, "connections"));
+    if let Some(left) = node.get("disk_full_s").and_then(Value::as_u64).filter(|left| *left <= SAID_WITHIN_S) {
+        line += &format!(", full in {} at this rate", super::words::seconds(left));
+    }
     let damage = number(node, "journal_damage");
     if damage > 0 {
         let s = if damage == 1 { "" } else { "s" };
@@ -64,6 +70,11 @@ fn route_in_words(route: &Value) -> String {
         return line + ", nothing pending";
     }
     line += &format!(", {pending} pending, {}", super::words::bytes(number(route, "bytes")));
+    if let Some(quota) = route.get("quota_bytes").and_then(Value::as_u64) {
+        let is_over = route.get("over_quota").and_then(Value::as_bool) == Some(true);
+        let over = if is_over { ", NO MORE IS TAKEN" } else { "" };
+        line += &format!(" of {} it may hold{over}", super::words::bytes(quota));
+    }
     for state in ["active", "waiting", "deferred", "hold"] {
         let count = number(route, state);
         if count > 0 {

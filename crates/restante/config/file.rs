@@ -27,6 +27,8 @@ const MESSAGE_BYTES: RangeInclusive<u64> = (1 << 10)..=(1 << 30);
 const PEM_BYTES_MAX: u64 = 1 << 20;
 /// The log's current file and one before it; less could not hold the lines of one bad hour.
 const LOG_BYTES_MIN: u64 = 128 << 20;
+/// More would leave too little for mail.
+const PERCENT: RangeInclusive<u32> = 0..=90;
 /// Each connection is a file descriptor and a buffer or two.
 const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
 
@@ -40,8 +42,11 @@ const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size"
 const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
 const TLS: Keys = Keys { title: "[tls]", known: &["certificate", "key"], reserved: &[] };
 const LOG: Keys = Keys { title: "[log]", known: &["max_size", "keep"], reserved: &[] };
-const LIMITS: Keys =
-    Keys { title: "[limits]", known: &["max_connections", "per_client_connections", "exempt"], reserved: &[] };
+const LIMITS: Keys = Keys {
+    title: "[limits]",
+    known: &["max_connections", "per_client_connections", "exempt", "min_free", "min_free_percent"],
+    reserved: &[],
+};
 
 /// The file that `--config` names, else the first that exists at the usual places: its path and its text.
 pub(super) fn find(named: Option<&Path>, usual_places: &[PathBuf]) -> Result<(PathBuf, String), Invalid> {
@@ -281,6 +286,9 @@ fn limits(walk: &mut Walk, root: &DeTable<'_>) -> Limits {
     if let Some(number) = walk.whole_number(section, "per_client_connections", CONNECTIONS) {
         limits.per_client_connections = number;
     }
+    limits.floor.bytes = walk.parsed(section, "min_free", "1GiB", units::size);
+    let percent = walk.whole_number(section, "min_free_percent", PERCENT);
+    limits.floor.percent = percent.and_then(|percent| u8::try_from(percent).ok());
     if let Some(texts) = walk.strings(section, "exempt", "192.0.2.0/24") {
         limits.exempt.clear();
         for (text, span) in texts {

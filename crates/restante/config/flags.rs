@@ -91,5 +91,5 @@ fn route(text: &str) -> Result<Route, String> {
     let next_hop = |text: &str| text.trim().parse::<HostPort>().map_err(|why| why.to_string());
     let primary: Vec<_> = primary.split(',').map(next_hop).collect::<Result<_, _>>()?;
     let name = domains.first().ok_or(form)?.as_str().to_owned();
-    Ok(Route { name, domains, primary, recipients: None, listed: Vec::new() })
+    Ok(Route { name, domains, primary, recipients: None, listed: Vec::new(), quota: None })
 }

@@ -23,10 +23,11 @@ pub(crate) use flags::hostname;
 pub(crate) use recipients::{Listed, read as read_recipients};
 pub(crate) use routes::domain;
 pub(crate) use show::{Setting, Value, settings, toml_string};
-pub(crate) use units::{duration, duration_text, size, size_text};
+pub(crate) use units::{duration, duration_text, quota_text, size, size_text};
 
 use flags::Given;
 use restante_envelope::DomainName;
+use restante_relay::{Floor, Quota};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -116,9 +117,11 @@ pub(crate) struct Route {
     pub(crate) recipients: Option<Vec<String>>,
     /// Where they come from, in the order of the list; empty without a list.
     pub(crate) listed: Vec<Listed>,
+    /// How much it may hold, if it was said.
+    pub(crate) quota: Option<Quota>,
 }
 
-/// Connections.
+/// Connections, and room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// At once, of all clients.
@@ -127,6 +130,8 @@ pub(crate) struct Limits {
     pub(crate) per_client_connections: u32,
     /// Clients to which the limits per client do not apply.
     pub(crate) exempt: Vec<Network>,
+    /// What mail leaves free on the journal's file system.
+    pub(crate) floor: Floor,
 }
 
 impl Default for Limits {
@@ -135,6 +140,7 @@ impl Default for Limits {
             max_connections: CONNECTIONS_DEFAULT,
             per_client_connections: PER_CLIENT_CONNECTIONS_DEFAULT,
             exempt: Network::LOOPBACK.to_vec(),
+            floor: Floor::default(),
         }
     }
 }

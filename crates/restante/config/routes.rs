@@ -7,6 +7,7 @@ use super::address::{self, HostPort};
 use super::file::ROOT;
 use super::fingerprint::Fingerprint;
 use super::recipients::{self, Listed, NoList};
+use super::units;
 use super::walk::{Keys, Text, Walk};
 use restante_envelope::DomainName;
 use std::collections::BTreeMap;
@@ -20,7 +21,7 @@ const NAME_BYTES_MAX: usize = 255;
 
 const ROUTE: Keys = Keys {
     title: "[[route]]",
-    known: &["name", "domains", "primary", "recipients"],
+    known: &["name", "domains", "primary", "recipients", "quota"],
     reserved: &[
         "accept",
         "expire",
@@ -93,8 +94,9 @@ impl Reader<'_> {
         let primary = self.primary(&header, table);
         let name = self.name(header, table, domains.first());
         let (recipients, listed) = self.recipients(table, &domains);
+        let quota = self.walk.parsed(table, "quota", "10GiB", units::quota);
         let complete = !domains.is_empty() && !primary.is_empty();
-        name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed })
+        name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed, quota })
     }
 
     fn name(&mut self, header: Range<usize>, table: &DeTable<'_>, first_domain: Option<&DomainName>) -> Option<String> {

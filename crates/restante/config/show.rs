@@ -98,6 +98,12 @@ impl Lister<'_> {
         self.add("limits", "max_connections", Value::Number(limits.max_connections.into()), None);
         self.add("limits", "per_client_connections", Value::Number(limits.per_client_connections.into()), None);
         self.add("limits", "exempt", texts(limits.exempt.iter().map(ToString::to_string).collect()), None);
+        let floor = limits.floor;
+        let unset = Value::Unset("a fiftieth, 256MiB to 4GiB; of a small disk an eighth");
+        let bytes = floor.bytes.map_or(unset, |bytes| Value::Text(units::size_text(bytes)));
+        self.add("limits", "min_free", bytes, None);
+        let percent = floor.percent.map_or(Value::Unset("as `min_free`"), |percent| Value::Number(percent.into()));
+        self.add("limits", "min_free_percent", percent, None);
         self.add("log", "max_size", Value::Text(units::size_text(config.log.max_bytes)), None);
         self.add("log", "keep", Value::Text(units::duration_text(config.log.keep)), None);
         let flag = given("--route", !flags.routes.is_empty());
@@ -124,11 +130,14 @@ impl Lister<'_> {
             Some(_) => Value::List(route.listed.iter().map(listed).collect()),
             None => Value::Unset("any address of the domains is taken"),
         };
+        let unset = Value::Unset("of several routes each may hold half of the room");
+        let quota = route.quota.map_or(unset, |quota| Value::Text(units::quota_text(quota)));
         for (key, value) in [
             ("name", Value::Text(route.name.clone())),
             ("domains", Value::List(route.domains.iter().map(ToString::to_string).collect())),
             ("primary", Value::List(route.primary.iter().map(ToString::to_string).collect())),
             ("recipients", recipients),
+            ("quota", quota),
         ] {
             let origin = self.origin(table, key, flag);
             self.list.push(Setting { section: "route", route: Some(route.name.clone()), key, value, origin });

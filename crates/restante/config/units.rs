@@ -2,6 +2,7 @@
 //!
 //! Refuses a number without a unit: nobody knows whether `7` is seconds or days.
 
+use restante_relay::Quota;
 use std::time::Duration;
 
 /// Longer than any retention that anybody means; keeps sums of times far from overflow.
@@ -43,6 +44,23 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         _ => return Err(form.to_owned()),
     };
     number.checked_mul(bytes).ok_or_else(|| "this is more than 64 bits can count".to_owned())
+}
+
+/// A size, or a whole number of percent.
+pub(crate) fn quota(text: &str) -> Result<Quota, String> {
+    let Some(percent) = text.strip_suffix('%') else {
+        return size(text).map(Quota::Bytes).map_err(|why| format!("{why}; or percent, such as \"50%\""));
+    };
+    let percent = percent.trim_end().parse().ok().filter(|percent| (1..=100).contains(percent));
+    percent.map(Quota::Percent).ok_or_else(|| "\"1%\" to \"100%\"".to_owned())
+}
+
+/// As it is written.
+pub(crate) fn quota_text(quota: Quota) -> String {
+    match quota {
+        Quota::Bytes(bytes) => size_text(bytes),
+        Quota::Percent(percent) => format!("{percent}%"),
+    }
 }
 
 /// A duration as it is written: `7d`, `90s`.
@@ -87,6 +105,19 @@ mod tests {
         for (text, bytes) in [("64KiB", 65_536), ("50MB", 50_000_000), ("100MiB", 104_857_600), ("1GiB", 1 << 30)] {
             assert_eq!(size(text), Ok(bytes), "{text}");
         }
+    }
+
+    #[test]
+    fn a_quota_is_a_size_or_a_part() {
+        assert_eq!(quota("10GiB"), Ok(Quota::Bytes(10 << 30)));
+        assert_eq!((quota("50%"), quota("100 %")), (Ok(Quota::Percent(50)), Ok(Quota::Percent(100))));
+        for text in ["0%", "101%", "%", "half", "50", "-1%"] {
+            assert!(quota(text).is_err_and(|why| why.contains('%')), "{text}");
+        }
+        assert_eq!(
+            (quota_text(Quota::Percent(50)), quota_text(Quota::Bytes(10 << 30))),
+            ("50%".into(), "10GiB".into())
+        );
     }
 
     #[test]

@@ -5,9 +5,11 @@
 use super::choose::Which;
 use super::journal::Journal;
 use super::merge;
-use super::metrics::Metrics;
+use super::metrics::{Metrics, Room};
 use super::relay::{Request, is_up};
-use super::{operate, reload};
+use super::session::Door;
+use super::space::Space;
+use super::{import, operate, reload, replay};
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -19,7 +21,7 @@ use restante_relay::{Flush, RouteStatus};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
@@ -37,9 +39,13 @@ pub(crate) struct Admin {
     pub(crate) operating: Arc<Semaphore>,
     /// How far they are.
     pub(crate) progress: operate::Progress,
+    pub(crate) last_replayed: replay::LastReplayed,
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
     pub(crate) reload: mpsc::Sender<reload::Order>,
+    pub(crate) space: Arc<Space>,
+    /// The way in, for an import. At a stop it goes first.
+    pub(crate) door: Weak<Door>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) token: String,
     pub(crate) stopping: watch::Receiver<bool>,
@@ -66,7 +72,7 @@ impl Admin {
     /// Whether mail can be accepted now.
     pub(crate) fn accepting(&self) -> bool {
         // Without mail nobody tries the disk again: that there is room now is as good.
-        let full = self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES;
+        let full = (self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES) || !self.space.takes(0);
         !self.journal.has_failed() && !full && !*self.stopping.borrow()
     }
 
@@ -76,7 +82,7 @@ impl Admin {
     }
 
     fn disk_free_bytes(&self) -> u64 {
-        rustix::fs::statvfs(&self.data_dir).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize))
+        self.space.disk().map_or(0, |disk| disk.free_bytes)
     }
 
     pub(super) async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Refusal> {
@@ -103,6 +109,8 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .route("/api/v1/queue/remove", post(operate::remove))
         .route("/api/v1/operation", get(operate::progress))
         .route("/api/v1/recover", post(recover))
+        .route("/api/v1/import", post(import::import))
+        .route("/api/v1/replay", post(replay::some))
         .route("/api/v1/reload", post(reload_configuration))
         .with_state(Desk { admin, needs_token })
 }
@@ -118,7 +126,13 @@ async fn healthz(State(desk): State<Desk>) -> (StatusCode, &'static str) {
 async fn metrics(State(desk): State<Desk>) -> Result<Response, Refusal> {
     let admin = &desk.admin;
     let routes = admin.ask(Request::Routes).await?;
-    let page = admin.metrics.render(&routes, admin.accepting(), admin.disk_free_bytes());
+    let room = Room {
+        free_bytes: admin.disk_free_bytes(),
+        floor_bytes: admin.space.floor_bytes(),
+        gone_in: admin.space.gone_in(),
+        quotas: routes.iter().map(|route| admin.space.quota_bytes(&route.name)).collect(),
+    };
+    let page = admin.metrics.render(&routes, admin.accepting(), &room);
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], page).into_response())
 }
 
@@ -127,13 +141,14 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
     let routes = admin.ask(Request::Routes).await?;
     let now = clock::now();
     let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
-        "disk_free_bytes": admin.disk_free_bytes(), "connections": admin.metrics.connections(),
+        "disk_free_bytes": admin.disk_free_bytes(), "min_free_bytes": admin.space.floor_bytes(),
+        "disk_full_s": admin.space.gone_in().map(|left| left.as_secs()), "connections": admin.metrics.connections(),
         "journal_damage": admin.metrics.damaged_places(), "retain_s": admin.retain.as_secs()});
-    let routes: Vec<Value> = routes.iter().map(|route| route_json(route, now)).collect();
+    let routes: Vec<Value> = routes.iter().map(|route| route_json(route, &admin.space, now)).collect();
     Ok(Json(json!({"node": node, "routes": routes})))
 }
 
-fn route_json(route: &RouteStatus, now: restante_envelope::Timestamp) -> Value {
+fn route_json(route: &RouteStatus, space: &Space, now: restante_envelope::Timestamp) -> Value {
     json!({
         "type": "route",
         "name": route.name.as_str(),
@@ -142,6 +157,8 @@ fn route_json(route: &RouteStatus, now: restante_envelope::Timestamp) -> Value {
         "reason": Some(&route.reason).filter(|reason| !reason.is_empty()),
         "pending": route.pending,
         "bytes": route.bytes,
+        "quota_bytes": space.quota_bytes(&route.name),
+        "over_quota": space.is_over(&route.name, 0),
         "oldest_s": route.oldest.map(|oldest| now.since(oldest).as_secs()),
         "eta_s": route.eta.map(|eta| eta.as_secs()),
         "active": route.counts.active,

@@ -44,6 +44,13 @@ impl Message {
         let header = received_header(&accepted.trace, job.id, us, alone);
         Self { accepted: Arc::new(accepted), content, header, tried }
     }
+
+    /// With one more line of ours, without its end, below the Received.
+    pub(crate) fn marked(mut self, line: &str) -> Self {
+        self.header.extend_from_slice(line.as_bytes());
+        self.header.extend_from_slice(b"\r\n");
+        self
+    }
 }
 
 fn paths<'a>(accepted: &'a Accepted, tried: &[RecipientIndex]) -> Vec<&'a ForwardPath> {
@@ -71,10 +78,9 @@ struct Outgoing<'a> {
 
 impl restante_courier::Content for Outgoing<'_> {
     fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
-        let chunk = if self.content.is_in_memory() || !may_block_in_place() {
-            self.content.next_chunk()
-        } else {
-            tokio::task::block_in_place(|| self.content.next_chunk())
+        let chunk = match self.content.is_in_memory() {
+            true => self.content.next_chunk(),
+            false => blocking(|| self.content.next_chunk()),
         };
         chunk.map_err(|error| {
             let why = error.to_string();
@@ -85,8 +91,11 @@ impl restante_courier::Content for Outgoing<'_> {
 }
 
 /// In the daemon other tasks are waiting for this thread; `recover` has but one task.
-fn may_block_in_place() -> bool {
-    tokio::runtime::Handle::current().runtime_flavor() == tokio::runtime::RuntimeFlavor::MultiThread
+pub(crate) fn blocking<T>(read: impl FnOnce() -> T) -> T {
+    match tokio::runtime::Handle::current().runtime_flavor() {
+        tokio::runtime::RuntimeFlavor::MultiThread => tokio::task::block_in_place(read),
+        _ => read(),
+    }
 }
 
 /// What an attempt came to: one of the three.

@@ -10,14 +10,13 @@ use super::memory::Share;
 use super::session::Door;
 use super::socket::READ_BYTES;
 use crate::clock;
-use restante_envelope::{Envelope, ForwardPath, Trace};
+use restante_envelope::{Envelope, ForwardPath, RouteName, Trace};
 use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, is_full, remove_blob};
 use restante_ledger::{Accepted, Fact};
 use restante_relay::{Admit, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
@@ -29,10 +28,6 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Blobs written and synced at the same moment, of all sessions: with more, the disk's queue is full of them, and small mail
 /// waits behind it (figures in FORMAT.md section 1). With one, a disk that could take more idles between two syncs.
 pub(super) const DISK_TURNS: usize = 2;
-/// Room that large messages leave: segments, index, log and small mail need some too.
-const ROOM_LEFT_BYTES: u64 = 16 << 20;
-/// They leave this part of a disk so small that it has no more than that to leave.
-const ROOM_LEFT_PART: u64 = 8;
 
 /// What a session asks of the daemon, and where its content goes.
 pub(super) struct Visitor<'a> {
@@ -40,6 +35,8 @@ pub(super) struct Visitor<'a> {
     client: SocketAddr,
     number: u64,
     envelope: Option<Envelope>,
+    /// Why the message is frozen, whatever is in it.
+    hold: Option<String>,
     content: Content,
     commit: Option<Commit>,
 }
@@ -50,6 +47,8 @@ struct Content {
     /// What is not written yet.
     buffer: Vec<u8>,
     memory: Share,
+    /// All that has come.
+    bytes: u64,
     /// It goes to a blob.
     large: bool,
     blob: Option<BlobWriter<DirStorage>>,
@@ -75,7 +74,12 @@ struct Ending {
 
 impl<'a> Visitor<'a> {
     pub(super) fn new(door: &'a Arc<Door>, client: SocketAddr, number: u64) -> Self {
-        Self { door, client, number, envelope: None, content: Content::default(), commit: None }
+        Self { door, client, number, envelope: None, hold: None, content: Content::default(), commit: None }
+    }
+
+    /// Has the next message frozen: it comes from where it was.
+    pub(super) fn hold(&mut self, why: Option<String>) {
+        self.hold = why;
     }
 
     pub(super) fn log(&self, line: Line) {
@@ -165,7 +169,7 @@ impl<'a> Visitor<'a> {
         let (mut bytes, open, door) = (std::mem::take(buffer), blob.take(), self.door.clone());
         let written = self.on_disk(move || {
             // Before each piece, not once: many grow at the same time, and not all of them said how large they would be.
-            if !has_room(&door.data_dir, bytes.len() as u64) {
+            if !door.space.takes_large(bytes.len() as u64) {
                 return Err(io::Error::from(io::ErrorKind::StorageFull).into());
             }
             let name = || BlobName::from_bits(clock::entropy128());
@@ -244,23 +248,18 @@ async fn turn(turns: &Arc<Semaphore>, mut stopping: watch::Receiver<bool>) -> Re
     }
 }
 
-/// Whether the disk takes so much more of large messages. One that does not tell is written to until it is full.
-fn has_room(directory: &Path, bytes: u64) -> bool {
-    rustix::fs::statvfs(directory).map_or(true, |fs| {
-        let left = room_left(fs.f_blocks.saturating_mul(fs.f_frsize));
-        fs.f_bavail.saturating_mul(fs.f_frsize) >= bytes.saturating_add(left)
-    })
-}
-
-/// What large messages leave of a disk of so many bytes.
-fn room_left(disk_bytes: u64) -> u64 {
-    ROOM_LEFT_BYTES.min(disk_bytes / ROOM_LEFT_PART)
+/// Whether so many bytes more are too many for a route that it takes.
+fn is_over_quota(door: &Door, envelope: &Envelope, bytes: u64) -> bool {
+    let mut routes: Vec<&RouteName> = envelope.recipients.iter().map(|recipient| &recipient.route).collect();
+    routes.dedup();
+    routes.into_iter().any(|route| door.space.is_over(route, bytes))
 }
 
 impl Host for Visitor<'_> {
     fn admit(&mut self, path: &ForwardPath) -> Admission {
         let admit = self.door.routes.borrow().admit(path);
         match admit {
+            Admit::Accept(route) if self.door.space.is_over(&route, 0) => Admission::Full,
             Admit::Accept(route) => Admission::Accept(route),
             Admit::NotOurs => Admission::NotOurs,
             Admit::UnknownRecipient => Admission::UnknownRecipient,
@@ -273,7 +272,9 @@ impl Host for Visitor<'_> {
             return Err(Trouble::Local);
         }
         let large = declared_bytes > INLINE_BYTES_MAX as u64;
-        if large && !has_room(&self.door.data_dir, declared_bytes) {
+        let space = &self.door.space;
+        let has_room = if large { space.takes_large(declared_bytes) } else { space.takes(declared_bytes) };
+        if !has_room || is_over_quota(self.door, envelope, declared_bytes) {
             return Err(Trouble::Storage);
         }
         self.envelope = Some(envelope.clone());
@@ -288,6 +289,7 @@ impl Host for Visitor<'_> {
             Some(refused) => Err(refused.trouble()),
             None => {
                 self.content.buffer.extend_from_slice(content);
+                self.content.bytes += content.len() as u64;
                 Ok(())
             }
         }
@@ -295,10 +297,13 @@ impl Host for Visitor<'_> {
 
     fn end(&mut self, end: EndOfData) {
         let Some(envelope) = self.envelope.take() else { return };
-        let hold = hold_for_loop(end.own_hops);
+        let hold = hold_for_loop(end.own_hops).or(self.hold.take());
         let content = &mut self.content;
         self.commit = Some(match content.trouble {
             Some(refused) => Commit::Refused(refused),
+            None if is_over_quota(self.door, &envelope, content.bytes) => Commit::Refused(Refused::Full),
+            // What is large has asked for its room piece by piece.
+            None if !content.large && !self.door.space.takes(content.bytes) => Commit::Refused(Refused::Full),
             // The very last piece may make it large, too.
             None if content.large || content.buffer.len() > INLINE_BYTES_MAX => {
                 Commit::Large(Box::new(Ending { envelope, trace: end.trace, hold }))
@@ -369,13 +374,5 @@ mod tests {
         assert!(!memory.cover(&mut content.memory, content.buffer.capacity()));
         content.shrink();
         assert!(content.buffer.capacity() <= content.memory.bytes(), "{}", content.buffer.capacity());
-    }
-
-    #[test]
-    fn a_small_disk_is_all_reserve_and_takes_no_large_mail() {
-        assert_eq!(room_left(1 << 40), ROOM_LEFT_BYTES);
-        assert_eq!(room_left(128 << 20), ROOM_LEFT_BYTES);
-        assert_eq!(room_left(24 << 20), 3 << 20);
-        assert!(has_room(Path::new("/nowhere/at/all"), 1), "what cannot be asked is tried");
     }
 }

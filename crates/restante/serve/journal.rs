@@ -9,6 +9,7 @@
 //! of the runtime that waits for the disk, one at most. The runtime has another one, but an idle worker does not notice that:
 //! so this is done on a disk that syncs fast, and where one sync takes long all of a sudden, the thread calls the other worker.
 
+use super::reserve::Reserve;
 use crate::clock;
 use restante_envelope::TransactionId;
 use restante_journal::{CommitError, DirStorage, Receipt, Writer};
@@ -51,6 +52,8 @@ struct Shared {
     full: AtomicBool,
     /// The disk is so full that not even what became of a message can be written.
     stuck: AtomicBool,
+    /// Room that settlements have beyond that.
+    reserve: Arc<Reserve>,
     /// It ended by a failure.
     end: Notify,
     /// Whose workers may be waiting for the disk.
@@ -223,8 +226,9 @@ impl Journal {
 pub(crate) fn start(
     writer: Writer<DirStorage>,
     facts: mpsc::Sender<Vec<Recorded>>,
+    reserve: Arc<Reserve>,
 ) -> std::io::Result<(Journal, std::thread::JoinHandle<Result<(), CommitError>>)> {
-    let shared = Arc::new(Shared::new(Pen { writer, facts, taken: VecDeque::new(), batch: Vec::new() }));
+    let shared = Arc::new(Shared::new(Pen { writer, facts, taken: VecDeque::new(), batch: Vec::new() }, reserve));
     let journal = Journal(shared.clone());
     let handle = std::thread::Builder::new().name("journal".into()).spawn(move || shared.run())?;
     Ok((journal, handle))
@@ -247,7 +251,7 @@ impl Line {
 }
 
 impl Shared {
-    fn new(pen: Pen) -> Self {
+    fn new(pen: Pen, reserve: Arc<Reserve>) -> Self {
         let line = Line {
             entries: VecDeque::new(),
             length: 0,
@@ -267,6 +271,7 @@ impl Shared {
             failed: AtomicBool::default(),
             full: AtomicBool::default(),
             stuck: AtomicBool::default(),
+            reserve,
             end: Notify::new(),
             runtime: Handle::try_current().ok(),
         }
@@ -489,25 +494,29 @@ impl Pen {
         self.batch = mail;
         self.refuse(Refused::Full);
         self.batch = rest;
-        if self.batch.is_empty() || !mixed {
-            let is_stuck = !self.batch.is_empty();
-            shared.stuck.store(is_stuck || shared.stuck.load(Ordering::Relaxed), Ordering::Relaxed);
-            self.refuse(Refused::Full);
+        if self.batch.is_empty() {
             return Ok(());
         }
+        // What mail took with it gets another chance without it, and then with all the room there is.
+        if (mixed && self.again(shared)?) || (shared.reserve.give_back() && self.again(shared)?) {
+            return self.check();
+        }
+        shared.stuck.store(true, Ordering::Relaxed);
+        self.refuse(Refused::Full);
+        Ok(())
+    }
+
+    /// Tries the batch once more; false if there is no room for it.
+    fn again(&mut self, shared: &Shared) -> Result<bool, CommitError> {
         let now = clock::now();
         let staged = self.batch.iter().try_for_each(|entry| self.writer.stage(&entry.record, now));
         match staged.and_then(|()| self.writer.commit(now)) {
             Ok(durable) => {
                 shared.stuck.store(false, Ordering::Relaxed);
                 self.tell(durable.receipts());
-                self.check()
+                Ok(true)
             }
-            Err(CommitError::Full(_)) => {
-                shared.stuck.store(true, Ordering::Relaxed);
-                self.refuse(Refused::Full);
-                Ok(())
-            }
+            Err(CommitError::Full(_)) => Ok(false),
             Err(error) => Err(error),
         }
     }

@@ -175,8 +175,17 @@ impl Teller<'_> {
 
     /// The message that a fact is about.
     fn about(&mut self, id: TransactionId) -> Option<Accepted> {
-        let position = self.boot.ledger.get(id).map(|transaction| transaction.position);
-        let about = position.and_then(|position| self.reader.accepted(position, id).ok());
+        match self.boot.ledger.get(id).map(|transaction| transaction.position) {
+            Some(position) => self.read(position, id),
+            None => {
+                self.unread += 1;
+                None
+            }
+        }
+    }
+
+    fn read(&mut self, position: Position, id: TransactionId) -> Option<Accepted> {
+        let about = self.reader.accepted(position, id).ok();
         self.unread += u64::from(about.is_none());
         about
     }
@@ -188,6 +197,8 @@ impl Sink for Teller<'_> {
             let about = match fact {
                 Fact::Attempted(attempted) => self.about(attempted.id),
                 Fact::Operated(operated) => self.about(operated.id),
+                // What was sent is not in the ledger any more.
+                Fact::Replayed(replayed) => self.read(replayed.position, replayed.id),
                 Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => None,
             };
             self.tell(position, Line::of(fact, about.as_ref()));

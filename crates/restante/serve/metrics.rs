@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Everything counted.
 #[derive(Default)]
@@ -155,12 +156,12 @@ impl Metrics {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) => {}
+            Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
         }
     }
 
     /// The page, in Prometheus' text format 0.0.4.
-    pub(crate) fn render(&self, routes: &[RouteStatus], accepting: bool, disk_free_bytes: u64) -> String {
+    pub(crate) fn render(&self, routes: &[RouteStatus], accepting: bool, room: &Room) -> String {
         let mut page = Page(String::new());
         page.head("restante_build_info", "gauge", "The running version.");
         page.line(&format!("restante_build_info{{version=\"{}\"}}", env!("CARGO_PKG_VERSION")), 1);
@@ -184,7 +185,16 @@ impl Metrics {
         page.head("restante_accepting", "gauge", "1 while mail can be accepted.");
         page.line("restante_accepting", u64::from(accepting));
         page.head("restante_filesystem_free_bytes", "gauge", "Free on the journal's file system.");
-        page.line("restante_filesystem_free_bytes", disk_free_bytes);
+        page.line("restante_filesystem_free_bytes", room.free_bytes);
+        page.head("restante_filesystem_floor_bytes", "gauge", "What mail leaves free there.");
+        page.line("restante_filesystem_floor_bytes", room.floor_bytes);
+        let help = "Until the floor is reached at the rate of the last hour or day, the faster; +Inf if it is not getting less.";
+        page.head("restante_filesystem_full_seconds", "gauge", help);
+        page.number("restante_filesystem_full_seconds", room.gone_in.map(|left| left.as_secs()));
+        page.head("restante_route_quota_bytes", "gauge", "What a route may hold; +Inf without a limit.");
+        for (route, quota) in routes.iter().zip(&room.quotas) {
+            page.number(&format!("restante_route_quota_bytes{{route=\"{}\"}}", route.name), *quota);
+        }
         page.0
     }
 
@@ -253,11 +263,28 @@ impl Metrics {
     }
 }
 
+/// Room on the disk, at this moment.
+pub(crate) struct Room {
+    pub(crate) free_bytes: u64,
+    pub(crate) floor_bytes: u64,
+    pub(crate) gone_in: Option<Duration>,
+    /// Of each route; none without a limit.
+    pub(crate) quotas: Vec<Option<u64>>,
+}
+
 struct Page(String);
 
 impl Page {
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _infallible = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
+    }
+
+    /// None is without end.
+    fn number(&mut self, series: &str, value: Option<u64>) {
+        let _infallible = match value {
+            Some(value) => writeln!(self.0, "{series} {value}"),
+            None => writeln!(self.0, "{series} +Inf"),
+        };
     }
 
     fn line(&mut self, series: &str, value: u64) {

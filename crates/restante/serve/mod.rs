@@ -12,6 +12,7 @@ mod choose;
 pub(crate) mod couriers;
 mod desk;
 mod http;
+mod import;
 pub(crate) mod index;
 mod intake;
 mod journal;
@@ -26,6 +27,8 @@ mod operate;
 pub(crate) mod plan;
 mod relay;
 mod reload;
+mod replay;
+mod reserve;
 mod retention;
 mod scrub;
 mod session;
@@ -33,7 +36,11 @@ mod settlements;
 mod shutdown;
 mod socket;
 mod sockets;
+mod space;
 pub(crate) mod tls;
+
+#[cfg(test)]
+pub(crate) use replay::listed as replay_list;
 
 use crate::cli::account::in_words;
 use crate::cli::exit;
@@ -41,6 +48,7 @@ use crate::clock;
 use crate::config::{Config, Flags, Limits, Route};
 use anyhow::{Context as _, bail};
 use log_cursor::Boot;
+use reserve::Reserve;
 use restante_courier::Target;
 use restante_envelope::RouteName;
 use restante_index::Origin;
@@ -150,11 +158,13 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
     };
     let sockets = Sockets::open(&config, inherited)?;
     notify::starting();
-    let Opened { boot, origin, writer, damage, carried, unrecorded } = open_journal(&config, &storage)?;
+    let reserve = Arc::new(Reserve::in_directory(&config.data_dir));
+    let Opened { boot, origin, writer, damage, carried, unrecorded } = open_journal(&config, &storage, &reserve)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
     index.0.left(boot.ledger.base().first);
     let means = reload::Means { flags, hangups };
-    let daemon = Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried, unrecorded), tls, means)?;
+    let daemon =
+        Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried, unrecorded), (tls, reserve), means)?;
     let metrics = daemon.door.metrics.clone();
     let scrub = scrub::Scrub::start(storage, &damage, metrics).context("cannot start reading the journal again")?;
     daemon.run(config, sockets, signals, stop_with_stdin, scrub).await?;
@@ -173,11 +183,13 @@ struct Opened {
 }
 
 /// Folds the journal, deals with what is torn, and opens a new segment.
-fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened> {
+fn open_journal(config: &Config, storage: &DirStorage, reserve: &Reserve) -> anyhow::Result<Opened> {
     let mut boot = Boot::default();
     restante_journal::sync_last_segment(storage).context("cannot sync the journal's last segment")?;
     let replay = restante_journal::start(storage, &mut boot)?;
-    let aside = restante_journal::set_aside(storage, &replay.report).context("cannot set damaged bytes aside")?;
+    let aside = reserve
+        .or_with_it(restante_journal::is_full, || restante_journal::set_aside(storage, &replay.report))
+        .context("cannot set damaged bytes aside")?;
     match replay.report.state() {
         State::Clean => {}
         State::Torn => {
@@ -205,8 +217,11 @@ fn open_journal(config: &Config, storage: &DirStorage) -> anyhow::Result<Opened>
         Writer::open(storage.clone(), Options::default(), &replay, boot.ledger.largest_id(), seed, clock::now())?;
     let served = served(config);
     let mut unrecorded = None;
-    let recorded =
-        writer.stage(&Prepared::fact(&served, Vec::new()), clock::now()).and_then(|()| writer.commit(clock::now()));
+    let is_full = |error: &CommitError| matches!(error, CommitError::Full(_));
+    let recorded = reserve.or_with_it(is_full, || {
+        writer.stage(&Prepared::fact(&served, Vec::new()), clock::now())?;
+        writer.commit(clock::now())
+    });
     match recorded {
         Ok(durable) => {
             boot.end = durable.receipts().last().map(Receipt::position).or(boot.end);
@@ -321,7 +336,7 @@ impl Daemon {
         boot: Boot,
         (index, index_thread): (index::IndexHandle, JoinHandle<()>),
         (writer, carried, unrecorded): (Writer<DirStorage>, CarriedBlobs, Option<Fact>),
-        tls: Arc<tls::Tls>,
+        (tls, reserve): (Arc<tls::Tls>, Arc<Reserve>),
         means: reload::Means,
     ) -> anyhow::Result<Self> {
         let (stop, stopping) = watch::channel(false);
@@ -331,11 +346,14 @@ impl Daemon {
         let (fact_sender, facts) = mpsc::channel(relay::QUEUE);
         let (report_sender, reports) = mpsc::channel(relay::QUEUE);
         let (request_sender, requests) = mpsc::channel(relay::QUEUE);
-        let (journal, journal_thread) = journal::start(writer, fact_sender)?;
+        let (journal, journal_thread) = journal::start(writer, fact_sender, reserve.clone())?;
         if unrecorded.is_some() {
             journal.is_stuck_from_the_start();
         }
-        let (routes_now, routes_of_now) = watch::channel(routes.clone());
+        let relay = Relay::new(routes.clone(), boot.ledger, clock::entropy(), clock::now());
+        let rules = space::Rules::of(config);
+        let space = Arc::new(space::Space::new(config.data_dir.clone(), relay.loads().clone(), rules, reserve));
+        let (routes_now, routes_of_now) = watch::channel(routes);
         let (limits_now, limits) = watch::channel(config.limits.clone());
         let (order_sender, orders) = mpsc::channel(reload::ORDERS);
         let parts = reload::Parts {
@@ -345,13 +363,16 @@ impl Daemon {
             journal: journal.clone(),
             metrics: metrics.clone(),
             tls: tls.clone(),
+            space: space.clone(),
             stopping: stopping.clone(),
         };
+        // Whoever read the journal before we had it does not know what was replayed since.
+        let end = boot.end;
         let memory = memory::Memory::new();
         let office = office(config, &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
         let relay = relay::RelayTask {
-            relay: Relay::new(routes, boot.ledger, clock::entropy(), clock::now()),
+            relay,
             office,
             desks: config.routes.iter().map(next_hops).map(relay::desk).collect(),
             facts,
@@ -371,6 +392,7 @@ impl Daemon {
             relay: request_sender.clone(),
             settlements: settlements.clone(),
             operating: operating.clone(),
+            space: space.clone(),
             stopping: stopping.clone(),
             retain: config.retain,
             carried,
@@ -386,7 +408,7 @@ impl Daemon {
             memory,
             disk_turns: Arc::new(Semaphore::new(intake::DISK_TURNS)),
             storage: storage.clone(),
-            data_dir: config.data_dir.clone(),
+            space: space.clone(),
             log: log.handle,
             metrics: metrics.clone(),
             tls,
@@ -400,8 +422,11 @@ impl Daemon {
             relay: request_sender,
             operating,
             progress: operate::Progress::default(),
+            last_replayed: Arc::new(tokio::sync::Mutex::new(end)),
             retain: config.retain,
             reload: order_sender,
+            space,
+            door: Arc::downgrade(&door),
             metrics,
             token: shutdown::write_token(&config.data_dir)?,
             stopping,

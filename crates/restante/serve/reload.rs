@@ -10,6 +10,7 @@ use super::journal::{Entry, Journal, Refused};
 use super::memory::Share;
 use super::metrics::Metrics;
 use super::relay::Request;
+use super::space::{Rules, Space};
 use super::tls::Tls;
 use super::{limit_connections_to_files, next_hops, route_record, route_settings, served};
 use crate::config::{self, Config, Fingerprint, Flags, Invalid, Limits, Listed, Route};
@@ -56,6 +57,7 @@ pub(crate) struct Parts {
     pub(crate) relay: mpsc::Sender<Request>,
     pub(crate) journal: Journal,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) space: Arc<Space>,
     pub(crate) tls: Arc<Tls>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -146,6 +148,7 @@ impl Reloading {
         }
         self.parts.routes.send_replace(routes);
         self.parts.limits.send_replace(self.config.limits.clone());
+        self.parts.space.set_rules(Rules::of(&self.config));
         if elsewhere {
             self.unrecorded = None;
             self.record().await;

@@ -11,6 +11,7 @@ use super::journal::{Entry, Journal, Refused};
 use super::memory::Share;
 use super::relay::{Request, Straggler};
 use super::settlements::Settlements;
+use super::space::Space;
 use anyhow::{Context as _, anyhow, bail};
 use restante_journal::{CarriedBlobs, DirStorage, Prepared, ReadError, Reader, remove_left};
 use restante_ledger::{Base, Cause, Fact, Outcome, RecipientIndex};
@@ -39,6 +40,7 @@ pub(crate) struct Keeper {
     pub(crate) settlements: Arc<Settlements>,
     /// Whoever changes how recipients stand, other than by an attempt, has the permit.
     pub(crate) operating: Arc<Semaphore>,
+    pub(crate) space: Arc<Space>,
     pub(crate) stopping: watch::Receiver<bool>,
     pub(crate) retain: Duration,
     pub(crate) carried: CarriedBlobs,
@@ -68,6 +70,7 @@ impl Keeper {
                 _ = stopping.wait_for(|stop| *stop) => return,
                 () = tokio::time::sleep(every) => {}
             }
+            self.space.look();
             // A full disk, a message that is being delivered: there is a next time.
             if let Err(error) = self.look().await {
                 tracing::debug!("no segment leaves now: {error:#}");

@@ -9,6 +9,7 @@ use super::log::{Line, LogHandle};
 use super::memory::Memory;
 use super::metrics::Metrics;
 use super::socket::Socket;
+use super::space::Space;
 use super::tls::Tls;
 use crate::clock;
 use restante_envelope::Timestamp;
@@ -17,7 +18,6 @@ use restante_relay::Routes;
 use restante_smtp::{Session, Settings};
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -34,7 +34,7 @@ pub(crate) struct Door {
     /// Blobs that may be written at the same moment.
     pub(crate) disk_turns: Arc<Semaphore>,
     pub(crate) storage: DirStorage,
-    pub(crate) data_dir: PathBuf,
+    pub(crate) space: Arc<Space>,
     pub(crate) log: LogHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Arc<Tls>,

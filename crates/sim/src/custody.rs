@@ -186,12 +186,7 @@ impl World {
         self.hold_against(process.relay.ledger(), &found, &replay.report)
     }
 
-    fn hold_against(
-        &self,
-        live: &Ledger,
-        found: &crate::process::Found,
-        report: &Report,
-    ) -> Result<(), Failure> {
+    fn hold_against(&self, live: &Ledger, found: &crate::process::Found, report: &Report) -> Result<(), Failure> {
         self.history.check_balance(live)?;
         let differ = self.history.check_found(&found.facts, report)?;
         if self.history.is_whole() {

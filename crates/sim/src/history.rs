@@ -135,7 +135,7 @@ impl History {
                     });
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) => {}
+            Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
         }
         Ok(())
     }

@@ -195,6 +195,7 @@ impl Session {
                 Admission::NotOurs => Say::NotOurs(path),
                 Admission::UnknownRecipient => Say::UnknownRecipient(path),
                 Admission::SenderSpecifiedRoute => Say::SenderSpecifiedRoute(path),
+                Admission::Full => Say::RouteFull(path),
             },
         };
         let open = Dialogue::Mail(transaction);

@@ -80,6 +80,8 @@ pub enum Admission {
     UnknownRecipient,
     /// Its local part asks the primary to relay elsewhere: 550 5.7.1.
     SenderSpecifiedRoute,
+    /// Yes, but too much mail waits for it already: 452 4.3.1.
+    Full,
 }
 
 /// What is known of a content at its end.

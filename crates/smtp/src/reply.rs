@@ -38,6 +38,7 @@ pub(crate) enum Say<'p> {
     NotOurs(&'p str),
     UnknownRecipient(&'p str),
     SenderSpecifiedRoute(&'p str),
+    RouteFull(&'p str),
     TooManyRecipients,
     NoRecipients,
     BareCrOrLf,
@@ -137,6 +138,11 @@ impl Say<'_> {
             Self::SenderSpecifiedRoute(path) => {
                 say(550, 7, 1, &format!("<{}>: relay access denied: routing in the local part", shown(path)))
             }
+            // Not X.2.2: it is our room that is taken, not the mailbox'.
+            Self::RouteFull(path) => {
+                let what = "too much mail waits for this domain already, try again later";
+                say(452, 3, 1, &format!("<{}>: {what}", shown(path)))
+            }
             Self::TooManyRecipients => say(452, 5, 3, "too many recipients, send the rest in another transaction"),
             Self::SizeOverLimit | Self::TooLarge => say(552, 3, 4, "message is larger than the limit given in EHLO"),
             Self::BareCrOrLf => say(554, 6, 0, "message contains bare <CR> or <LF>; lines must end in <CR><LF>"),
@@ -158,7 +164,7 @@ impl Say<'_> {
             Self::Command(CommandError::AddressNotAscii) => Fault::Mail,
             Self::Line(LineError::TooLong) | Self::Command(_) => Fault::Protocol,
             Self::HeloFirst | Self::MailFirst | Self::NestedMail | Self::TlsActive => Fault::Protocol,
-            Self::TooManyRecipients => Fault::None,
+            Self::TooManyRecipients | Self::RouteFull(_) => Fault::None,
             Self::Trouble(Trouble::ShuttingDown) => Fault::Fatal,
             Self::Trouble(_) => Fault::None,
             _ => Fault::Mail,

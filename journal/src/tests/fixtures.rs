@@ -6,7 +6,9 @@ use super::*;
 use crate::header::{PAGE_BYTES, file_name, parse_file_name};
 use crate::storage::{SegmentFile, Storage};
 use crate::{Damage, DirStorage, Sink};
-use restante_ledger::{Accepted, Action, Base, Carried, Cause, Operated, Position, RouteRecord, Served};
+use restante_ledger::{
+    Accepted, Action, Base, Carried, Cause, NextHop, Operated, Position, Replayed, RouteRecord, Served,
+};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::path::PathBuf;
@@ -294,6 +296,31 @@ fn without_message_and_mark() -> SimStorage {
     storage
 }
 
+/// Of format 2, with what was offered once more: a message that is sent, one that is pending, a server, and none.
+fn replayed() -> SimStorage {
+    let storage = SimStorage::default();
+    let mut writer = start(&storage, SMALL);
+    let ids = commit(&mut writer, &[message(b"Subject: first\r\n\r\nfirst\r\n", 2), message(b"second\r\n", 1)]);
+    commit(&mut writer, &[sent(ids[0])]);
+    let hop = NextHop { host: "mail.example.test".into(), ip: "192.0.2.1".parse().unwrap(), port: 25, tls: None };
+    let record = |id, next_hop, results| {
+        let (actor, reason) = ("root".to_owned(), "the disk died".to_owned());
+        let position = Position { segment: 1, offset: PAGE_BYTES as u64 };
+        let replayed = Replayed { id, at: now(), position, job: 7, actor, reason, next_hop, results };
+        Prepared::fact(&Fact::Replayed(replayed), Vec::new())
+    };
+    let taken = Reply::new(250, Some(restante_envelope::EnhancedStatus::new(2, 0, 0)), "Ok");
+    let refused = Reply::new(550, None, "no such user");
+    commit(
+        &mut writer,
+        &[record(ids[0], Some(hop), vec![(0, taken.clone())]), record(ids[1], None, vec![(0, refused)])],
+    );
+    // Of a message that nobody knows.
+    commit(&mut writer, &[record(TransactionId::from_bits(7), None, vec![(0, taken)])]);
+    writer.close().unwrap();
+    storage
+}
+
 struct Case {
     name: &'static str,
     make: fn() -> SimStorage,
@@ -378,7 +405,7 @@ fn all() -> impl Iterator<Item = (&'static str, SimStorage)> {
 #[test]
 #[ignore = "golden journals are kept for ever; to add one, run this and commit nothing but the new one"]
 fn make_fixtures() {
-    for (name, storage) in all().chain(leave::fixtures()) {
+    for (name, storage) in all().chain(leave::fixtures()).chain([("replayed", replayed())]) {
         let directory = directory(name);
         std::fs::create_dir_all(directory.join("blob")).unwrap();
         for file in storage.files().iter().filter(|file| !file.starts_with("torn/")) {
@@ -394,7 +421,7 @@ fn make_fixtures() {
 
 #[test]
 fn golden_journals_are_read_as_they_always_were() {
-    let names = CASES.iter().map(|case| case.name).chain(["good", "left", "left-dead", "left-rot"]);
+    let names = CASES.iter().map(|case| case.name).chain(["good", "left", "left-dead", "left-rot", "replayed"]);
     for name in names {
         let directory = directory(name);
         let expected: Value = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();

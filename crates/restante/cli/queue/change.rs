@@ -35,9 +35,13 @@ pub(super) fn operate(
 
 /// By whom, and why.
 pub(super) fn signed(reason: &str) -> String {
-    let actor = std::env::var("USER").ok().filter(|user| !user.is_empty());
-    let actor = actor.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));
-    format!("&actor={}&reason={}", percent_encoded(&actor), percent_encoded(reason))
+    format!("&actor={}&reason={}", percent_encoded(&actor()), percent_encoded(reason))
+}
+
+/// Whom the system says we are.
+pub(crate) fn actor() -> String {
+    let user = std::env::var("USER").ok().filter(|user| !user.is_empty());
+    user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()))
 }
 
 struct Change<'a> {
@@ -139,7 +143,7 @@ fn joined(ids: &[TransactionId]) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 
-fn percent_encoded(text: &str) -> String {
+pub(crate) fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut out, byte| {
         match byte {
             b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' => out.push(char::from(byte)),

@@ -1,10 +1,12 @@
 //! What happened to a transaction, read from the journal: each attempt, and what operators did.
 
 use super::entry::addr;
-use restante_envelope::TransactionId;
+use restante_envelope::{Reply, ReplyClass, TransactionId};
 use restante_index::{RecipientRow, Row};
 use restante_journal::{Depth, DirStorage, ReplayError, Sink, replay_from};
-use restante_ledger::{Accepted, Action, Attempted, Base, Carried, Fact, Operated, Outcome, Position, RecipientIndex};
+use restante_ledger::{
+    Accepted, Action, Attempted, Base, Carried, Fact, Operated, Outcome, Position, RecipientIndex, Replayed,
+};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +18,7 @@ const STEPS_MAX: usize = 200;
 pub(super) enum Step {
     Attempted(Attempted),
     Operated(Operated),
+    Replayed(Replayed),
 }
 
 /// The steps of each transaction, in the order of the journal.
@@ -42,6 +45,7 @@ impl Sink for Histories {
         let step = match fact {
             Fact::Attempted(attempted) => Step::Attempted(attempted.clone()),
             Fact::Operated(operated) => Step::Operated(operated.clone()),
+            Fact::Replayed(replayed) => Step::Replayed(replayed.clone()),
             Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => return,
         };
         if steps.len() == STEPS_MAX {
@@ -73,6 +77,13 @@ impl Step {
                 json!({"at": operated.at.to_string(), "ev": verb(operated.action), "to": to,
                     "actor": operated.actor, "reason": operated.reason})
             }
+            Self::Replayed(replayed) => {
+                let result = |(index, reply): &(RecipientIndex, Reply)| json!({"addr": name(row, *index), "status": replayed_as(reply), "reply": reply.to_string()});
+                let results: Vec<Value> = replayed.results.iter().map(result).collect();
+                json!({"at": replayed.at.to_string(), "ev": "replayed", "job": format!("{:016x}", replayed.job),
+                    "relay": replayed.next_hop.as_ref().map(ToString::to_string), "results": results,
+                    "actor": replayed.actor, "reason": replayed.reason})
+            }
         }
     }
 
@@ -92,6 +103,15 @@ impl Step {
                 let to: Vec<String> = operated.recipients.iter().map(|i| format!("<{}>", name(row, *i))).collect();
                 vec![format!("{at}  {verb}  {}  by {}: {}", to.join(", "), operated.actor, operated.reason)]
             }
+            Self::Replayed(replayed) => {
+                let by = replayed.next_hop.as_ref().map_or("?".to_owned(), ToString::to_string);
+                let order = format!("by {}: {}", replayed.actor, replayed.reason);
+                let line = |(index, reply): &(RecipientIndex, Reply)| {
+                    let (status, to) = (replayed_as(reply), name(row, *index));
+                    format!("{}  {status}  <{to}>  {by}: {reply}  ({order})", replayed.at)
+                };
+                replayed.results.iter().map(line).collect()
+            }
         }
     }
 }
@@ -108,6 +128,10 @@ fn verb(action: Action) -> &'static str {
         Action::Remove => "removed",
         Action::Undo => "undone",
     }
+}
+
+fn replayed_as(reply: &Reply) -> &'static str {
+    if reply.class() == ReplyClass::Positive { "replayed" } else { "replay refused" }
 }
 
 fn result(outcome: &Outcome) -> (&'static str, String) {

@@ -10,19 +10,20 @@ mod source;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use change::{actor, percent_encoded};
 pub(crate) use entry::{Entry, all_entries};
+pub(crate) use live::Live;
+pub(crate) use source::Source;
 
 use super::args::{Cli, Queue};
 use super::output::Output;
 use super::select::Selector;
 use super::{exit, journal};
 use crate::clock;
-use live::Live;
-use source::Source;
 
 pub(crate) fn run(cli: &Cli, queue: &Queue, output: Output) -> anyhow::Result<u8> {
     match queue {
-        Queue::Ls(selector) => list(cli, selector, output),
+        Queue::Ls(selector) => list(cli, selector, Held::Pending, output),
         Queue::Show(which) => show::show(cli, which, output),
         Queue::Cat(which) => show::cat(cli, which.id, output),
         Queue::Flush(order) => change::flush(cli, order, output),
@@ -34,17 +35,32 @@ pub(crate) fn run(cli: &Cli, queue: &Queue, output: Output) -> anyhow::Result<u8
     }
 }
 
-fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
+/// What a listing is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Held {
+    /// What is to be settled, and what was given up if the selector asks for it.
+    Pending,
+    /// Whatever the journal has.
+    Everything,
+}
+
+pub(crate) fn list(cli: &Cli, selector: &Selector, held: Held, output: Output) -> anyhow::Result<u8> {
     let data = match journal::data_dir(cli, output) {
         Ok(data) => data,
         Err(code) => return Ok(code),
     };
     let summaries = output.json || selector.text.is_some();
     let now = clock::now();
-    let mut source = Source::open(&data, selector.query(now), summaries, output)?;
+    let everything = held == Held::Everything;
+    let query = match selector.query(now) {
+        query if everything => restante_index::Selector { pending: false, given_up: false, ..query },
+        query => query,
+    };
+    let mut source = Source::open(&data, query, summaries, output)?;
     let live = Live::ask(cli);
-    let is_listed =
-        |entry: &&Entry<'_>| (entry.is_pending() || selector.wants_given_up()) && selector.matches(entry, now);
+    let is_listed = |entry: &&Entry<'_>| {
+        (everything || entry.is_pending() || selector.wants_given_up()) && selector.matches(entry, now)
+    };
     let (mut shown, mut on_hold, mut pending) = (0, 0, 0);
     loop {
         let page = source.next_page()?;
@@ -73,7 +89,8 @@ fn list(cli: &Cli, selector: &Selector, output: Output) -> anyhow::Result<u8> {
     }
     if !output.json {
         let hold = if on_hold > 0 { format!("; {on_hold} on hold will not move by themselves") } else { String::new() };
-        let settled = if shown > pending { format!("; {} removed or bounced", shown - pending) } else { String::new() };
+        let what = if everything { "settled" } else { "removed or bounced" };
+        let settled = if shown > pending { format!("; {} {what}", shown - pending) } else { String::new() };
         output.line(&format!("{pending} pending{hold}{settled}"));
     }
     Ok(if shown == 0 && selector.narrows() { exit::NOTHING_MATCHED } else { exit::DONE })

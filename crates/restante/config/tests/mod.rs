@@ -160,7 +160,11 @@ primary = ["192.0.2.1"]
     assert_eq!(config.retain, Duration::from_secs(43_200));
     assert_eq!(config.listen, ["[::]:25".parse().unwrap(), "127.0.0.1:2525".parse().unwrap()]);
     assert_eq!((config.max_message_bytes, config.admin_http), (50_000_000, "127.0.0.1:8025".parse().ok()));
-    assert_eq!(config.limits, Limits { max_connections: 4_000, per_client_connections: 100, exempt: Vec::new() });
+    let floor = Floor::default();
+    assert_eq!(
+        config.limits,
+        Limits { max_connections: 4_000, per_client_connections: 100, exempt: Vec::new(), floor }
+    );
     let [office, other] = &config.routes[..] else { panic!("{:?}", config.routes) };
     assert_eq!(office.domains.iter().map(DomainName::as_str).collect::<Vec<_>>(), ["example.com", "example.org"]);
     assert_eq!(
@@ -482,8 +486,12 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         .and("tls/fullchain.pem", CHAIN)
         .and("tls/key.pem", KEY);
     let all = place.resolve(&Flags::default()).unwrap();
+    // The default is a rule and no figure: the file shows an example.
+    assert_eq!(all.limits.floor, Floor { bytes: Some(1 << 30), percent: Some(5) });
+    assert_eq!(all.routes[0].quota, Some(Quota::Bytes(10 << 30)));
     let settable = |config: &Config| {
-        let Config { retain, listen, max_message_bytes, limits, log, .. } = config.clone();
+        let Config { retain, listen, max_message_bytes, mut limits, log, .. } = config.clone();
+        limits.floor = Floor::default();
         (retain, listen, max_message_bytes, limits, log)
     };
     assert_eq!(settable(&all), settable(&config));
@@ -495,6 +503,9 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
         "max_connections",
         "per_client_connections",
         "exempt",
+        "min_free",
+        "min_free_percent",
+        "quota",
         "recipients",
         "certificate",
         "key",

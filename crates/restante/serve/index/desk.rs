@@ -60,6 +60,7 @@ fn names(fact: &Fact) -> usize {
         Fact::Attempted(attempted) => attempted.results.len(),
         Fact::Operated(operated) => operated.recipients.len(),
         Fact::Carried(carried) => carried.recipients.len(),
+        Fact::Replayed(replayed) => replayed.results.len(),
         Fact::Served(_) => 0,
     }
 }

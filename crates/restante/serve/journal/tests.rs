@@ -14,7 +14,10 @@ type Thread = std::thread::JoinHandle<Result<(), CommitError>>;
 impl Journal {
     /// One on a disk that stays full, and how many records it was offered.
     pub(crate) fn full(writer: Writer<DirStorage>) -> (Self, Arc<AtomicUsize>) {
-        let shared = Arc::new(Shared::new(pen(writer, mpsc::channel(1).0)));
+        let shared = Arc::new(Shared::new(
+            pen(writer, mpsc::channel(1).0),
+            Arc::new(Reserve::in_directory(std::path::Path::new("/nowhere"))),
+        ));
         let offered = Arc::<AtomicUsize>::default();
         let (journal, count) = (Self(shared.clone()), offered.clone());
         std::thread::spawn(move || {
@@ -40,7 +43,7 @@ fn pen(writer: Writer<DirStorage>, facts: mpsc::Sender<Vec<Recorded>>) -> Pen {
 fn started() -> (TempDir, Journal, Thread, mpsc::Receiver<Vec<Recorded>>) {
     let data = tempfile::tempdir().unwrap();
     let (sender, facts) = mpsc::channel(10_000);
-    let (journal, thread) = start(writer(data.path()), sender).unwrap();
+    let (journal, thread) = start(writer(data.path()), sender, Arc::new(Reserve::in_directory(data.path()))).unwrap();
     (data, journal, thread, facts)
 }
 

@@ -1,8 +1,8 @@
 //! One line of the delivery log: which fields each event has. Knows no file and no thread.
 
 use super::Range;
-use restante_envelope::{Recipient, RouteName, Timestamp, TransactionId};
-use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position};
+use restante_envelope::{Recipient, Reply, ReplyClass, RouteName, Timestamp, TransactionId};
+use restante_ledger::{Accepted, Attempted, Cause, Fact, NextHop, Outcome, Position, Replayed};
 use restante_relay::Event;
 use restante_smtp::{Counts, RefusedCommand};
 use std::fmt::Display;
@@ -154,6 +154,7 @@ impl Line {
             Fact::Accepted(accepted) => vec![Self::accepted(accepted)],
             Fact::Attempted(attempted) => Self::attempted(attempted, about),
             Fact::Operated(operated) => Self::operated(operated, about),
+            Fact::Replayed(replayed) => Self::replayed(replayed, about),
             Fact::Served(_) | Fact::Carried(_) => Vec::new(),
         }
     }
@@ -187,10 +188,7 @@ impl Line {
             };
         }
         line = line.word("status", status);
-        if let Some(hop) = &attempted.next_hop {
-            line = line.with("relay_host", &hop.host).plain("relay_ip", hop.ip).number("relay_port", hop.port);
-            line = hop.tls.iter().fold(line, |line, tls| line.with("tls", tls));
-        }
+        line = line.with_next_hop(attempted.next_hop.as_ref());
         match outcome {
             Outcome::Sent(reply) => line.with_reply(reply),
             Outcome::Deferred { cause, next_at } => line.plain("next_at", next_at).with_cause(cause),
@@ -205,6 +203,12 @@ impl Line {
         }
     }
 
+    fn with_next_hop(self, next_hop: Option<&NextHop>) -> Self {
+        let Some(hop) = next_hop else { return self };
+        let line = self.with("relay_host", &hop.host).plain("relay_ip", hop.ip).number("relay_port", hop.port);
+        hop.tls.iter().fold(line, |line, tls| line.with("tls", tls))
+    }
+
     fn with_cause(self, cause: &Cause) -> Self {
         match cause {
             Cause::Reply(reply) => self.with_reply(reply),
@@ -212,7 +216,7 @@ impl Line {
         }
     }
 
-    fn with_reply(self, reply: &restante_envelope::Reply) -> Self {
+    fn with_reply(self, reply: &Reply) -> Self {
         let line = self.number("code", reply.code()).with("reply", &reply.to_string());
         match reply.enhanced() {
             Some(enhanced) => line.plain("dsn", enhanced),
@@ -247,6 +251,22 @@ impl Line {
                 .with("reason", &operated.reason)
         };
         Self::together(operated.recipients.iter().map(line).collect())
+    }
+
+    /// One line for each recipient, as of an attempt; by whose order, and in which replay.
+    pub(crate) fn replayed(replayed: &Replayed, about: Option<&Accepted>) -> Vec<Self> {
+        let line = |(index, reply): &(u16, Reply)| {
+            Self::new("replayed", replayed.at)
+                .plain("id", replayed.id)
+                .with_recipient(about, *index)
+                .word("status", if reply.class() == ReplyClass::Positive { "replayed" } else { "refused" })
+                .with_next_hop(replayed.next_hop.as_ref())
+                .with_reply(reply)
+                .plain("job", format_args!("{:016x}", replayed.job))
+                .with("actor", &replayed.actor)
+                .with("reason", &replayed.reason)
+        };
+        Self::together(replayed.results.iter().map(line).collect())
     }
 
     pub(crate) fn primary(event: &Event, at: Timestamp) -> Self {

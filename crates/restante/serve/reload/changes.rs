@@ -1,7 +1,8 @@
 //! What is other in a new configuration than in the one in force, in words. Compares; changes nothing.
 
-use crate::config::{Config, Limits, Route, duration_text, size_text};
+use crate::config::{Config, Limits, Route, duration_text, quota_text, size_text};
 use restante_envelope::DomainName;
+use restante_relay::Floor;
 use std::fmt::Display;
 
 /// `1 recipient`, `214 recipients`, `any recipient`
@@ -48,6 +49,10 @@ fn of_route(old: &Route, new: &Route) -> Vec<String> {
         }
     }
     changes.extend(recipients(old, new));
+    if old.quota != new.quota {
+        let text = |route: &Route| route.quota.map_or_else(|| "default".to_owned(), quota_text);
+        changes.push(format!("route {name}: quota {} -> {}", text(old), text(new)));
+    }
     changes
 }
 
@@ -69,11 +74,18 @@ fn number(route: &Route) -> String {
     route.recipients.as_ref().map_or_else(|| "any".to_owned(), |list| list.len().to_string())
 }
 
+fn floor(floor: Floor) -> String {
+    let percent = floor.percent.map(|percent| format!("{percent}%"));
+    let parts: Vec<String> = floor.bytes.map(size_text).into_iter().chain(percent).collect();
+    if parts.is_empty() { "default".to_owned() } else { parts.join(" or ") }
+}
+
 fn limits(old: &Limits, new: &Limits) -> Vec<String> {
     let one = |key: &str, old: String, new: String| (old != new).then(|| format!("{key}: {old} -> {new}"));
     [
         one("max_connections", old.max_connections.to_string(), new.max_connections.to_string()),
         one("per_client_connections", old.per_client_connections.to_string(), new.per_client_connections.to_string()),
+        one("min_free", floor(old.floor), floor(new.floor)),
         one("exempt", joined(&old.exempt), joined(&new.exempt)),
     ]
     .into_iter()

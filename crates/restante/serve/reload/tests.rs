@@ -3,6 +3,8 @@
 use super::*;
 use crate::cli::journal::testing;
 use crate::serve::journal::{self, Recorded};
+use crate::serve::reserve::Reserve;
+use restante_relay::Loads;
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -123,6 +125,7 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
         let config = config(dir.path(), TOML);
         let full_data = tempfile::tempdir().unwrap();
         let (full, offered) = Journal::full(testing::writer(full_data.path()));
+        let reserve = Arc::new(Reserve::in_directory(dir.path()));
         let parts = Parts {
             routes: watch::channel(table(&config.routes).unwrap()).0,
             limits: watch::channel(config.limits.clone()).0,
@@ -130,6 +133,7 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
             journal: full,
             metrics: Arc::default(),
             tls: Tls::new(None, dir.path(), "mx2.example.net").unwrap(),
+            space: Arc::new(Space::new(dir.path().to_owned(), Loads::default(), Rules::of(&config), reserve.clone())),
             stopping: watch::channel(false).1,
         };
         let hangups = crate::serve::shutdown::hangups().unwrap();
@@ -142,7 +146,8 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
         assert_eq!((reloading.unrecorded, offered.load(Ordering::Relaxed)), (Some(Refused::Full), 3));
         let (sender, mut facts) = mpsc::channel(8);
         let data = tempfile::tempdir().unwrap();
-        let (journal, thread) = journal::start(testing::writer(data.path()), sender).unwrap();
+        let (journal, thread) =
+            journal::start(testing::writer(data.path()), sender, Arc::new(Reserve::in_directory(data.path()))).unwrap();
         reloading.parts.journal = journal.clone();
         for _ in 0..2 {
             reloading.look().await;
