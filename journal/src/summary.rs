@@ -436,6 +436,17 @@ mod tests {
         proptest::collection::vec(gist, 0..40)
     }
 
+    #[test]
+    fn a_gist_of_an_unknown_kind_is_malformed_and_not_guessed() {
+        for (kind, is_known) in [(0, false), (OPERATED, true), (OTHER + 1, false), (u8::MAX, false)] {
+            let (mut put, mut routes) = (Put::default(), Routes::default());
+            let (id, at) = (TransactionId::from_bits(1), Timestamp::from_unix_ms(2));
+            put_gist(&mut put, &Gist::Operated { id, at, action: Action::Hold, recipients: vec![0] }, &mut routes);
+            put.0[0] = kind;
+            assert_eq!(take_gist(&mut Take(&put.0), &[]).is_ok(), is_known, "{kind}");
+        }
+    }
+
     const OF: Of = Of { journal: 1, number: 2, tag: 3, told: 4 };
 
     proptest! {

@@ -300,16 +300,20 @@ mod tests {
             hold: None,
         };
         let (timings, actor, reason) = (Timings::default(), String::new(), String::new());
+        let (by, why, position) = (String::new(), String::new(), Position { segment: 1, offset: 4096 });
+        let replayed =
+            Replayed { id: id(5), at, position, job: 1, actor: by, reason: why, next_hop: None, results: Vec::new() };
         let facts = [
             Fact::Accepted(accepted(1)),
             Fact::Attempted(Attempted { id: id(2), at, next_hop: None, timings, results: Vec::new() }),
             Fact::Operated(Operated { id: id(3), at, action: Action::Undo, recipients: Vec::new(), actor, reason }),
             Fact::Carried(Carried { accepted: accepted(4), recipients: Vec::new() }),
+            Fact::Replayed(replayed),
             Fact::Served(Served::default()),
         ];
         assert_eq!(
             facts.map(|fact| fact.transaction().map(TransactionId::to_bits)),
-            [Some(1), Some(2), Some(3), Some(4), None]
+            [Some(1), Some(2), Some(3), Some(4), Some(5), None]
         );
     }
 

@@ -7,6 +7,7 @@ use crate::header::file_name;
 use crate::storage::Storage as _;
 use crate::summary::{parse_summary_name, summary_name};
 use crate::{scrub, summarize, unsummarized};
+use restante_ledger::{Replayed, Served};
 
 /// A journal from which segments have left, with a large message carried, with all summaries.
 fn summed() -> SimStorage {
@@ -152,4 +153,30 @@ fn a_segment_that_lost_a_whole_batch_is_not_summed_up_and_its_summary_is_not_bla
     crate::remove_summary(&storage, 1).unwrap();
     assert_eq!(start(&storage, &mut ledger).unwrap().report.state(), State::Damaged);
     assert!(ledger.balance().quarantined > 0);
+}
+
+#[test]
+fn the_routes_of_the_last_daemon_are_known_and_a_replayed_message_stays_sent_though_their_segment_is_not_read() {
+    let storage = SimStorage::default();
+    let served = Served { hostname: "mx1.test".into(), ..Served::default() };
+    let mut writer = open(&storage).unwrap();
+    writer.stage(&message(b"m\r\n", 1), now()).unwrap();
+    let (id, position) = {
+        let receipt = writer.commit(now()).unwrap().receipts()[0];
+        (receipt.id(), receipt.position())
+    };
+    let (actor, reason, results) = ("a".to_owned(), "r".to_owned(), Vec::new());
+    let replayed = Fact::Replayed(Replayed { id, at: now(), position, job: 1, actor, reason, next_hop: None, results });
+    for record in
+        [sent(id), Prepared::fact(&replayed, Vec::new()), Prepared::fact(&Fact::Served(served.clone()), Vec::new())]
+    {
+        writer.stage(&record, now()).unwrap();
+    }
+    writer.commit(now()).unwrap();
+    writer.close().unwrap();
+    open(&storage).unwrap().close().unwrap();
+    assert!(summarize(&storage, 1).unwrap() && believes(&storage, 1));
+    let mut ledger = Ledger::new();
+    start(&storage, &mut ledger).unwrap();
+    assert_eq!((ledger.served(), ledger.balance().sent, ledger.balance().pending), (Some(&served), 1, 0));
 }
