@@ -3,7 +3,9 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a command talks to who runs it")]
 
 mod backlog;
+mod backup;
 mod bench;
+mod daemon;
 mod hot;
 mod machine;
 mod peers;
@@ -24,6 +26,7 @@ Tasks:
            first that breaks a rule
   backlog  Fill a journal with pending messages by SMTP, kill the daemon, and tell how long it takes to say 250 again, what
            memory it needs and how fast `recover` reads: `backlog [--messages N]` [default: 1000000, which are 2.5 GB]
+  backup   Take the same steady load in turns alone and beside a backup of the journal, and tell how long senders wait
 
 Options of bench:
   --peers            Run the benchmark of the peers as well: three rounds of refjournal, Postfix and the release
@@ -47,6 +50,7 @@ enum Task {
     Sim(Vec<String>),
     /// With so many messages.
     Backlog(u64),
+    Backup,
 }
 
 fn main() -> ExitCode {
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
         }
         Ok(Task::Bench { peers }) => bench::run(&root(), peers.as_deref()),
         Ok(Task::Backlog(messages)) => backlog::run(&root(), messages),
+        Ok(Task::Backup) => backup::run(&root()),
         Ok(Task::Sim(told)) => sim::run(&root(), &told),
         Err(wrong) => {
             eprintln!("xtask: {wrong}\nxtask: `cargo xtask --help` lists the tasks");
@@ -106,6 +111,7 @@ fn parse(arguments: &[String], root: &Path) -> Result<Task, String> {
         _ if wants_help => Ok(Task::Help),
         "bench" => Ok(Task::Bench { peers: wants_peers.then_some(directory) }),
         "backlog" => Ok(Task::Backlog(messages)),
+        "backup" => Ok(Task::Backup),
         other => Err(format!("there is no task `{other}`")),
     }
 }
@@ -140,6 +146,8 @@ mod tests {
         assert_eq!(parsed("backlog --messages 7"), Ok(Task::Backlog(7)));
         assert!(parsed("backlog --messages many").is_err_and(|why| why.contains("a number")));
         assert!(parsed("backlog --peers").is_err_and(|why| why.contains("`--peers`")));
+        assert_eq!(parsed("backup"), Ok(Task::Backup));
+        assert!(parsed("backup --messages 7").is_err_and(|why| why.contains("no option of backup")));
         assert!(parsed("bnech").is_err_and(|why| why.contains("`bnech`")));
     }
 
