@@ -91,18 +91,21 @@ fn many_at_once_do_not_find_the_same_room_on_a_route() {
     let (primary, other) = (Sink::closed(), Sink::closed());
     let mut daemon = two_routes(directory.path(), [primary.port, other.port], "", "quota = \"3MiB\"").start();
     // All are let in before the first content comes; those of 600 kB go to blobs.
-    let begun: Vec<_> = [600_000, 200_000]
-        .into_iter()
-        .flat_map(|size| (0..8).map(move |n| Message::new("at once", size as u64 + n, size)))
-        .map(|message| {
+    let messages = [600_000, 200_000].into_iter().flat_map(|size| (0..8).map(move |n| (n, size)));
+    let begun: Vec<(Client, Message)> = messages
+        .map(|(n, size)| {
             let mut client = Client::ehlo(daemon.smtp);
             for (command, code) in [("MAIL FROM:<a@example.net>", 250), ("RCPT TO:<x@a.test>", 250), ("DATA", 354)] {
                 assert_eq!(client.command(command).unwrap().code, code);
             }
-            std::thread::spawn(move || client.content(&message.content).unwrap().code)
+            (client, Message::new("at once", size as u64 + n, size))
         })
         .collect();
-    let codes: Vec<u16> = begun.into_iter().map(|client| client.join().unwrap()).collect();
+    let sending: Vec<_> = begun
+        .into_iter()
+        .map(|(mut client, message)| std::thread::spawn(move || client.content(&message.content).unwrap().code))
+        .collect();
+    let codes: Vec<u16> = sending.into_iter().map(|client| client.join().unwrap()).collect();
     assert!(codes.iter().all(|code| [250, 452].contains(code)) && codes.contains(&452), "{codes:?}");
     let held = daemon.ask(&["status"])[1]["bytes"].as_u64().unwrap();
     assert!(held <= 3 << 20, "{held} bytes are held: {codes:?}");

@@ -166,10 +166,6 @@ fn the_segment_that_is_written_to_is_never_called_sealed_and_a_lost_page_hides_n
     assert!(found.len() > 3 && found.iter().zip(1..).all(|(segment, number)| segment.number == number), "{found:?}");
     let (last, before) = found.split_last().unwrap();
     assert!(!last.is_sealed && before.iter().all(|segment| segment.is_sealed), "{found:?}");
-    assert!(
-        found
-            .iter()
-            .all(|segment| segment.bytes == storage.bytes(&file_name(segment.number)).len() as u64)
-    );
+    assert!(found.iter().all(|segment| segment.bytes == storage.bytes(&file_name(segment.number)).len() as u64));
     assert_eq!((found[0].created_at, found[1].created_at), (None, Some(now())));
 }
