@@ -62,6 +62,60 @@ fn a_route_over_its_quota_is_told_to_come_back_and_the_other_one_notices_nothing
     daemon.stop();
 }
 
+#[test]
+fn a_message_for_two_routes_is_put_off_for_the_full_one_alone() {
+    let directory = scratch();
+    let (primary, other) = (Sink::closed(), Sink::closed());
+    let mut daemon = two_routes(directory.path(), [primary.port, other.port], "", "quota = \"64KiB\"").start();
+    let big = |n| Message::new("both", n, 40_000);
+    assert_eq!(send(&daemon, &["x@a.test"], &big(1)).0, 250);
+    // Not full yet, but with this one it would be.
+    let mut client = Client::ehlo(daemon.smtp);
+    assert_eq!(client.command("MAIL FROM:<a@example.net> SIZE=40000").unwrap().code, 250);
+    let full = client.command("RCPT TO:<x@a.test>").unwrap();
+    assert!(full.code == 452 && full.text().contains("too much mail waits for this domain"), "{}", full.text());
+    assert_eq!(client.command("RCPT TO:<x@b.test>").unwrap().code, 250);
+    assert_eq!(client.command("DATA").unwrap().code, 354);
+    queued_id(&client.content(&big(2).content).unwrap());
+    // Who does not say how large it is finds room for a small one; at its end one answer goes for both.
+    assert_eq!(send(&daemon, &["x@a.test", "x@b.test"], &big(3)).0, 250);
+    assert_eq!(send(&daemon, &["x@a.test", "x@b.test"], &big(4)).0, 250, "for the other one");
+    let routes = daemon.ask(&["status"]);
+    assert_eq!((&routes[1]["pending"], &routes[2]["pending"]), (&2.into(), &3.into()), "{routes:?}");
+    daemon.stop();
+}
+
+#[test]
+fn many_at_once_do_not_find_the_same_room_on_a_route() {
+    let directory = scratch();
+    let (primary, other) = (Sink::closed(), Sink::closed());
+    let mut daemon = two_routes(directory.path(), [primary.port, other.port], "", "quota = \"3MiB\"").start();
+    // All are let in before the first content comes; those of 600 kB go to blobs.
+    let messages = [600_000, 200_000].into_iter().flat_map(|size| (0..8).map(move |n| (n, size)));
+    let begun: Vec<(Client, Message)> = messages
+        .map(|(n, size)| {
+            let mut client = Client::ehlo(daemon.smtp);
+            for (command, code) in [("MAIL FROM:<a@example.net>", 250), ("RCPT TO:<x@a.test>", 250), ("DATA", 354)] {
+                assert_eq!(client.command(command).unwrap().code, code);
+            }
+            (client, Message::new("at once", size as u64 + n, size))
+        })
+        .collect();
+    let sending: Vec<_> = begun
+        .into_iter()
+        .map(|(mut client, message)| std::thread::spawn(move || client.content(&message.content).unwrap().code))
+        .collect();
+    let codes: Vec<u16> = sending.into_iter().map(|client| client.join().unwrap()).collect();
+    assert!(codes.iter().all(|code| [250, 452].contains(code)) && codes.contains(&452), "{codes:?}");
+    let held = daemon.ask(&["status"])[1]["bytes"].as_u64().unwrap();
+    assert!(held <= 3 << 20, "{held} bytes are held: {codes:?}");
+    // Nothing is claimed any more by those that were refused.
+    eventually("room for what fits", || {
+        (send(&daemon, &["x@a.test"], &Message::new("fits", 1, 100_000)).0 == 250).then_some(())
+    });
+    daemon.stop();
+}
+
 mod needs_root {
     use super::*;
     use crate::harness::Small;
@@ -107,29 +161,47 @@ mod needs_root {
                     let (mut connection, mut promised) = (Client::ehlo(address), Vec::new());
                     for n in 0.. {
                         let message = Message::new("disk", client << 32 | n, 30_000);
-                        let reply = connection.send("a@example.net", &["box@example.test"], &message.content).unwrap();
+                        let to = if client & 1 == 0 { "box@example.test" } else { "later@example.test" };
+                        let reply = connection.send("a@example.net", &[to], &message.content).unwrap();
                         if reply.code == 452 {
                             return promised;
                         }
                         queued_id(&reply);
-                        promised.push(message.message_id);
+                        promised.push((to, message.message_id));
                     }
                     promised
                 })
             })
             .collect();
-        let mut promised: Vec<String> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+        let promised: Vec<(&str, String)> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
         assert!(promised.len() > 1_000, "{}", promised.len());
         let status = cli(&data, &["status"]).expect_code(10);
-        assert!(status.out.contains("NOT accepting mail"), "{}", status.out);
+        assert!(status.out.contains("NOT accepting mail: the disk has "), "{}", status.out);
         assert_eq!(daemon.get("/healthz").0, 503);
 
-        // Killed, and now others take what was left. A start finds not one byte.
+        // Others take what was left, to the last byte, beside the daemon. What an operator says and what is delivered is
+        // recorded all the same.
+        fill(directory.path());
+        let later = |verb: &str| {
+            let held = ["queue", verb, "--to", "later@example.test", "--reason", "the disk is full"];
+            cli(&data, &held).expect_code(0);
+        };
+        later("hold");
+        primary.open();
+        let pending =
+            || cli(&data, &["status", "--json"]).json()[1]["pending"].as_u64().and_then(|n| usize::try_from(n).ok());
+        let held = promised.len() - promised.iter().filter(|(to, _)| *to == "box@example.test").count();
+        eventually("the others gone", || (pending()? == held).then_some(()));
+        assert!(held > 100 && primary.count() == promised.len() - held, "{held} are held");
         daemon.kill9();
+        let account = cli(&data, &["verify", "--json"]).expect_code(0).account();
+        assert_eq!((&account["pending"], &account["sent"]), (&held.into(), &primary.count().into()), "{account}");
+
+        // A start finds not one byte, whatever a kill gave back.
         fill(directory.path());
         let mut daemon = Serve::new(&data, primary.port).start();
         assert_eq!(send(&daemon, &["box@example.test"], &Message::new("late", 1, 500)).0, 452);
-        primary.open();
+        later("release");
         daemon.wait_until_empty();
         let status = cli(&data, &["verify", "--json"]).expect_code(0).account();
         assert_eq!((&status["pending"], &status["sent"]), (&0.into(), &promised.len().into()), "{status}");
@@ -137,7 +209,7 @@ mod needs_root {
         fs::remove_file(directory.path().join("ballast")).unwrap();
         let late = Message::new("late", 2, 500);
         eventually("a 250 when there is room", || (send(&daemon, &["box@example.test"], &late).0 == 250).then_some(()));
-        promised.push(late.message_id);
+        let mut promised: Vec<String> = promised.into_iter().map(|(_, id)| id).chain([late.message_id]).collect();
         daemon.wait_until_empty();
         let mut came: Vec<String> = primary.received().into_iter().map(|received| received.message_id).collect();
         came.sort_unstable();

@@ -373,10 +373,7 @@ mod needs_root {
         assert_eq!(blobs(&data).1, [] as [PathBuf; 0], "the room is given back");
         // Who says beforehand how much it is hears so before it has sent it.
         let mail = client.command(&format!("MAIL FROM:<{FROM}> SIZE={}", 40 << 20)).unwrap();
-        assert_eq!(mail.code, 250);
-        client.command(&format!("RCPT TO:<{TO}>")).unwrap();
-        assert_eq!(client.command("DATA").unwrap().code, 452);
-        client.command("RSET").unwrap();
+        assert_eq!(mail.code, 452);
         queued_id(&client.send(FROM, &[TO], &small.content).unwrap());
         // What is left is small mail's: a body that would fit, and that nobody announced, gets none of it.
         let ballast = directory.path().join("ballast");

@@ -29,7 +29,7 @@ mod trace;
 mod verdict;
 
 pub use health::ConnectionTrouble;
-pub use load::Loads;
+pub use load::{Claim, Loads};
 pub use relay::{Action, Flush, Relay};
 pub use room::{Disk, Floor, Quota, Trend};
 pub use routes::{ATTEMPTS_AHEAD_DEFAULT, Admit, MAX_CONNECTIONS_DEFAULT, RouteError, RouteSettings, Routes};

@@ -40,10 +40,10 @@ fn number(object: &Value, key: &str) -> u64 {
 }
 
 fn node_in_words(node: &Value) -> String {
-    let accepting = if node.get("accepting").and_then(Value::as_bool) == Some(true) {
-        "accepting mail"
-    } else {
-        "NOT accepting mail: senders keep it and try again"
+    let accepting = match node.get("why_not").and_then(Value::as_str) {
+        _ if node.get("accepting").and_then(Value::as_bool) == Some(true) => "accepting mail".to_owned(),
+        Some(why) => format!("NOT accepting mail: {why}; senders keep it and try again"),
+        None => "NOT accepting mail: senders keep it and try again".to_owned(),
     };
     let free = super::words::bytes(number(node, "disk_free_bytes"));
     let mut line =
@@ -88,6 +88,18 @@ fn route_in_words(route: &Value) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn who_does_not_accept_mail_says_why() {
+        let node = |accepting, why| {
+            node_in_words(&json!({"hostname": "mx2", "accepting": accepting, "why_not": why,
+                "disk_free_bytes": 2048, "connections": 1, "disk_full_s": 7200}))
+        };
+        let rest = ", 1 connections, 2.0 KiB free, full in 2 h 0 min at this rate";
+        assert_eq!(node(true, None::<&str>), format!("mx2: accepting mail{rest}"));
+        let why = "NOT accepting mail: the disk is full; senders keep it and try again";
+        assert_eq!(node(false, Some("the disk is full")), format!("mx2: {why}{rest}"));
+    }
 
     #[test]
     fn a_route_says_why_it_waits_and_how_much() {

@@ -10,6 +10,7 @@ use super::relay::{Request, is_up};
 use super::session::Door;
 use super::space::Space;
 use super::{import, operate, reload, replay};
+use crate::cli::words;
 use crate::clock;
 use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
@@ -71,9 +72,25 @@ impl IntoResponse for Refusal {
 impl Admin {
     /// Whether mail can be accepted now.
     pub(crate) fn accepting(&self) -> bool {
-        // Without mail nobody tries the disk again: that there is room now is as good.
-        let full = (self.journal.is_full() && self.disk_free_bytes() < ROOM_AGAIN_BYTES) || !self.space.takes(0);
-        !self.journal.has_failed() && !full && !*self.stopping.borrow()
+        self.why_not_accepting().is_none()
+    }
+
+    /// Why mail cannot be accepted now, in words.
+    fn why_not_accepting(&self) -> Option<String> {
+        let free = self.disk_free_bytes();
+        if *self.stopping.borrow() {
+            Some("the daemon is stopping".to_owned())
+        } else if self.journal.has_failed() {
+            Some("the journal has failed".to_owned())
+        } else if self.journal.is_full() && free < ROOM_AGAIN_BYTES {
+            // Without mail nobody tries the disk again: that there is room now is as good.
+            Some(format!("the disk is full, {} are free", words::bytes(free)))
+        } else if !self.space.takes(0) {
+            let floor = words::bytes(self.space.floor_bytes());
+            Some(format!("the disk has {} free, and mail leaves {floor} of it free", words::bytes(free)))
+        } else {
+            None
+        }
     }
 
     /// Whether an attempt is under way.
@@ -115,21 +132,22 @@ pub(crate) fn router(admin: Arc<Admin>, needs_token: bool) -> Router {
         .with_state(Desk { admin, needs_token })
 }
 
-async fn healthz(State(desk): State<Desk>) -> (StatusCode, &'static str) {
-    if desk.admin.accepting() {
-        (StatusCode::OK, "accepting mail\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not accepting mail\n")
+async fn healthz(State(desk): State<Desk>) -> (StatusCode, String) {
+    match desk.admin.why_not_accepting() {
+        None => (StatusCode::OK, "accepting mail\n".to_owned()),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not accepting mail: {why}\n")),
     }
 }
 
 async fn metrics(State(desk): State<Desk>) -> Result<Response, Refusal> {
     let admin = &desk.admin;
     let routes = admin.ask(Request::Routes).await?;
+    let space = admin.space.clone();
     let room = Room {
         free_bytes: admin.disk_free_bytes(),
         floor_bytes: admin.space.floor_bytes(),
         gone_in: admin.space.gone_in(),
+        journal: tokio::task::spawn_blocking(move || space.journal()).await.unwrap_or_default(),
         quotas: routes.iter().map(|route| admin.space.quota_bytes(&route.name)).collect(),
     };
     let page = admin.metrics.render(&routes, admin.accepting(), &room);
@@ -140,7 +158,8 @@ async fn status(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {
     let admin = &desk.admin;
     let routes = admin.ask(Request::Routes).await?;
     let now = clock::now();
-    let node = json!({"type": "node", "hostname": admin.hostname, "accepting": admin.accepting(),
+    let why_not = admin.why_not_accepting();
+    let node = json!({"type": "node", "hostname": admin.hostname, "accepting": why_not.is_none(), "why_not": why_not,
         "disk_free_bytes": admin.disk_free_bytes(), "min_free_bytes": admin.space.floor_bytes(),
         "disk_full_s": admin.space.gone_in().map(|left| left.as_secs()), "connections": admin.metrics.connections(),
         "journal_damage": admin.metrics.damaged_places(), "retain_s": admin.retain.as_secs()});

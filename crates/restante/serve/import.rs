@@ -166,6 +166,7 @@ async fn one(admin: Arc<Admin>, mut body: Body, is_dry: bool) -> Result<Value, R
     let stopping = || Refusal(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping".into());
     let door = &admin.door.upgrade().ok_or_else(stopping)?;
     let mut visitor = Visitor::new(door, OURSELVES, clock::entropy());
+    visitor.declare(letter.bytes);
     let mut sorted = sort(&admin, &letter, &mut visitor, is_dry).await?;
     let taken: Vec<Name> = sorted.taken.iter().map(|to| name(&letter.key, to)).collect();
     let outcome = match sorted.taken.is_empty() {

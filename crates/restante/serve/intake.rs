@@ -13,7 +13,7 @@ use crate::clock;
 use restante_envelope::{Envelope, ForwardPath, RouteName, Trace};
 use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, is_full, remove_blob};
 use restante_ledger::{Accepted, Fact};
-use restante_relay::{Admit, hold_for_loop};
+use restante_relay::{Admit, Claim, hold_for_loop};
 use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
 use std::io;
 use std::net::SocketAddr;
@@ -34,6 +34,8 @@ pub(super) struct Visitor<'a> {
     door: &'a Arc<Door>,
     client: SocketAddr,
     number: u64,
+    /// Of the message at hand, as MAIL has it.
+    declared_bytes: u64,
     envelope: Option<Envelope>,
     /// Why the message is frozen, whatever is in it.
     hold: Option<String>,
@@ -49,6 +51,8 @@ struct Content {
     memory: Share,
     /// All that has come.
     bytes: u64,
+    /// Of the routes' room, for as much.
+    claim: Option<Claim>,
     /// It goes to a blob.
     large: bool,
     blob: Option<BlobWriter<DirStorage>>,
@@ -74,12 +78,26 @@ struct Ending {
 
 impl<'a> Visitor<'a> {
     pub(super) fn new(door: &'a Arc<Door>, client: SocketAddr, number: u64) -> Self {
-        Self { door, client, number, envelope: None, hold: None, content: Content::default(), commit: None }
+        Self {
+            door,
+            client,
+            number,
+            declared_bytes: 0,
+            envelope: None,
+            hold: None,
+            content: Content::default(),
+            commit: None,
+        }
     }
 
     /// Has the next message frozen: it comes from where it was.
     pub(super) fn hold(&mut self, why: Option<String>) {
         self.hold = why;
+    }
+
+    /// Says how large the next message will be: for each recipient is asked whether its route has room for that.
+    pub(super) fn declare(&mut self, bytes: u64) {
+        self.declared_bytes = bytes;
     }
 
     pub(super) fn log(&self, line: Line) {
@@ -127,12 +145,13 @@ impl<'a> Visitor<'a> {
         if let Some(refused) = content.trouble {
             return Err(refused);
         }
+        let claim = content.claim;
         let Some(writer) = content.blob else { return Err(Refused::Failed) };
         let blob = self.on_disk(move || writer.finish()).await?;
         let name = blob.name();
         let Ending { envelope, trace, hold } = ending;
         let record = Prepared::accepted_in_blob(&envelope, &trace, &blob, hold.as_deref());
-        let outcome = match self.offer(record, envelope, trace, blob.bytes(), hold, Share::default()) {
+        let outcome = match self.offer(record, envelope, trace, blob.bytes(), hold, (Share::default(), claim)) {
             Ok(receiver) => receiver.await.unwrap_or(Err(Refused::Failed)),
             Err(refused) => Err(refused),
         };
@@ -152,16 +171,19 @@ impl<'a> Visitor<'a> {
         trace: Trace,
         content_len: u64,
         hold: Option<String>,
-        memory: Share,
+        (memory, claim): (Share, Option<Claim>),
     ) -> Result<oneshot::Receiver<Result<Receipt, Refused>>, Refused> {
         let accepted = Accepted { id: NOT_YET, envelope, trace, content_len, hold };
         let (answer, receiver) = oneshot::channel();
-        let entry = Entry { record, fact: Fact::Accepted(accepted), about: None, answer: Some(answer), memory };
+        let entry = Entry { record, fact: Fact::Accepted(accepted), about: None, answer: Some(answer), memory, claim };
         self.door.journal.offer(entry).map(|()| receiver)
     }
 
     /// Appends what is buffered to the blob, which is made if there is none yet.
     async fn write_out(&mut self) {
+        if self.content.trouble.is_none() && self.overruns() {
+            self.content.trouble = Some(Refused::Full);
+        }
         let Content { buffer, blob, trouble, .. } = &mut self.content;
         if trouble.is_some() {
             return;
@@ -189,6 +211,22 @@ impl<'a> Visitor<'a> {
             }
             Err(refused) => self.content.trouble = Some(refused),
         }
+    }
+
+    /// Whether the disk has room for what is to come.
+    fn has_room(&self) -> bool {
+        let (space, bytes) = (&self.door.space, self.declared_bytes);
+        if bytes > INLINE_BYTES_MAX as u64 { space.takes_large(bytes) } else { space.takes(bytes) }
+    }
+
+    /// Claims what has come, and says whether that is too much. A message that one of its routes has room for is taken: at this
+    /// point one answer goes for all recipients, and the mail of one route must not be refused for another's. How much more
+    /// than its quota a route so gets, the quota of the other one bounds.
+    fn overruns(&mut self) -> bool {
+        let (Some(envelope), content) = (&self.envelope, &mut self.content) else { return false };
+        let routes = routes_of(envelope);
+        content.claim.get_or_insert_with(|| self.door.space.claim(routes.iter().copied())).cover(content.bytes);
+        routes.into_iter().all(|route| self.door.space.has_overrun(route))
     }
 
     /// Does what may block, in its turn. Trouble with a blob concerns its message alone, trouble with the directory all.
@@ -248,18 +286,24 @@ async fn turn(turns: &Arc<Semaphore>, mut stopping: watch::Receiver<bool>) -> Re
     }
 }
 
-/// Whether so many bytes more are too many for a route that it takes.
-fn is_over_quota(door: &Door, envelope: &Envelope, bytes: u64) -> bool {
+fn routes_of(envelope: &Envelope) -> Vec<&RouteName> {
     let mut routes: Vec<&RouteName> = envelope.recipients.iter().map(|recipient| &recipient.route).collect();
+    routes.sort();
     routes.dedup();
-    routes.into_iter().any(|route| door.space.is_over(route, bytes))
+    routes
 }
 
 impl Host for Visitor<'_> {
+    fn mail(&mut self, declared_bytes: u64) -> Result<(), Trouble> {
+        self.declare(declared_bytes);
+        if self.has_room() { Ok(()) } else { Err(Trouble::Storage) }
+    }
+
+    /// Here, where each recipient has an answer of its own, and not at the end, is who is full told from who is not.
     fn admit(&mut self, path: &ForwardPath) -> Admission {
         let admit = self.door.routes.borrow().admit(path);
         match admit {
-            Admit::Accept(route) if self.door.space.is_over(&route, 0) => Admission::Full,
+            Admit::Accept(route) if self.door.space.is_over(&route, self.declared_bytes) => Admission::Full,
             Admit::Accept(route) => Admission::Accept(route),
             Admit::NotOurs => Admission::NotOurs,
             Admit::UnknownRecipient => Admission::UnknownRecipient,
@@ -271,12 +315,11 @@ impl Host for Visitor<'_> {
         if self.door.journal.has_failed() {
             return Err(Trouble::Local);
         }
-        let large = declared_bytes > INLINE_BYTES_MAX as u64;
-        let space = &self.door.space;
-        let has_room = if large { space.takes_large(declared_bytes) } else { space.takes(declared_bytes) };
-        if !has_room || is_over_quota(self.door, envelope, declared_bytes) {
+        // Again, for it may have been a while since MAIL.
+        if !self.has_room() {
             return Err(Trouble::Storage);
         }
+        let large = declared_bytes > INLINE_BYTES_MAX as u64;
         self.envelope = Some(envelope.clone());
         // Not touched before it is filled, and accounted for as soon as something is in it.
         let expected = if large { 0 } else { usize::try_from(declared_bytes).unwrap_or(0) };
@@ -296,23 +339,27 @@ impl Host for Visitor<'_> {
     }
 
     fn end(&mut self, end: EndOfData) {
+        let overruns = self.overruns();
         let Some(envelope) = self.envelope.take() else { return };
         let hold = hold_for_loop(end.own_hops).or(self.hold.take());
         let content = &mut self.content;
         self.commit = Some(match content.trouble {
             Some(refused) => Commit::Refused(refused),
-            None if is_over_quota(self.door, &envelope, content.bytes) => Commit::Refused(Refused::Full),
+            None if overruns => Commit::Refused(Refused::Full),
             // What is large has asked for its room piece by piece.
-            None if !content.large && !self.door.space.takes(content.bytes) => Commit::Refused(Refused::Full),
+            None if !content.large && !self.door.space.takes_beside_others(content.bytes) => {
+                Commit::Refused(Refused::Full)
+            }
             // The very last piece may make it large, too.
             None if content.large || content.buffer.len() > INLINE_BYTES_MAX => {
                 Commit::Large(Box::new(Ending { envelope, trace: end.trace, hold }))
             }
             None => {
-                let Content { buffer, memory, .. } = std::mem::take(content);
+                let Content { buffer, memory, mut claim, .. } = std::mem::take(content);
+                claim.iter_mut().for_each(Claim::is_unwritten);
                 let content_len = buffer.len() as u64;
                 let record = Prepared::accepted(&envelope, &end.trace, buffer, hold.as_deref());
-                match self.offer(record, envelope, end.trace, content_len, hold, memory) {
+                match self.offer(record, envelope, end.trace, content_len, hold, (memory, claim)) {
                     Ok(receiver) => Commit::Offered(receiver),
                     Err(refused) => Commit::Refused(refused),
                 }

@@ -12,7 +12,7 @@
 use super::reserve::Reserve;
 use crate::clock;
 use restante_envelope::TransactionId;
-use restante_journal::{CommitError, DirStorage, Receipt, Writer};
+use restante_journal::{CommitError, DirStorage, Durable, Receipt, Writer};
 use restante_ledger::{Base, Fact};
 use std::collections::VecDeque;
 use std::pin::pin;
@@ -31,6 +31,9 @@ const ALONE: u8 = 4;
 /// A sync that takes longer is the thread's, until the disk is fast again: a worker that waits for it does not serve others.
 /// Solid-state disks stay under it, those that turn do not.
 const LEAD_SYNC_MAX: Duration = Duration::from_millis(4);
+/// Of messages that are to leave an old segment, so much in one batch may be written again with the room kept for settlements:
+/// the segment gives more back. More of them would take that room and still not fit.
+const CARRIED_WHEN_FULL_BYTES: u64 = 1 << 20;
 /// After this long without work the last batch is proven by an empty mark.
 const QUIET: Duration = Duration::from_secs(1);
 
@@ -398,7 +401,11 @@ impl Held<'_> {
         let (Some(pen), Some(Turn { task, answer })) = (&mut self.pen, turn) else { return };
         let is_unproven = matches!(task, Task::Turn(_));
         let turned = match task {
-            Task::Turn(base) => pen.writer.turn(base, clock::now()),
+            // When it is done, segments go: what it costs comes back many times.
+            Task::Turn(Some(base)) => {
+                self.shared.reserve.or_with_it(is_full, || pen.writer.turn(Some(base), clock::now()))
+            }
+            Task::Turn(None) => pen.writer.turn(None, clock::now()),
             Task::Look => pen.writer.check_segment(),
         };
         let told = match &turned {
@@ -461,6 +468,10 @@ impl Held<'_> {
     }
 }
 
+fn is_full(error: &CommitError) -> bool {
+    matches!(error, CommitError::Full(_))
+}
+
 impl Pen {
     /// Everything that was taken, as far as one batch takes it.
     fn one_batch(&mut self, shared: &Shared) -> Result<(), CommitError> {
@@ -488,9 +499,13 @@ impl Pen {
 
     /// On a full disk: new mail is refused, and what settles pending mail is tried again by itself. Room is kept for it.
     fn without_new_mail(&mut self, shared: &Shared) -> Result<(), CommitError> {
-        let (mail, rest): (Vec<Entry>, Vec<Entry>) =
-            self.batch.drain(..).partition(|entry| matches!(entry.fact, Fact::Accepted(_)));
-        let mixed = !mail.is_empty();
+        let carried: u64 = self.batch.iter().map(Entry::carried_bytes).sum();
+        let is_like_mail = |entry: &Entry| match entry.fact {
+            Fact::Accepted(_) => true,
+            Fact::Carried(_) => carried > CARRIED_WHEN_FULL_BYTES,
+            _ => false,
+        };
+        let (mail, rest): (Vec<Entry>, Vec<Entry>) = self.batch.drain(..).partition(is_like_mail);
         self.batch = mail;
         self.refuse(Refused::Full);
         self.batch = rest;
@@ -498,27 +513,25 @@ impl Pen {
             return Ok(());
         }
         // What mail took with it gets another chance without it, and then with all the room there is.
-        if (mixed && self.again(shared)?) || (shared.reserve.give_back() && self.again(shared)?) {
-            return self.check();
-        }
-        shared.stuck.store(true, Ordering::Relaxed);
-        self.refuse(Refused::Full);
-        Ok(())
-    }
-
-    /// Tries the batch once more; false if there is no room for it.
-    fn again(&mut self, shared: &Shared) -> Result<bool, CommitError> {
-        let now = clock::now();
-        let staged = self.batch.iter().try_for_each(|entry| self.writer.stage(&entry.record, now));
-        match staged.and_then(|()| self.writer.commit(now)) {
+        match shared.reserve.or_with_it(is_full, || self.again()) {
             Ok(durable) => {
                 shared.stuck.store(false, Ordering::Relaxed);
                 self.tell(durable.receipts());
-                Ok(true)
+                self.check()
             }
-            Err(CommitError::Full(_)) => Ok(false),
+            Err(CommitError::Full(_)) => {
+                shared.stuck.store(true, Ordering::Relaxed);
+                self.refuse(Refused::Full);
+                Ok(())
+            }
             Err(error) => Err(error),
         }
+    }
+
+    fn again(&mut self) -> Result<Durable, CommitError> {
+        let now = clock::now();
+        self.batch.iter().try_for_each(|entry| self.writer.stage(&entry.record, now))?;
+        self.writer.commit(now)
     }
 
     /// The batch is durable; the writer may have met its end in making the next segment.
@@ -538,7 +551,12 @@ impl Pen {
                 accepted.id = receipt.id();
             }
             answers.extend(entry.answer.map(|answer| (answer, *receipt)));
-            recorded.push(Recorded { position: receipt.position(), fact: entry.fact, about: entry.about });
+            recorded.push(Recorded {
+                position: receipt.position(),
+                fact: entry.fact,
+                about: entry.about,
+                claim: entry.claim,
+            });
         }
         // The relay is gone only when the process ends; the facts are on disk. A worker of the runtime, which must not
         // block, writes only if there is room.

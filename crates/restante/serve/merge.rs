@@ -116,7 +116,7 @@ async fn some(admin: &Arc<Admin>, read: &Arc<Read>, ids: &[TransactionId], merge
     let mut answers = Vec::new();
     for (record, fact) in records.into_iter().chain(settled) {
         let (answer, outcome) = oneshot::channel();
-        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() };
+        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None };
         admin.journal.submit(entry).await.map_err(refused)?;
         answers.push(outcome);
     }

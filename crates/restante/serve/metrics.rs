@@ -1,5 +1,6 @@
 //! Counters, and the Prometheus page. No address ever becomes a label; every series exists from the start.
 
+use super::space::OnDisk;
 use restante_envelope::RouteName;
 use restante_ledger::{Action, Fact, Outcome};
 use restante_relay::RouteStatus;
@@ -191,6 +192,10 @@ impl Metrics {
         let help = "Until the floor is reached at the rate of the last hour or day, the faster; +Inf if it is not getting less.";
         page.head("restante_filesystem_full_seconds", "gauge", help);
         page.number("restante_filesystem_full_seconds", room.gone_in.map(|left| left.as_secs()));
+        page.head("restante_journal_bytes", "gauge", "What the journal takes on the disk, large messages included.");
+        page.line("restante_journal_bytes", room.journal.bytes);
+        page.head("restante_journal_segments", "gauge", "Segments of the journal.");
+        page.line("restante_journal_segments", room.journal.segments);
         page.head("restante_route_quota_bytes", "gauge", "What a route may hold; +Inf without a limit.");
         for (route, quota) in routes.iter().zip(&room.quotas) {
             page.number(&format!("restante_route_quota_bytes{{route=\"{}\"}}", route.name), *quota);
@@ -268,6 +273,7 @@ pub(crate) struct Room {
     pub(crate) free_bytes: u64,
     pub(crate) floor_bytes: u64,
     pub(crate) gone_in: Option<Duration>,
+    pub(crate) journal: OnDisk,
     /// Of each route; none without a limit.
     pub(crate) quotas: Vec<Option<u64>>,
 }

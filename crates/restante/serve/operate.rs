@@ -269,7 +269,14 @@ async fn operate_all(admin: &Admin, chosen: &[Chosen], order: &Order) -> Result<
         });
         let (answer, outcome) = oneshot::channel();
         let record = Prepared::fact(&fact, Vec::new());
-        let entry = Entry { record, fact, about: about.map(Arc::new), answer: Some(answer), memory: Share::default() };
+        let entry = Entry {
+            record,
+            fact,
+            about: about.map(Arc::new),
+            answer: Some(answer),
+            memory: Share::default(),
+            claim: None,
+        };
         if admin.journal.submit(entry).await.is_err() {
             break;
         }

@@ -202,8 +202,10 @@ impl RelayTask {
     fn take_facts(&mut self, batch: Vec<Recorded>) {
         let now = clock::now();
         let (mut told, mut lines) = (Vec::with_capacity(batch.len()), Vec::new());
-        for Recorded { position, fact, about } in batch {
+        for Recorded { position, fact, about, claim } in batch {
             self.relay.apply(position, &fact, now);
+            // Counted now.
+            drop(claim);
             self.newest.take(position, &fact, now);
             if let Fact::Operated(operated) = &fact
                 && !matches!(operated.action, Operation::Release | Operation::Undo)

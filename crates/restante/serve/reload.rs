@@ -199,7 +199,9 @@ impl Reloading {
 async fn record(journal: &Journal, fact: Fact) -> Result<(), Refused> {
     let record = Prepared::fact(&fact, Vec::new());
     let (answer, outcome) = oneshot::channel();
-    journal.submit(Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() }).await?;
+    journal
+        .submit(Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None })
+        .await?;
     outcome.await.unwrap_or(Err(Refused::Failed)).map(drop)
 }
 

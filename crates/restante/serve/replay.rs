@@ -90,7 +90,7 @@ async fn record(admin: &Admin, replayed: Replayed, about: Option<Arc<Accepted>>)
     let fact = Fact::Replayed(replayed);
     let (answer, outcome) = oneshot::channel();
     let record = Prepared::fact(&fact, Vec::new());
-    let entry = Entry { record, fact, about, answer: Some(answer), memory: Share::default() };
+    let entry = Entry { record, fact, about, answer: Some(answer), memory: Share::default(), claim: None };
     let refused = |why| format!("the journal does not take it ({why:?})");
     admin.journal.submit(entry).await.map_err(refused)?;
     let receipt = outcome.await.map_err(|_| "the journal has ended".to_owned())?.map_err(refused)?;

@@ -197,7 +197,8 @@ impl Keeper {
             let blob = record.blob();
             let (answer, outcome) = oneshot::channel();
             let fact = Fact::Carried(carried);
-            let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() };
+            let entry =
+                Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None };
             self.journal.submit(entry).await.map_err(refused)?;
             waiting.push((outcome, blob));
             bytes += content_len;
@@ -221,7 +222,7 @@ impl Keeper {
     async fn record(&self, fact: Fact) -> anyhow::Result<()> {
         let record = Prepared::fact(&fact, Vec::new());
         let (answer, outcome) = oneshot::channel();
-        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() };
+        let entry = Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None };
         self.journal.submit(entry).await.map_err(refused)?;
         outcome.await?.map(drop).map_err(refused)
     }

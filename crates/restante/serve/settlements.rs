@@ -115,7 +115,7 @@ impl Settlements {
         let record = Prepared::fact(&fact, Vec::new());
         let (answer, outcome) = oneshot::channel();
         let (kept, told) = (fact.clone(), about.clone());
-        let entry = Entry { record, fact, about, answer: Some(answer), memory: Share::default() };
+        let entry = Entry { record, fact, about, answer: Some(answer), memory: Share::default(), claim: None };
         if self.journal.submit(entry).await.is_ok() {
             let mut open = self.open();
             open.sweep();

@@ -8,7 +8,7 @@ use super::reserve::Reserve;
 use crate::clock;
 use crate::config::{Config, size_text};
 use restante_envelope::RouteName;
-use restante_relay::{Disk, Floor, Loads, Quota, Trend};
+use restante_relay::{Claim, Disk, Floor, Loads, Quota, Trend};
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -40,6 +40,13 @@ impl Rules {
             otherwise: Quota::default_of(config.routes.len()),
         }
     }
+}
+
+/// What the journal takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct OnDisk {
+    pub(crate) segments: u64,
+    pub(crate) bytes: u64,
 }
 
 /// The file system under the journal.
@@ -97,6 +104,11 @@ impl Space {
         takes
     }
 
+    /// As [`Self::takes`], for a message that waits in memory for the journal: what waits there with it will be written, too.
+    pub(crate) fn takes_beside_others(&self, bytes: u64) -> bool {
+        self.takes(bytes.saturating_add(self.loads.unwritten_bytes()))
+    }
+
     /// As [`Self::takes`], for a large message, which leaves some more: small mail, segments, index and log need it.
     pub(crate) fn takes_large(&self, bytes: u64) -> bool {
         let left = self.disk().map_or(0, |disk| LEFT_BYTES.min(disk.bytes / LEFT_PART));
@@ -120,6 +132,17 @@ impl Space {
         self.quota_bytes(route).is_some_and(|limit| held.saturating_add(bytes.max(MESSAGE_BYTES_LEAST)) > limit)
     }
 
+    /// Room for a message on its way to these routes.
+    pub(crate) fn claim<'r>(&self, routes: impl IntoIterator<Item = &'r RouteName>) -> Claim {
+        self.loads.claim(routes)
+    }
+
+    /// Whether this route holds too much, claims included.
+    pub(crate) fn has_overrun(&self, route: &RouteName) -> bool {
+        let held = self.loads.bytes(route);
+        self.quota_bytes(route).is_some_and(|limit| held > limit)
+    }
+
     /// To be told about once a minute: how fast it fills shows over time.
     pub(crate) fn look(&self) {
         if let Some(disk) = self.disk() {
@@ -128,6 +151,22 @@ impl Space {
         }
         // Without mail nobody else sees that there is room again.
         self.takes(0);
+    }
+
+    /// What the journal takes: reads two directories, so it may block. What cannot be read counts as nothing.
+    pub(crate) fn journal(&self) -> OnDisk {
+        let mut found = OnDisk::default();
+        for directory in [self.directory.clone(), self.directory.join("blob")] {
+            for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+                let (name, metadata) = (entry.file_name(), entry.metadata());
+                let is_segment = name.to_str().is_some_and(|name| name.starts_with("seg-") && name.ends_with(".rj"));
+                if is_segment || directory != self.directory {
+                    found.segments += u64::from(is_segment);
+                    found.bytes += metadata.map_or(0, |metadata| metadata.len());
+                }
+            }
+        }
+        found
     }
 
     fn trend(&self) -> std::sync::MutexGuard<'_, Trend> {

@@ -167,7 +167,7 @@ impl Session {
         declared_bytes: u64,
         host: &mut impl Host,
     ) -> State {
-        match envelope {
+        match envelope.and_then(|envelope| host.mail(declared_bytes).map(|()| envelope).map_err(Say::Trouble)) {
             Ok(envelope) => {
                 self.counts.mail = self.counts.mail.saturating_add(1);
                 self.say(Say::SenderOk);

@@ -49,6 +49,11 @@ impl Settings {
 ///
 /// A `begin` that returned `Ok` is followed by chunks and then by exactly one `end` or one `abort`.
 pub trait Host {
+    /// MAIL was given, and is well-formed. An `Err` is said instead of its 250: who learns early that there is no room sends
+    /// nothing in vain. `declared_bytes` as in `begin`; it is for the recipients that follow, too.
+    fn mail(&mut self, _declared_bytes: u64) -> Result<(), Trouble> {
+        Ok(())
+    }
     /// Is this recipient ours? A pure decision. Address literals and the bare `postmaster` are asked about as well.
     fn admit(&mut self, path: &ForwardPath) -> Admission;
     /// DATA was given, the 354 is not out yet. An `Err` is said instead of it, and no `abort` follows.
@@ -80,7 +85,7 @@ pub enum Admission {
     UnknownRecipient,
     /// Its local part asks the primary to relay elsewhere: 550 5.7.1.
     SenderSpecifiedRoute,
-    /// Yes, but too much mail waits for it already: 452 4.3.1.
+    /// Yes, but too much mail waits for its route already, or would with this message: 452 4.3.1.
     Full,
 }
 

@@ -3,6 +3,7 @@
 use super::super::memory::Share;
 use restante_journal::{Prepared, Receipt};
 use restante_ledger::{Accepted, Fact, Position};
+use restante_relay::Claim;
 use restante_smtp::{Resolution, Trouble};
 use std::sync::Arc;
 use tokio::sync::oneshot;
@@ -20,6 +21,18 @@ pub(crate) struct Entry {
     /// The share of the memory budget that it holds, given back when the entry is dropped.
     #[expect(dead_code, reason = "held, not read")]
     pub(crate) memory: Share,
+    /// Of new mail: what it takes of its routes' room, until the relay counts it.
+    pub(crate) claim: Option<Claim>,
+}
+
+impl Entry {
+    /// Content that stands in the record of a message that is carried.
+    pub(crate) fn carried_bytes(&self) -> u64 {
+        match &self.fact {
+            Fact::Carried(carried) if self.record.blob().is_none() => carried.accepted.content_len,
+            _ => 0,
+        }
+    }
 }
 
 /// Why a record is not durable.
@@ -60,4 +73,5 @@ pub(crate) struct Recorded {
     pub(crate) position: Position,
     pub(crate) fact: Fact,
     pub(crate) about: Option<Arc<Accepted>>,
+    pub(crate) claim: Option<Claim>,
 }

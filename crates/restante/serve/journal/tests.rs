@@ -61,14 +61,14 @@ fn entry() -> (Entry, Answer) {
     };
     let (answer, receiver) = oneshot::channel();
     let fact = Fact::Accepted(Accepted { id: NOT_YET, ..ledger_fact });
-    (Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() }, receiver)
+    (Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None }, receiver)
 }
 
 /// The same message again.
 fn copy(of: &Entry) -> (Entry, Answer) {
     let (answer, receiver) = oneshot::channel();
     let (record, fact) = (of.record.clone(), of.fact.clone());
-    (Entry { record, fact, about: None, answer: Some(answer), memory: Share::default() }, receiver)
+    (Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None }, receiver)
 }
 
 /// Takes the pen as soon as the thread has put it back.

@@ -91,6 +91,7 @@ impl Stage {
                 self.session.resolve(Resolution::Stored(id), self.now);
             }
             ["failed", trouble] => self.session.resolve(Resolution::Failed(self::trouble(trouble)), self.now),
+            ["mail", trouble] => self.host.mail_fails = Some(self::trouble(trouble)),
             ["begin", trouble] => self.host.begin_fails = Some(self::trouble(trouble)),
             ["chunk", trouble] => self.host.chunk_fails = Some(self::trouble(trouble)),
             ["wait", seconds] => {

@@ -15,11 +15,16 @@ pub(crate) struct Recorder {
     pub(crate) log: VecDeque<String>,
     pub(crate) content: Vec<u8>,
     pub(crate) open: bool,
+    pub(crate) mail_fails: Option<Trouble>,
     pub(crate) begin_fails: Option<Trouble>,
     pub(crate) chunk_fails: Option<Trouble>,
 }
 
 impl Host for Recorder {
+    fn mail(&mut self, _declared_bytes: u64) -> Result<(), Trouble> {
+        self.mail_fails.take().map_or(Ok(()), Err)
+    }
+
     /// As a relay decides: `ours.test` and `second.test`, where nobody has no mailbox.
     fn admit(&mut self, path: &ForwardPath) -> Admission {
         let route = match path.domain().map(str::to_ascii_lowercase).as_deref() {
