@@ -4,6 +4,7 @@
 use crate::harness::client::sha256;
 use crate::harness::{Client, Daemon, Finished, Message, Received, Serve, Sink, cli, eventually, queued_id};
 use crate::harness::{restante, scratch};
+use crate::retention::{blobs, config, first_segment};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -360,4 +361,58 @@ fn a_slip_is_refused_and_a_range_that_moves_is_not_begun() {
     daemon.stop();
     replay("--since 2030-01-01 --dry-run").expect_code(4);
     replay("--id 7ZZZZZZZZZZZZZZZZZZZZZZZZZ --reason x").expect_code(4);
+}
+
+#[test]
+fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_and_what_has_left_is_said() {
+    let directory = scratch();
+    let data = directory.path().join("data");
+    let primary = Sink::opened();
+    primary.answer("stuck@example.test", "450 4.2.1 not now");
+    let mut daemon = Serve::by_file(&data, &config(directory.path(), "0", primary.port)).start();
+    let both = [Message::new("both", 1, 500), Message::new("both", 2, 400 << 10)];
+    let mut client = Client::ehlo(daemon.smtp);
+    for message in &both {
+        let to = ["stuck@example.test", "box@example.test"];
+        queued_id(&client.send("a@example.net", &to, &message.content).unwrap());
+    }
+    primary.wait_for(2);
+    let first = first_segment(&data);
+    queued_id(&client.send("a@example.net", &["gone@example.test"], &Message::new("gone", 3, 3_000).content).unwrap());
+    primary.wait_for(3);
+    eventually("the first segment has left", || (first_segment(&data) != first && blobs(&data) == 1).then_some(()));
+    let replay = |more: &[&str]| cli(&data, &[&["replay", "--since", "2020-01-01", "--json"], more].concat());
+    let would = replay(&["--dry-run"]).expect_code(0).account();
+    assert_eq!(numbers(&would), [2, 2, 0, 0, 2], "{would}");
+    assert!(would["journal_begins_at"].is_string(), "who asks for 2020 is told that it is not all: {would}");
+    let until = mark();
+    let done = replay(&["--until", &until, "--reason", "x"]).expect_code(0).account();
+    assert_eq!(numbers(&done), [2, 2, 2, 0, 0], "{done}");
+    let came = primary.received().split_off(3);
+    let digests: Vec<&str> = came.iter().map(|received| received.sha256.as_str()).collect();
+    assert_eq!(digests, both.each_ref().map(|message| sha256(&message.content)));
+    assert!(came.iter().all(|received| received.to == ["box@example.test"]), "{came:?}");
+    daemon.stop();
+}
+
+#[test]
+fn two_replays_that_take_turns_would_send_twice_what_both_were_asked_for() {
+    let (story, mut daemon) = Story::begin();
+    let id = |n: usize| story.sent[n].0.as_str();
+    story.primary.answer("box1@example.test", "451 4.2.1 busy");
+    // One message a second, the first of which is put off; in between comes another.
+    let mut command = restante();
+    command.args(["replay", "--id", id(1), "--id", id(2), "--reason", "x", "--rate", "1", "--data"]).arg(story.data());
+    let mut slow = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let before = story.primary.attempts("box1@example.test");
+    eventually("its first try", || (story.primary.attempts("box1@example.test") > before).then_some(()));
+    let words = ["replay", "--id", id(2), "--reason", "y"];
+    eventually("the turn of another", || (cli(story.data(), &words).code == Some(0)).then_some(()));
+    let status = eventually("the end of the first", || slow.try_wait().unwrap());
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut slow.stderr.take().unwrap(), &mut told).unwrap();
+    assert_eq!(status.code(), Some(12), "{told}");
+    assert!(told.contains("another replay wrote") && told.contains("run the same command again"), "{told}");
+    assert_eq!(story.came().len(), 1);
+    daemon.stop();
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The large one that stays is as large, so that its blob must be kept while others go.
 const LARGE_BYTES: usize = 400 << 10;
 
-fn config(directory: &Path, retain: &str, primary: u16) -> PathBuf {
+pub(crate) fn config(directory: &Path, retain: &str, primary: u16) -> PathBuf {
     let file = directory.join("restante.toml");
     let data = directory.join("data");
     let text = format!(
@@ -19,11 +19,11 @@ fn config(directory: &Path, retain: &str, primary: u16) -> PathBuf {
     file
 }
 
-fn blobs(data: &Path) -> usize {
+pub(crate) fn blobs(data: &Path) -> usize {
     fs::read_dir(data.join("blob")).map_or(0, Iterator::count)
 }
 
-fn first_segment(data: &Path) -> String {
+pub(crate) fn first_segment(data: &Path) -> String {
     segments(data)[0].file_name().unwrap().to_str().unwrap().to_owned()
 }
 

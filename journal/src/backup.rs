@@ -23,7 +23,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 /// Read, written and synced at once: little is in the disk's queue at any time, so that mail beside it does not wait long.
-const PIECE_BYTES: usize = 1 << 20;
+const PIECE_BYTES: usize = 256 << 10;
 /// Segments leave a source at most every few seconds, and what was copied stays: this often is a defect, not a busy day.
 const ROUNDS_MAX: usize = 100;
 /// A batch that is taken back is gone at the next look.

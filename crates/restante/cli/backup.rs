@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Beside a daemon: a fraction of what a disk that turns writes, so that mail hardly waits for it. 64 GiB take an hour.
 const RATE_BESIDE_A_DAEMON: u64 = 16 << 20;
+/// What `nice` itself adds by default.
+const NICE: i32 = 10;
 
 #[derive(Debug, Args)]
 pub(crate) struct Backup {
@@ -63,6 +65,10 @@ pub(crate) fn run(cli: &Cli, args: &Backup, output: Output) -> anyhow::Result<u8
     let is_live =
         source.is_locked().with_context(|| format!("cannot see whether a daemon runs on {}", dir.display()))?;
     let rate = args.rate.or(is_live.then_some(RATE_BESIDE_A_DAEMON));
+    if is_live {
+        // Mail goes first, on the processor as on the disk.
+        let _best_effort = rustix::process::nice(NICE);
+    }
     let pace = Pace { rate, due: Cell::new(Instant::now()) };
     let total = journal::segment_bytes(&dir)?.saturating_add(source.list_blobs()?.iter().map(|blob| blob.bytes).sum());
     let progress = RefCell::new(Progress::new(output, "backup", Unit::Bytes, total));

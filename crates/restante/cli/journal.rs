@@ -5,10 +5,10 @@
 
 use super::args::Cli;
 use super::output::Output;
-use super::progress::{Progress, Unit};
+use super::progress::{Axis, Progress, Unit};
 use crate::{clock, config};
 use anyhow::{Context as _, bail};
-use restante_envelope::TransactionId;
+use restante_envelope::{Timestamp, TransactionId};
 use restante_journal::{
     CommitError, Depth, DirStorage, DirectoryLock, LockError, Options, Prepared, Replay, ReplayError, Seed, Sink,
     Storage as _, Writer, replay,
@@ -65,7 +65,7 @@ pub(crate) fn read_into<K: Sink>(
 ) -> Result<(K, Replay), ReplayError> {
     let blob_bytes: u64 = storage.list_blobs()?.iter().map(|blob| blob.bytes).sum();
     let progress = Progress::new(output, what, Unit::Bytes, segment_bytes(dir)?.saturating_add(blob_bytes));
-    let mut watched = Watched { sink, progress };
+    let mut watched = Watched { sink, progress, axis: Axis::new("at the mail of", [None, None]), newest: None };
     let replay = replay(storage, Depth::Everything, &mut watched)?;
     Ok((watched.sink, replay))
 }
@@ -87,10 +87,23 @@ pub(crate) fn segment_bytes(dir: &Path) -> io::Result<u64> {
 struct Watched<K> {
     sink: K,
     progress: Progress,
+    axis: Axis,
+    /// The last mail that was accepted.
+    newest: Option<Timestamp>,
+}
+
+impl<K> Watched<K> {
+    fn advance(&mut self, bytes: u64) {
+        let at = self.newest.map(|newest| self.axis.at(newest)).unwrap_or_default();
+        self.progress.advance(bytes, &at);
+    }
 }
 
 impl<K: Sink> Sink for Watched<K> {
     fn fact(&mut self, position: Position, fact: &Fact) {
+        if let Fact::Accepted(accepted) = fact {
+            self.newest = Some(accepted.trace.received_at);
+        }
         self.sink.fact(position, fact);
     }
     fn damaged(&mut self, position: Position, accepted: &Accepted) {
@@ -109,10 +122,10 @@ impl<K: Sink> Sink for Watched<K> {
         self.sink.begins_after(base);
     }
     fn segment_done(&mut self, bytes: u64) {
-        self.progress.advance(bytes, "");
+        self.advance(bytes);
     }
     fn blob_done(&mut self, bytes: u64) {
-        self.progress.advance(bytes, "");
+        self.advance(bytes);
     }
 }
 

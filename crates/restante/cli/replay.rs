@@ -16,7 +16,7 @@ use super::deliver;
 use super::journal::{self, Book, Contents};
 use super::log_line::printable;
 use super::output::Output;
-use super::progress::{Progress, Unit};
+use super::progress::{Axis, Progress, Unit};
 use super::queue::actor;
 use super::{exit, owner};
 use crate::clock;
@@ -209,7 +209,8 @@ fn deliver_all(
     output: Output,
 ) {
     let mut progress = Progress::new(output, "replay", Unit::Messages, planned.len() as u64);
-    let clock = account::Clock::of(planned);
+    let ends = [planned.first(), planned.last()].map(|planned| planned.map(|planned| planned.delivered_at));
+    let axis = Axis::new("replaying", ends);
     let mut left = BTreeSet::new();
     let (mut unmoved, mut named) = (0, 0);
     for some in planned.chunks(usize::from(args.rate)) {
@@ -249,7 +250,7 @@ fn deliver_all(
             account.trouble = Some((exit::PARTLY, why)).filter(|_| !account.interrupted);
             return;
         }
-        let last = some.last().map(|last| clock.at(last.delivered_at)).unwrap_or_default();
+        let last = some.last().map(|last| axis.at(last.delivered_at)).unwrap_or_default();
         progress.advance(some.len() as u64, &last);
         if unmoved >= UNMOVED_IN_A_ROW_MAX {
             account.trouble = Some((exit::PARTLY, format!("{unmoved} messages in a row were not taken for now")));

@@ -168,26 +168,30 @@ fn files(storage: &DirStorage, segments: &[SegmentEntry]) -> anyhow::Result<Map<
 fn in_words(object: &Map<String, Value>) -> Vec<String> {
     let number = |key: &str| object.get(key).and_then(Value::as_u64).unwrap_or(0);
     let text = |key: &str| object.get(key).and_then(Value::as_str).unwrap_or("-");
-    let mut lines = vec![format!(
-        "segments    {} ({} sealed), {}, numbers {} to {}, from {} to {}",
-        number("segments"),
-        number("sealed"),
-        words::bytes(number("segment_bytes")),
-        number("first_segment"),
-        number("last_segment"),
-        text("oldest_segment_at"),
-        text("newest_segment_at")
-    )];
+    let mut lines = vec![match number("segments") {
+        0 => "segments    none".to_owned(),
+        segments => format!(
+            "segments    {segments} ({} sealed), {}, numbers {} to {}, from {} to {}",
+            number("sealed"),
+            words::bytes(number("segment_bytes")),
+            number("first_segment"),
+            number("last_segment"),
+            text("oldest_segment_at"),
+            text("newest_segment_at")
+        ),
+    }];
     lines.push(format!("blobs       {}, {}", number("blobs"), words::bytes(number("blob_bytes"))));
-    lines.push(format!(
-        "messages    {}: {} pending, {} settled, {}; accepted from {} to {}",
-        number("messages"),
-        number("pending"),
-        number("settled"),
-        words::bytes(number("message_bytes")),
-        text("oldest_accepted_at"),
-        text("newest_accepted_at")
-    ));
+    lines.push(match number("messages") {
+        0 => "messages    none".to_owned(),
+        messages => format!(
+            "messages    {messages}: {} pending, {} settled, {}; accepted from {} to {}",
+            number("pending"),
+            number("settled"),
+            words::bytes(number("message_bytes")),
+            text("oldest_accepted_at"),
+            text("newest_accepted_at")
+        ),
+    });
     let states = object.get("recipients").and_then(Value::as_object).into_iter().flatten();
     let states: Vec<String> = states
         .filter(|(_, count)| count.as_u64() != Some(0))

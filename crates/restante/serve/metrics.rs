@@ -1,7 +1,7 @@
 //! Counters, and the Prometheus page. No address ever becomes a label; every series exists from the start.
 
 use super::space::OnDisk;
-use restante_envelope::RouteName;
+use restante_envelope::{ReplyClass, RouteName};
 use restante_ledger::{Action, Fact, Outcome};
 use restante_relay::RouteStatus;
 use restante_smtp::{Counts, RefusedCommand};
@@ -40,6 +40,8 @@ struct ByRoute {
     deferred: u64,
     hold: u64,
     quarantined: u64,
+    /// Taken once more, and refused.
+    replayed: [u64; 2],
 }
 
 const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
@@ -157,7 +159,14 @@ impl Metrics {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
+            Fact::Replayed(replayed) => {
+                for (recipient, reply) in &replayed.results {
+                    let Some(route) = route_of(*recipient) else { continue };
+                    let [taken, refused] = &mut by_route.entry(route.clone()).or_default().replayed;
+                    *(if reply.class() == ReplyClass::Positive { taken } else { refused }) += 1;
+                }
+            }
+            Fact::Served(_) | Fact::Carried(_) => {}
         }
     }
 
@@ -215,6 +224,12 @@ impl Metrics {
                     [("sent", c.sent), ("deferred", c.deferred), ("hold", c.hold), ("quarantined", c.quarantined)]
                 {
                     page.line(&format!("restante_deliveries_total{{route=\"{route}\",status=\"{status}\"}}"), n);
+                }
+            }
+            page.head("restante_replayed_total", "counter", "Recipients offered once more by a replay.");
+            for (route, counts) in by_route.iter() {
+                for (status, n) in ["replayed", "refused"].iter().zip(counts.replayed) {
+                    page.line(&format!("restante_replayed_total{{route=\"{route}\",status=\"{status}\"}}"), n);
                 }
             }
         }

@@ -4,7 +4,7 @@ use super::mbox::{Mboxrd, from_line};
 use super::{Failed, How, accepted, remove_if_there, sync, write};
 use crate::cli::args::Cli;
 use crate::cli::output::Output;
-use crate::cli::progress::{Progress, Unit};
+use crate::cli::progress::{Axis, Progress, Unit};
 use crate::cli::queue::{Live, Source, all_entries};
 use crate::cli::select::Chosen;
 use crate::cli::{exit, journal};
@@ -56,6 +56,7 @@ pub(crate) fn run(cli: &Cli, args: &Export, output: Output) -> anyhow::Result<u8
     let mut reader = Reader::new(source.storage().clone());
     let mut target = Target::open(args)?;
     let mut progress = Progress::new(output, "export", Unit::Bytes, journal::segment_bytes(&data)?);
+    let axis = Axis::new("at the mail of", [None, None]);
     let (mut messages, mut unreadable, mut is_damaged) = (0_u64, 0_u64, false);
     loop {
         let page = source.next_page()?;
@@ -75,7 +76,7 @@ pub(crate) fn run(cli: &Cli, args: &Export, output: Output) -> anyhow::Result<u8
                     return Err(error).with_context(|| format!("cannot write {}", path.display()));
                 }
             }
-            progress.advance(row.size, "");
+            progress.advance(row.size, &axis.at(row.accepted_at));
         }
     }
     drop(progress);

@@ -8,9 +8,7 @@ use crate::cli::log_line::printable;
 use crate::cli::output::Output;
 use crate::cli::words;
 use crate::replay::Tally;
-use jiff::tz::TimeZone;
 use restante_courier::Target;
-use restante_envelope::Timestamp;
 use restante_journal::{DirStorage, Reader};
 use serde_json::{Map, Value, json};
 
@@ -242,32 +240,4 @@ impl Account {
             output.note(&format!("restante: {word} go on, run the same command again"));
         }
     }
-}
-
-/// The times of day that a range spans.
-pub(super) struct Clock {
-    last: Option<Timestamp>,
-    form: &'static str,
-    zone: TimeZone,
-}
-
-impl Clock {
-    pub(super) fn of(planned: &[Planned]) -> Self {
-        let zone = TimeZone::system();
-        let day = |planned: &Planned| zoned(planned.delivered_at, &zone).map(|zoned| zoned.date());
-        let is_one_day = planned.first().and_then(day) == planned.last().and_then(day);
-        let form = if is_one_day { "%H:%M" } else { "%Y-%m-%d %H:%M" };
-        Self { last: planned.last().map(|last| last.delivered_at), form, zone }
-    }
-
-    /// `replaying 03:40 of 07:45`
-    pub(super) fn at(&self, at: Timestamp) -> String {
-        let text = |at| zoned(at, &self.zone).map(|zoned| zoned.strftime(self.form).to_string()).unwrap_or_default();
-        format!("replaying {} of {}", text(at), self.last.map(text).unwrap_or_default())
-    }
-}
-
-fn zoned(at: Timestamp, zone: &TimeZone) -> Option<jiff::Zoned> {
-    let at = jiff::Timestamp::from_millisecond(i64::try_from(at.unix_ms()).ok()?).ok()?;
-    Some(at.to_zoned(zone.clone()))
 }
