@@ -85,7 +85,9 @@ fn a_maildir_needs_to_be_told_whom_it_is_for_and_what_is_no_mail_stays() {
     let write = |name: &str, text: &str| fs::write(maildir.join(name), text).unwrap();
     write("new/1.a.host", "Message-ID: <1@x>\nTo: box@example.test\n\n.one\n");
     write("new/2.b.host", "Message-ID: <2@x>\nDelivered-To: two@example.test\nReturn-Path: <a@example.net>\n\ntwo\n");
-    write("cur/3.c.host:2,S", "Message-ID: <3@x>\nDelivered-To: who@other.test\n\nthree\n");
+    // So large that its refusal is known before it has gone over.
+    let three = "three\n".repeat(3_000_000);
+    write("cur/3.c.host:2,S", &format!("Message-ID: <3@x>\nDelivered-To: who@other.test\n\n{three}"));
     let primary = Sink::opened();
     let daemon = Serve::new(&directory.path().join("data"), primary.port).start();
     let planned = import(&daemon, "maildir", &maildir, &["--dry-run"]).expect_code(3);

@@ -171,9 +171,10 @@ async fn one(admin: Arc<Admin>, mut body: Body, is_dry: bool) -> Result<Value, R
     let taken: Vec<Name> = sorted.taken.iter().map(|to| name(&letter.key, to)).collect();
     let outcome = match sorted.taken.is_empty() {
         true => Ok(Spoken::Nothing),
-        false => speak(door, &mut visitor, &letter, &sorted.taken, (body, content), is_dry).await,
+        false => speak(door, &mut visitor, &letter, &sorted.taken, (&mut body, content), is_dry).await,
     };
     drop(visitor);
+    read_to_the_end(body).await;
     if !is_dry {
         let is_stored = matches!(outcome, Ok(Spoken::Stored(_)));
         if let Some(all) = TAKEN.lock().await.as_mut() {
@@ -200,6 +201,11 @@ async fn one(admin: Arc<Admin>, mut body: Body, is_dry: bool) -> Result<Value, R
     let refused: Vec<Value> = sorted.refused.iter().map(|(addr, why)| json!({"addr": addr, "why": why})).collect();
     Ok(json!({"type": "import", "id": id, "taken": texts(&sorted.taken), "known": texts(&sorted.known),
         "refused": refused, "routes": sorted.routes}))
+}
+
+/// What is not wanted any more: who is still sending does not hear the answer.
+async fn read_to_the_end(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
 }
 
 /// Up to the first LF, and what came behind it.
@@ -280,7 +286,7 @@ async fn speak(
     visitor: &mut Visitor<'_>,
     letter: &Letter,
     recipients: &[ForwardPath],
-    (mut body, first): (Body, Bytes),
+    (body, first): (&mut Body, Bytes),
     is_dry: bool,
 ) -> Result<Spoken, Refusal> {
     let mut session = Session::new(door.settings.clone(), OURSELVES, clock::entropy(), clock::now());
