@@ -230,3 +230,15 @@ fn a_running_daemon_takes_over_what_another_journal_knows_beside_live_mail() {
     assert_eq!((counts(&account), &account["state"]), ([426, 0, 426, 0], &"clean".into()));
     assert!(digests(&primary) == expected);
 }
+
+#[test]
+fn a_backup_within_the_journal_would_be_lost_with_it() {
+    let directory = scratch();
+    let data = directory.path().join("data");
+    journal(&data, "within", 0, 1);
+    for within in ["", "copy", "blob/deep/copy"] {
+        let refused = backup(&data, &data.join(within)).expect_code(2);
+        assert!(refused.err.contains("name a directory elsewhere"), "{}", refused.err);
+    }
+    assert!(!data.join("copy").exists() && !data.join("blob/deep").exists());
+}

@@ -46,11 +46,12 @@ pub(crate) fn run(cli: &Cli, args: &Backup, output: Output) -> anyhow::Result<u8
     };
     let source = journal::open(&dir)?;
     let target = &args.dir;
-    let copy = DirStorage::create_directory(target).with_context(|| format!("cannot make {}", target.display()))?;
-    if is_same(&dir, target)? {
-        output.note(&format!("restante: {} is the journal itself: name another directory", target.display()));
+    if is_within(&dir, target)? {
+        let target = target.display();
+        output.note(&format!("restante: {target} is in the journal itself: name a directory elsewhere"));
         return Ok(exit::USAGE);
     }
+    let copy = DirStorage::create_directory(target).with_context(|| format!("cannot make {}", target.display()))?;
     let _lock = match crate::serve::lock(&copy) {
         Ok(lock) => lock,
         Err(LockError::Held) => {
@@ -88,9 +89,12 @@ pub(crate) fn run(cli: &Cli, args: &Backup, output: Output) -> anyhow::Result<u8
     Ok(exit::DONE)
 }
 
-fn is_same(dir: &Path, target: &Path) -> anyhow::Result<bool> {
-    let real = |path: &Path| path.canonicalize().with_context(|| format!("cannot open {}", path.display()));
-    Ok(real(dir)? == real(target)?)
+/// Whether the copy would be in the journal's own directory, or is it.
+fn is_within(dir: &Path, target: &Path) -> anyhow::Result<bool> {
+    let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
+    let target = std::path::absolute(target).with_context(|| format!("{} is no path", target.display()))?;
+    // It may not be there yet.
+    Ok(target.ancestors().find_map(|there| there.canonicalize().ok()).is_some_and(|there| there.starts_with(dir)))
 }
 
 /// So many bytes a second, and no catching up.
