@@ -1,6 +1,6 @@
 //! The envelope of a transaction and the trace of how it came in.
 
-use crate::{ForwardPath, ReversePath, Timestamp};
+use crate::{DsnRequest, ForwardPath, RecipientDsn, ReversePath, Timestamp};
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -46,6 +46,10 @@ pub enum Protocol {
     Esmtp,
     /// EHLO, inside TLS.
     Esmtps,
+    /// EHLO, with the SMTPUTF8 parameter (RFC 6531 section 4.3).
+    Utf8Smtp,
+    /// The same inside TLS.
+    Utf8Smtps,
 }
 
 impl Protocol {
@@ -55,6 +59,8 @@ impl Protocol {
             Self::Smtp => "SMTP",
             Self::Esmtp => "ESMTP",
             Self::Esmtps => "ESMTPS",
+            Self::Utf8Smtp => "UTF8SMTP",
+            Self::Utf8Smtps => "UTF8SMTPS",
         }
     }
 }
@@ -66,6 +72,15 @@ pub struct Recipient {
     pub forward_path: ForwardPath,
     /// Which primary takes it.
     pub route: RouteName,
+    /// What the sender wants to hear of it.
+    pub dsn: RecipientDsn,
+}
+
+impl Recipient {
+    /// One of whom the sender asked nothing.
+    pub fn new(forward_path: ForwardPath, route: RouteName) -> Self {
+        Self { forward_path, route, dsn: RecipientDsn::default() }
+    }
 }
 
 /// What RFC 5321 section 2.3.1 calls the envelope, with each recipient's route decided.
@@ -77,6 +92,17 @@ pub struct Envelope {
     pub recipients: Vec<Recipient>,
     /// What the sender said of the content.
     pub body: BodyType,
+    /// The sender gave the SMTPUTF8 parameter (RFC 6531): paths, and the content's header, may be UTF-8.
+    pub smtputf8: bool,
+    /// What the sender wants to hear of it.
+    pub dsn: DsnRequest,
+}
+
+impl Envelope {
+    /// One of which nothing special is asked.
+    pub fn new(reverse_path: ReversePath, recipients: Vec<Recipient>, body: BodyType) -> Self {
+        Self { reverse_path, recipients, body, smtputf8: false, dsn: DsnRequest::default() }
+    }
 }
 
 /// Who handed a transaction over, and when: the facts of our Received header.

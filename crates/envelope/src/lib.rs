@@ -4,6 +4,7 @@
 //! This crate does no I/O, reads no clock and draws no random number.
 #![warn(missing_docs)]
 
+mod dsn;
 mod envelope;
 mod id;
 mod path;
@@ -11,6 +12,7 @@ mod reply;
 pub mod text;
 mod time;
 
+pub use dsn::{DsnError, DsnRequest, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret};
 pub use envelope::{BodyType, Envelope, Protocol, Recipient, RouteName, Trace};
 pub use id::{IdGenerator, ParseIdError, TransactionId};
 pub use path::{DomainName, ForwardPath, PathError, ReversePath};

@@ -1,9 +1,12 @@
 //! Reverse-paths and forward-paths (RFC 5321 section 4.1.2), kept as the peer wrote them.
 //!
-//! What is stored is the text between `<` and `>` without a source route. It is printable ASCII, so it can go into a
-//! command line or a header again without quoting anew. Addresses outside ASCII (RFC 6531) are refused: we do not
-//! announce SMTPUTF8.
+//! What is stored is the text between `<` and `>` without a source route. It is printable, so it can go into a command line or a
+//! header again without quoting anew. Addresses outside ASCII (RFC 6531 section 3.3) are taken only by `parse_utf8`: whoever
+//! calls that knows that SMTPUTF8 was asked for.
 
+use crate::text::is_harmless;
+use idna::uts46::{AsciiDenyList, DnsLength, Hyphens, Uts46};
+use std::borrow::Cow;
 use std::fmt;
 
 /// RFC 5321 section 4.5.3.1.3: a path is at most 256 octets, `<` and `>` included.
@@ -30,8 +33,8 @@ pub enum PathError {
     /// Longer than RFC 5321 section 4.5.3.1 allows.
     #[error("address is too long")]
     TooLong,
-    /// A character outside ASCII: we do not announce SMTPUTF8.
-    #[error("address is not ASCII")]
+    /// A character outside ASCII, without SMTPUTF8.
+    #[error("address is not ASCII, and SMTPUTF8 was not asked for")]
     NotAscii,
     /// `<>` where a recipient is needed.
     #[error("the null reverse-path is no recipient")]
@@ -44,12 +47,13 @@ pub struct DomainName(Box<str>);
 
 impl DomainName {
     /// Checks `text` by RFC 5321's `Domain`: labels of letters, digits, hyphens (and underscores, which exist in
-    /// practice), none empty, none over 63 octets.
+    /// practice), none empty, none over 63 octets. One in another script becomes its A-labels (RFC 5890).
     pub fn parse(text: &str) -> Result<Self, PathError> {
-        if !is_domain_name(text) {
+        let ascii = to_ascii(text).ok_or(PathError::Domain)?;
+        if !is_domain_name(&ascii) {
             return Err(PathError::Domain);
         }
-        Ok(Self(text.to_ascii_lowercase().into()))
+        Ok(Self(ascii.to_ascii_lowercase().into()))
     }
 
     /// The name.
@@ -76,6 +80,11 @@ impl ReversePath {
 
     /// Checks the text between `<` and `>`; empty is the null reverse-path.
     pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_ascii() { Self::parse_utf8(text) } else { Err(PathError::NotAscii) }
+    }
+
+    /// As [`Self::parse`], where SMTPUTF8 was asked for.
+    pub fn parse_utf8(text: &str) -> Result<Self, PathError> {
         if text.is_empty() { Ok(Self::null()) } else { mailbox(text).map(|m| Self(m.into())) }
     }
 
@@ -103,6 +112,11 @@ pub struct ForwardPath(Box<str>);
 impl ForwardPath {
     /// Checks the text between `<` and `>`. A source route (RFC 5321 appendix C) is dropped.
     pub fn parse(text: &str) -> Result<Self, PathError> {
+        if text.is_ascii() { Self::parse_utf8(text) } else { Err(PathError::NotAscii) }
+    }
+
+    /// As [`Self::parse`], where SMTPUTF8 was asked for.
+    pub fn parse_utf8(text: &str) -> Result<Self, PathError> {
         if text.is_empty() {
             return Err(PathError::Null);
         }
@@ -128,6 +142,16 @@ impl ForwardPath {
         self.0.rsplit_once('@').map(|(_, domain)| domain)
     }
 
+    /// The domain as the DNS and our routes have it: lower case, in A-labels; an address literal as it is.
+    pub fn domain_ascii(&self) -> Option<Cow<'_, str>> {
+        let domain = self.domain()?;
+        // It was checked when the path was made.
+        to_ascii(domain).map(|domain| match domain.bytes().any(|b| b.is_ascii_uppercase()) {
+            true => Cow::Owned(domain.to_ascii_lowercase()),
+            false => domain,
+        })
+    }
+
     /// Whether this is the mailbox that RFC 5321 section 4.5.1 requires every domain to have.
     pub fn is_postmaster(&self) -> bool {
         self.local_part().eq_ignore_ascii_case("postmaster")
@@ -148,9 +172,6 @@ impl fmt::Display for ForwardPath {
 
 /// Checks `[source-route ":"] local-part "@" domain` and returns it without the source route.
 fn mailbox(text: &str) -> Result<&str, PathError> {
-    if !text.is_ascii() {
-        return Err(PathError::NotAscii);
-    }
     let text = without_source_route(text)?;
     if text.len() > PATH_BYTES_MAX {
         return Err(PathError::TooLong);
@@ -162,7 +183,8 @@ fn mailbox(text: &str) -> Result<&str, PathError> {
     if !is_dot_string(local) && !is_quoted_string(local) {
         return Err(PathError::LocalPart);
     }
-    if is_domain_name(domain) || is_address_literal(domain) { Ok(text) } else { Err(PathError::Domain) }
+    let is_domain = to_ascii(domain).is_some_and(|domain| is_domain_name(&domain)) || is_address_literal(domain);
+    if is_domain { Ok(text) } else { Err(PathError::Domain) }
 }
 
 /// `@a.example,@b.example:user@c.example` -> `user@c.example`
@@ -176,22 +198,37 @@ fn without_source_route(text: &str) -> Result<&str, PathError> {
 }
 
 fn is_dot_string(local: &str) -> bool {
-    let is_atext = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-/=?^_`{|}~".contains(&b);
+    let is_atext = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-/=?^_`{|}~".contains(c) || is_utf8_non_ascii(c);
     // Empty atoms (`a..b`, `.a`, `a.`) break the RFC, but such mailboxes exist, in Japan by the million: they pass.
-    !local.is_empty() && local.bytes().all(|b| is_atext(b) || b == b'.') && local.bytes().any(is_atext)
+    local.chars().all(|c| is_atext(c) || c == '.') && local.chars().any(is_atext)
+}
+
+/// RFC 6531 section 3.3, less what nobody sees: an address is shown in logs and on terminals.
+fn is_utf8_non_ascii(c: char) -> bool {
+    !c.is_ascii() && is_harmless(c)
+}
+
+/// The domain in A-labels (RFC 5891); none if it has none. ASCII stays as it is.
+fn to_ascii(domain: &str) -> Option<Cow<'_, str>> {
+    if domain.is_ascii() {
+        return Some(Cow::Borrowed(domain));
+    }
+    let (deny, hyphens, length) = (AsciiDenyList::STD3, Hyphens::CheckFirstLast, DnsLength::Verify);
+    Uts46::new().to_ascii(domain.as_bytes(), deny, hyphens, length).ok()
 }
 
 fn is_quoted_string(local: &str) -> bool {
     let Some(inner) = local.strip_prefix('"').and_then(|l| l.strip_suffix('"')) else { return false };
-    let mut bytes = inner.bytes();
-    while let Some(b) = bytes.next() {
-        match b {
-            b'\\' => match bytes.next() {
-                Some(b' '..=b'~') => {}
+    let mut chars = inner.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => match chars.next() {
+                Some(' '..='~') => {}
                 _ => return false,
             },
-            b'"' => return false,
-            b' '..=b'~' => {}
+            '"' => return false,
+            ' '..='~' => {}
+            other if is_utf8_non_ascii(other) => {}
             _ => return false,
         }
     }
@@ -265,6 +302,38 @@ mod tests {
     }
 
     #[test]
+    fn other_scripts_pass_only_where_they_were_asked_for_and_never_hide_anything() {
+        for (text, ascii) in [
+            ("j\u{f6}rg@b\u{fc}cher.test", "xn--bcher-kva.test"),
+            ("\u{7528}\u{6237}@\u{4f8b}\u{3048}.test", "xn--r8jz45g.test"),
+            ("\"j\u{f6} rg\"@X.test", "x.test"),
+            ("a@B\u{dc}CHER.test", "xn--bcher-kva.test"),
+        ] {
+            assert_eq!(ForwardPath::parse(text), Err(PathError::NotAscii), "{text}");
+            let path = ForwardPath::parse_utf8(text).unwrap();
+            assert_eq!((path.as_str(), path.domain_ascii().as_deref()), (text, Some(ascii)));
+            assert_eq!(ReversePath::parse_utf8(text).unwrap().as_str(), text);
+        }
+        assert_eq!(DomainName::parse("B\u{fc}cher.test").unwrap().as_str(), "xn--bcher-kva.test");
+        for text in
+            ["a\u{202e}b@x.test", "a\u{85}b@x.test", "a\u{200b}@x.test", "\"\u{2028}\"@x.test", "\"\\\u{f6}\"@x.test"]
+        {
+            assert_eq!(ForwardPath::parse_utf8(text), Err(PathError::LocalPart), "{text:?}");
+        }
+        for text in [
+            "a@b\u{202e}c.test",
+            "a@\u{f6}..test",
+            "a@[\u{f6}]",
+            "a@xn--\u{f6}.test",
+            "a@-\u{f6}.test",
+            "a@\u{301}\u{f6}.test",
+        ] {
+            assert_eq!(ForwardPath::parse_utf8(text), Err(PathError::Domain), "{text:?}");
+        }
+        assert_eq!(ForwardPath::parse_utf8(&format!("{}@x.test", "\u{f6}".repeat(33))), Err(PathError::TooLong));
+    }
+
+    #[test]
     fn routing_hidden_in_a_local_part_is_seen() {
         for text in ["a%b.test@x.test", "b.test!a@x.test", "\"a@b.test\"@x.test"] {
             assert!(ForwardPath::parse(text).unwrap().has_sender_specified_route(), "{text}");
@@ -278,6 +347,11 @@ mod tests {
             if let Ok(path) = ForwardPath::parse(&text) {
                 prop_assert!(path.as_str().bytes().all(|b| (b' '..=b'~').contains(&b)));
                 prop_assert_eq!(ForwardPath::parse(path.as_str()), Ok(path.clone()));
+            }
+            if let Ok(path) = ForwardPath::parse_utf8(&text) {
+                prop_assert!(path.as_str().chars().all(is_harmless));
+                prop_assert_eq!(ForwardPath::parse_utf8(path.as_str()), Ok(path.clone()));
+                prop_assert!(path.domain_ascii().is_some_and(|domain| domain.is_ascii()) || path.domain().is_none());
             }
         }
     }
