@@ -61,7 +61,11 @@ fn a_second_reader_says_the_same_as_verify_of_every_golden_journal() {
     let mut fixtures: Vec<PathBuf> =
         std::fs::read_dir(root.join("journal/fixtures")).unwrap().map(|entry| entry.unwrap().path()).collect();
     fixtures.sort();
-    assert_eq!(fixtures.len(), 22, "one for each letter from A to Q, a good one, three of format 2, and replayed");
+    assert_eq!(
+        fixtures.len(),
+        23,
+        "one for each letter from A to Q, a good one, three of format 2, replayed, and requests"
+    );
     for fixture in fixtures {
         let verified = run(restante().args(["verify", "--json", "--data"]).arg(&fixture));
         let ours = verified.account();

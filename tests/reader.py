@@ -18,7 +18,7 @@ from types import SimpleNamespace as Record
 PAGE, COPY, SECTOR, PIECE, META_MAX, TOO_LARGE = 4096, 2048, 512, 256 << 10, 16 << 20, 1 << 60
 ACCEPTED, ATTEMPTED, OPERATED, SERVED, SUCCESSION, CARRIED, REPLAYED, MARK, SEAL = 1, 2, 3, 4, 5, 6, 7, 16, 17
 MESSAGES = ACCEPTED, CARRIED
-MAY_SKIP, IN_BLOB = 1, 2  # flags
+MAY_SKIP, IN_BLOB, ASKED = 1, 2, 4  # flags
 PENDING, SENT, DEFERRED, HELD, QUARANTINED, BOUNCED, EXPIRED, REMOVED = range(8)  # outcomes and states
 FINAL = SENT, QUARANTINED, BOUNCED, REMOVED
 BOUNCE, REMOVE, UNDO = 3, 4, 5  # actions
@@ -125,7 +125,11 @@ def path(other):
 
 def is_mailbox(path):
     local, _, domain = path.rpartition("@")
-    if len(path) > 254 or len(local) > 64 or not LOCAL_PART.fullmatch(local):
+    if len(path.encode()) > 254 or len(local.encode()) > 64 or not LOCAL_PART.fullmatch(local):
+        return False
+    try:
+        domain = domain if domain.isascii() else domain.encode("idna").decode()
+    except UnicodeError:
         return False
     if not (literal := LITERAL.fullmatch(domain)):
         return DOMAIN.fullmatch(domain) is not None
@@ -157,13 +161,38 @@ def carried(stream):
     return fields
 
 
+def asked(fields, stream):
+    fields.utf8 = number(1, 0, 1)(stream)
+    number(1, 0, 1, 2)(stream)
+    envid = text(stream)
+    if envid and not (len(envid) <= 100 and XTEXT.fullmatch(envid)):
+        raise Wrong
+    for _ in fields.recipients:
+        number(1, 0, 1, *range(2, 15, 2))(stream)
+        original = text(stream)
+        kind, _, address = original.partition(";")
+        encoding = UTF8_XTEXT if kind.lower() == "utf-8" else XTEXT
+        fits = len(original.encode()) <= 500 and ADDRESS_TYPE.fullmatch(kind) and encoding.fullmatch(address)
+        if original and not (fits and all(is_shown(int(c, 16)) for c in re.findall(r"\\x\{(\w+)\}", address))):
+            raise Wrong
+
+
+def is_shown(code):
+    return code < 0x110000 and not 0xD800 <= code < 0xE000 and re.fullmatch(f"[ -~{BEYOND}]", chr(code)) is not None
+
+
 def optional(item):
     return lambda stream: item(stream) if number(1, 0, 1)(stream) else None
 
 
 U8, U16, U32, U64, U128 = map(number, (1, 2, 4, 8, 16))
-ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]"
-LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~]|\\[ -~])*"')
+# Beyond ASCII what neither steers nor hides; whether it was asked for is seen to in 4.11.
+BEYOND = r"\xa0-\u061b\u061d-\u180d\u180f-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ufefe\uff00-\ufff8\ufffc-\U000dffff\U000e0080-\U0010ffff"
+ATEXT = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{BEYOND}-]"
+LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~{BEYOND}]|\\[ -~])*"')
+XTEXT = re.compile(r"([!-*,-<>-~]|\+(2[0-9A-F]|[3-6][0-9A-F]|7[0-9A-E]))+")
+UTF8_XTEXT = re.compile(rf"([!-*,-<>-\[\]-~{BEYOND}]|\\x\{{[0-9A-F]{{2,6}}\}})+")
+ADDRESS_TYPE = re.compile(r"[A-Za-z0-9-]{1,32}")
 DOMAIN = re.compile(r"(?!-)[\w-]{1,63}(?<!-)(\.(?!-)[\w-]{1,63}(?<!-))*", re.ASCII)
 LITERAL = re.compile(r"\[(IPv6:)?([0-9A-F:.]+)\]", re.IGNORECASE)
 REPLY = record(code=U16, enhanced=record(status=U8, subject=U16, detail=U16))
@@ -184,7 +213,7 @@ FRAME = record(
 FRAME_SIZE = 64
 METAS = {
     ACCEPTED: record(
-        time=U64, body=number(1, 0, 1), protocol=number(1, 0, 1, 2), client=addr, port=U16, session=U64, helo=text,
+        time=U64, body=number(1, 0, 1), protocol=number(1, *range(5)), client=addr, port=U16, session=U64, helo=text,
         reverse_path=path(""), tls=text, hold=text, routes=many(U16, text),
         recipients=many(U16, record(route=U16, forward_path=path("postmaster"))),
     ),
@@ -217,7 +246,14 @@ def decode(frame, meta):
     blob = None
     if frame.kind in MESSAGES and frame.flags & IN_BLOB:
         blob, meta = record(name=raw(16), length=U64)(io.BytesIO(meta[-24:])), meta[:-24]
-    fields = METAS[frame.kind](io.BytesIO(meta))
+    fields = METAS[frame.kind](stream := io.BytesIO(meta))
+    if frame.kind in MESSAGES:
+        fields.utf8 = 0
+        if frame.flags & ASKED:
+            asked(fields, stream)
+        paths = chain([fields.reverse_path], (r.forward_path for r in fields.recipients))
+        if not fields.utf8 and not all(map(str.isascii, paths)):
+            raise Wrong
     table_wrong = blob and frame.content_length != round_up(blob.length, PIECE) // PIECE * 4
     if table_wrong or frame.kind in MESSAGES and any(r.route >= len(fields.routes) for r in fields.recipients):
         raise Wrong
@@ -280,7 +316,7 @@ class Segment:
             return None
         if frame.kind not in METAS and not frame.flags & MAY_SKIP:
             raise Refused(f"{self.name} has a frame of kind {frame.kind} at {frame.offset}: unknown, not to be skipped")
-        if frame.kind in METAS and frame.flags & ~(MAY_SKIP | (IN_BLOB if frame.kind in MESSAGES else 0)):
+        if frame.kind in METAS and frame.flags & ~(MAY_SKIP | (IN_BLOB | ASKED if frame.kind in MESSAGES else 0)):
             raise Refused(f"{self.name} has a frame with flags {frame.flags:#x} at {frame.offset}, which are unknown")
         meta_at = frame.offset + FRAME_SIZE
         frame.content_at = meta_at + frame.meta_length

@@ -15,15 +15,17 @@ use std::collections::BTreeMap;
 type Promised = BTreeMap<TransactionId, (Vec<u8>, bool)>;
 
 fn envelope(recipients: usize) -> (Envelope, Trace) {
-    let recipient = |n| Recipient {
-        forward_path: ForwardPath::parse(&format!("r{n}@example.test")).expect("a path"),
-        route: RouteName::new("example.test"),
+    let recipient = |n| {
+        Recipient::new(
+            ForwardPath::parse(&format!("r{n}@example.test")).expect("a path"),
+            RouteName::new("example.test"),
+        )
     };
-    let envelope = Envelope {
-        reverse_path: ReversePath::parse("a@b.test").expect("a path"),
-        recipients: (0..recipients).map(recipient).collect(),
-        body: BodyType::SevenBit,
-    };
+    let envelope = Envelope::new(
+        ReversePath::parse("a@b.test").expect("a path"),
+        (0..recipients).map(recipient).collect(),
+        BodyType::SevenBit,
+    );
     let client = "192.0.2.1:4000".parse().expect("an address");
     let (helo, protocol) = ("c.test".into(), Protocol::Esmtp);
     (envelope, Trace { client, helo, protocol, tls: None, session: 1, received_at: now() })

@@ -5,6 +5,7 @@ use crate::blob::{Blob, BlobRef};
 use crate::codec::{Malformed, Put, Take};
 use crate::frame::Kind;
 use crate::record::{DEFERRED, HOLD, Prepared, QUARANTINED, SENT, decode_accepted, encode_accepted};
+use crate::requests;
 use restante_envelope::{Timestamp, TransactionId};
 use restante_ledger::{Accepted, Carried, RecipientState, Standing};
 
@@ -50,7 +51,8 @@ impl Prepared {
         }
         let count = u16::try_from(carried.recipients.len()).unwrap_or(u16::MAX);
         let prepared = Self::new(Kind::Carried, Some(carried.accepted.id), count, meta, content);
-        (Self { blob: blob.map(|blob| blob.name), ..prepared }, carried)
+        let has_requests = requests::are_in(&carried.accepted.envelope);
+        (Self { blob: blob.map(|blob| blob.name), has_requests, ..prepared }, carried)
     }
 }
 
@@ -96,12 +98,17 @@ pub(crate) fn take_state(take: &mut Take<'_>) -> Result<RecipientState, Malforme
     })
 }
 
-pub(crate) fn decode(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Carried, Malformed> {
+pub(crate) fn decode(
+    take: &mut Take<'_>,
+    id: TransactionId,
+    content_len: u64,
+    has_requests: bool,
+) -> Result<Carried, Malformed> {
     let recipients = take.list16(|t| {
         let (attempts, state) = (t.u16()?, take_state(t)?);
         Ok(Standing { attempts, state, why: t.text16()?.to_owned() })
     })?;
-    let accepted = decode_accepted(take, id, content_len)?;
+    let accepted = decode_accepted(take, id, content_len, has_requests)?;
     if accepted.envelope.recipients.len() != recipients.len() {
         return Err(Malformed);
     }

@@ -12,6 +12,7 @@ pub(crate) const META_BYTES_MAX: u32 = 16 << 20;
 const MAGIC: &[u8; 4] = b"RJF1";
 pub(crate) const FLAG_IGNORABLE: u8 = 1;
 pub(crate) const FLAG_BLOB: u8 = 2;
+pub(crate) const FLAG_REQUESTS: u8 = 4;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -150,11 +151,16 @@ impl FrameHeader {
         self.kind.is_message() && self.flags & FLAG_BLOB != 0
     }
 
+    /// Behind what is known of the message stands what its sender asked for.
+    pub(crate) fn has_requests(&self) -> bool {
+        self.kind.is_message() && self.flags & FLAG_REQUESTS != 0
+    }
+
     /// Written by a later version that means something by it, which must not be guessed at.
     pub(crate) fn is_beyond_us(&self) -> bool {
         match self.kind {
             Kind::Unknown(_) => !self.is_ignorable(),
-            Kind::Accepted | Kind::Carried => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB) != 0,
+            Kind::Accepted | Kind::Carried => self.flags & !(FLAG_IGNORABLE | FLAG_BLOB | FLAG_REQUESTS) != 0,
             _ => self.flags & !FLAG_IGNORABLE != 0,
         }
     }

@@ -27,6 +27,7 @@ mod recovery;
 mod replay;
 mod replayed;
 mod report;
+mod requests;
 mod scan;
 mod scrub;
 mod segment;

@@ -3,9 +3,9 @@
 use crate::blob::{Blob, BlobName, BlobRef};
 use crate::carry::{self, Cargo};
 use crate::codec::{Malformed, Put, Take};
-use crate::frame::{FLAG_BLOB, FLAG_IGNORABLE, FrameHeader, Kind};
-use crate::replayed;
+use crate::frame::{FLAG_BLOB, FLAG_IGNORABLE, FLAG_REQUESTS, FrameHeader, Kind};
 use crate::structure::{Mark, Seal, Succession};
+use crate::{replayed, requests};
 use restante_envelope::{
     BodyType, EnhancedStatus, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp,
     Trace, TransactionId,
@@ -24,6 +24,8 @@ pub struct Prepared {
     pub(crate) id: Option<TransactionId>,
     /// Where its content is, if not in the record.
     pub(crate) blob: Option<BlobName>,
+    /// The meta ends with what the sender asked for.
+    pub(crate) has_requests: bool,
     pub(crate) recipients: u16,
     pub(crate) meta: Vec<u8>,
     pub(crate) meta_crc: u32,
@@ -35,7 +37,8 @@ impl Prepared {
     /// A message to be accepted. `hold` is the reason when a safety rule freezes it at the door.
     pub fn accepted(envelope: &Envelope, trace: &Trace, content: Vec<u8>, hold: Option<&str>) -> Self {
         let recipients = u16::try_from(envelope.recipients.len()).unwrap_or(u16::MAX);
-        Self::new(Kind::Accepted, None, recipients, encode_accepted(envelope, trace, hold), content)
+        let prepared = Self::new(Kind::Accepted, None, recipients, encode_accepted(envelope, trace, hold), content);
+        Self { has_requests: requests::are_in(envelope), ..prepared }
     }
 
     /// A message to be accepted whose content is in `blob`, which is on stable storage: that is what a [`Blob`] proves.
@@ -44,7 +47,7 @@ impl Prepared {
         let mut meta = encode_accepted(envelope, trace, hold);
         blob.reference().encode(&mut meta);
         let prepared = Self::new(Kind::Accepted, None, recipients, meta, blob.table().to_vec());
-        Self { blob: Some(blob.name()), ..prepared }
+        Self { blob: Some(blob.name()), has_requests: requests::are_in(envelope), ..prepared }
     }
 
     /// Any other fact. An `Accepted` fact keeps its identifier (a merge of journals) and gets `content`.
@@ -68,7 +71,7 @@ impl Prepared {
 
     pub(crate) fn new(kind: Kind, id: Option<TransactionId>, recipients: u16, meta: Vec<u8>, content: Vec<u8>) -> Self {
         let (meta_crc, content_crc) = (crc32c::crc32c(&meta), crc32c::crc32c(&content));
-        Self { kind, id, blob: None, recipients, meta, meta_crc, content, content_crc }
+        Self { kind, id, blob: None, has_requests: false, recipients, meta, meta_crc, content, content_crc }
     }
 
     /// The blob that holds the content, if one does. If the record was surely never written, see
@@ -81,8 +84,10 @@ impl Prepared {
         match self.kind {
             // It changes nothing that a reader of before would have to know.
             Kind::Replayed => FLAG_IGNORABLE,
-            _ if self.blob.is_some() => FLAG_BLOB,
-            _ => 0,
+            _ => {
+                let of = |is_so, flag| if is_so { flag } else { 0 };
+                of(self.blob.is_some(), FLAG_BLOB) | of(self.has_requests, FLAG_REQUESTS)
+            }
         }
     }
 }
@@ -90,24 +95,24 @@ impl Prepared {
 /// The fact in a frame, and the blob that holds its content if one does; no fact for kinds that are none.
 pub(crate) fn decode_frame(header: &FrameHeader, meta: &[u8]) -> Result<(Option<Fact>, Option<BlobRef>), Malformed> {
     if !header.has_blob() {
-        return Ok((decode(header.kind, header.id, u64::from(header.content_len), meta)?, None));
+        return Ok((decode(header, u64::from(header.content_len), meta)?, None));
     }
     let (meta, blob) = BlobRef::split(meta)?;
     if u64::from(header.content_len) != blob.table_bytes() {
         return Err(Malformed);
     }
-    Ok((decode(header.kind, header.id, blob.bytes, meta)?, Some(blob)))
+    Ok((decode(header, blob.bytes, meta)?, Some(blob)))
 }
 
-/// The fact in a frame of `kind`; none for kinds that are no facts.
-fn decode(kind: Kind, id: TransactionId, content_len: u64, meta: &[u8]) -> Result<Option<Fact>, Malformed> {
-    let mut take = Take(meta);
-    Ok(Some(match kind {
-        Kind::Accepted => Fact::Accepted(decode_accepted(&mut take, id, content_len)?),
+/// The fact in a frame; none for kinds that are no facts.
+fn decode(header: &FrameHeader, content_len: u64, meta: &[u8]) -> Result<Option<Fact>, Malformed> {
+    let (mut take, id, has_requests) = (Take(meta), header.id, header.has_requests());
+    Ok(Some(match header.kind {
+        Kind::Accepted => Fact::Accepted(decode_accepted(&mut take, id, content_len, has_requests)?),
         Kind::Attempted => Fact::Attempted(decode_attempted(&mut take, id)?),
         Kind::Operated => Fact::Operated(decode_operated(&mut take, id)?),
         Kind::Served => Fact::Served(decode_served(&mut take)?),
-        Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len)?),
+        Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len, has_requests)?),
         Kind::Replayed => Fact::Replayed(replayed::decode(&mut take, id)?),
         // No facts, but a meta that does not decode is as wrong in these.
         Kind::Succession => return Succession::decode(meta).map(|_| None),
@@ -128,6 +133,8 @@ pub(crate) fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&
         Protocol::Smtp => 0,
         Protocol::Esmtp => 1,
         Protocol::Esmtps => 2,
+        Protocol::Utf8Smtp => 3,
+        Protocol::Utf8Smtps => 4,
     });
     put.ip(trace.client.ip());
     put.u16(trace.client.port());
@@ -148,10 +155,18 @@ pub(crate) fn encode_accepted(envelope: &Envelope, trace: &Trace, hold: Option<&
         put.count(routes.binary_search(&&recipient.route).unwrap_or_default());
         put.text16(recipient.forward_path.as_str());
     }
+    if requests::are_in(envelope) {
+        requests::encode(envelope, &mut put);
+    }
     put.0
 }
 
-pub(crate) fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_len: u64) -> Result<Accepted, Malformed> {
+pub(crate) fn decode_accepted(
+    take: &mut Take<'_>,
+    id: TransactionId,
+    content_len: u64,
+    has_requests: bool,
+) -> Result<Accepted, Malformed> {
     let received_at = Timestamp::from_unix_ms(take.u64()?);
     let body = match take.u8()? {
         0 => BodyType::SevenBit,
@@ -162,25 +177,28 @@ pub(crate) fn decode_accepted(take: &mut Take<'_>, id: TransactionId, content_le
         0 => Protocol::Smtp,
         1 => Protocol::Esmtp,
         2 => Protocol::Esmtps,
+        3 => Protocol::Utf8Smtp,
+        4 => Protocol::Utf8Smtps,
         _ => return Err(Malformed),
     };
     let client = SocketAddr::new(take.ip()?, take.u16()?);
     let session = take.u64()?;
     let helo = take.text16()?.to_owned();
-    let reverse_path = ReversePath::parse(take.text16()?).map_err(|_| Malformed)?;
+    let reverse_path = ReversePath::parse_utf8(take.text16()?).map_err(|_| Malformed)?;
     let (tls, hold) = (take.optional16()?, take.optional16()?);
     let routes = take.list16(|t| Ok(RouteName::new(t.text16()?)))?;
     let recipients = take.list16(|t| {
         let route = routes.get(usize::from(t.u16()?)).ok_or(Malformed)?.clone();
-        Ok(Recipient { forward_path: ForwardPath::parse(t.text16()?).map_err(|_| Malformed)?, route })
+        Ok(Recipient::new(ForwardPath::parse_utf8(t.text16()?).map_err(|_| Malformed)?, route))
     })?;
-    Ok(Accepted {
-        id,
-        envelope: Envelope { reverse_path, recipients, body },
-        trace: Trace { client, helo, protocol, tls, session, received_at },
-        content_len,
-        hold,
-    })
+    let mut envelope = Envelope::new(reverse_path, recipients, body);
+    if has_requests {
+        requests::decode(take, &mut envelope)?;
+    }
+    if !envelope.smtputf8 && !requests::is_ascii(&envelope) {
+        return Err(Malformed);
+    }
+    Ok(Accepted { id, envelope, trace: Trace { client, helo, protocol, tls, session, received_at }, content_len, hold })
 }
 
 pub(crate) const SENT: u8 = 1;
@@ -387,157 +405,4 @@ pub(crate) fn decode_served(take: &mut Take<'_>) -> Result<Served, Malformed> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use restante_ledger::{Position, Replayed};
-
-    fn id() -> TransactionId {
-        TransactionId::from_bits(0x0123_4567_89ab_cdef_0011_2233_4455_6677)
-    }
-
-    fn facts() -> Vec<Fact> {
-        let recipient = |path: &str, route: &str| Recipient {
-            forward_path: ForwardPath::parse(path).unwrap(),
-            route: RouteName::new(route),
-        };
-        let at = Timestamp::from_unix_ms(1_795_359_200_118);
-        let reply = Reply::new(250, Some(EnhancedStatus::new(2, 0, 0)), "Ok: queued as 4XyZ\nthanks");
-        let next_at = at;
-        vec![
-            Fact::Accepted(Accepted {
-                id: id(),
-                envelope: Envelope {
-                    reverse_path: ReversePath::parse("a@b.test").unwrap(),
-                    recipients: vec![
-                        recipient("x@one.test", "one"),
-                        recipient("\"q \\\" \"@two.test", "two"),
-                        recipient("postmaster", "one"),
-                    ],
-                    body: BodyType::EightBitMime,
-                },
-                trace: Trace {
-                    client: "[2001:db8::1]:4000".parse().unwrap(),
-                    helo: "c.test".into(),
-                    protocol: Protocol::Esmtps,
-                    tls: Some("TLSv1.2 TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256".into()),
-                    session: 9,
-                    received_at: at,
-                },
-                content_len: 77,
-                hold: Some("loop".into()),
-            }),
-            Fact::Attempted(Attempted {
-                id: id(),
-                at,
-                next_hop: Some(NextHop {
-                    host: "mail.one.test".into(),
-                    ip: "192.0.2.1".parse().unwrap(),
-                    port: 25,
-                    tls: Some("TLSv1.3 TLS_AES_256_GCM_SHA384".into()),
-                }),
-                timings: Timings { before_queue_ms: 1, in_queue_ms: 2, connect_ms: 3, transfer_ms: 4 },
-                results: vec![
-                    (0, Outcome::Sent(reply.clone())),
-                    (1, Outcome::Deferred { cause: Cause::InDoubt("gone".into()), next_at }),
-                    (2, Outcome::Held(Cause::Reply(Reply::new(550, None, "no")))),
-                    (3, Outcome::Quarantined(Cause::Local("rot".into()))),
-                    (4, Outcome::Deferred { cause: Cause::Connection("reset".into()), next_at }),
-                ],
-            }),
-            Fact::Operated(Operated {
-                id: id(),
-                at,
-                action: Action::Release,
-                recipients: vec![0, 9],
-                actor: "root".into(),
-                reason: "fixed".into(),
-            }),
-            Fact::Replayed(Replayed {
-                id: id(),
-                at,
-                position: Position { segment: 1, offset: 4096 },
-                job: u64::MAX - 7,
-                actor: "root".into(),
-                reason: "the disk died".into(),
-                next_hop: None,
-                results: vec![(0, reply), (7, Reply::new(550, None, "no"))],
-            }),
-            Fact::Served(Served {
-                at,
-                hostname: "mx2.test".into(),
-                routes: vec![RouteRecord {
-                    name: "one".into(),
-                    domains: vec!["one.test".into()],
-                    primary: vec!["[::1]:25".into(), "b:26".into()],
-                }],
-            }),
-        ]
-    }
-
-    #[test]
-    fn every_fact_is_read_back_as_it_was_written() {
-        let mut facts = facts();
-        if let Fact::Accepted(mut plain) = facts[0].clone() {
-            (plain.trace.protocol, plain.trace.tls, plain.hold) = (Protocol::Smtp, None, None);
-            facts.push(Fact::Accepted(plain));
-        }
-        for fact in facts {
-            let prepared = Prepared::fact(&fact, Vec::new());
-            let kept_id = prepared.id.unwrap_or(id());
-            assert_eq!(decode(prepared.kind, kept_id, 77, &prepared.meta).unwrap().unwrap(), fact);
-        }
-        let torn = Succession { number: 3, bytes: 4, torn: vec![(5, 6), (7, 8)] };
-        assert_eq!(Succession::decode(&torn.encode()), Ok(torn));
-    }
-
-    #[test]
-    fn a_meta_cut_anywhere_is_malformed_and_not_half_a_fact() {
-        for fact in facts() {
-            let prepared = Prepared::fact(&fact, Vec::new());
-            for end in 0..prepared.meta.len() {
-                assert_eq!(
-                    decode(prepared.kind, id(), 0, &prepared.meta[..end]),
-                    Err(Malformed),
-                    "{:?} {end}",
-                    prepared.kind
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn a_choice_that_the_format_does_not_know_is_malformed_and_not_guessed() {
-        let at = Timestamp::from_unix_ms(1);
-        let results = vec![(0, Outcome::Held(Cause::Local("loop".into())))];
-        let held = Fact::Attempted(Attempted { id: id(), at, next_hop: None, timings: Timings::default(), results });
-        let of = |fact: &Fact| Prepared::fact(fact, Vec::new());
-        let (accepted, attempted, operated) = (of(&facts()[0]), of(&held), of(&facts()[2]));
-        // Body, protocol, address; a server or none; outcome; sent for another reason than a reply; cause; action.
-        for (record, place, value) in [
-            (&accepted, 8, 2),
-            (&accepted, 9, 3),
-            (&accepted, 10, 5),
-            (&attempted, 28, 2),
-            (&attempted, 33, 5),
-            (&attempted, 33, SENT),
-            (&attempted, 34, 4),
-            (&operated, 8, 6),
-        ] {
-            let mut meta = record.meta.clone();
-            assert!(decode(record.kind, id(), 0, &meta).is_ok());
-            meta[place] = value;
-            assert_eq!(decode(record.kind, id(), 0, &meta), Err(Malformed), "{:?} {place}: {value}", record.kind);
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn any_bytes_decode_without_panic_or_large_allocation(kind in 0u8..20, bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let _ = decode(Kind::from_code(kind), id(), 0, &bytes);
-            let _ = Mark::decode(&bytes);
-            let _ = Seal::decode(&bytes);
-            let _ = Succession::decode(&bytes);
-        }
-    }
-}
+mod tests;

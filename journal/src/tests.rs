@@ -62,15 +62,13 @@ fn large(storage: &SimStorage, content: &[u8], recipients: usize) -> Result<Prep
 }
 
 fn envelope(recipients: usize) -> (Envelope, Trace) {
-    let recipient = |n| Recipient {
-        forward_path: ForwardPath::parse(&format!("r{n}@example.test")).unwrap(),
-        route: RouteName::new("example.test"),
-    };
-    let envelope = Envelope {
-        reverse_path: ReversePath::parse("a@b.test").unwrap(),
-        recipients: (0..recipients).map(recipient).collect(),
-        body: BodyType::SevenBit,
-    };
+    let recipient =
+        |n| Recipient::new(ForwardPath::parse(&format!("r{n}@example.test")).unwrap(), RouteName::new("example.test"));
+    let envelope = Envelope::new(
+        ReversePath::parse("a@b.test").unwrap(),
+        (0..recipients).map(recipient).collect(),
+        BodyType::SevenBit,
+    );
     let trace = Trace {
         client: "192.0.2.1:4000".parse().unwrap(),
         helo: "c.test".into(),
@@ -584,7 +582,7 @@ fn a_frame_with_a_flag_of_a_later_version_is_refused_and_not_guessed_at() {
     writer.stage(&message(b"a\r\n", 1), now()).unwrap();
     writer.commit(now()).unwrap();
     storage.alter(&crate::header::file_name(1), |bytes| {
-        bytes[4096 + 9] |= 4;
+        bytes[4096 + 9] |= 8;
         let crc = crc32c::crc32c(&bytes[4096 + 8..4096 + 64]).to_le_bytes();
         bytes[4096 + 4..4096 + 8].copy_from_slice(&crc);
     });

@@ -32,11 +32,11 @@ pub(crate) fn position(n: u64) -> Position {
 /// One recipient, 8-bit content.
 pub(crate) fn envelope() -> Envelope {
     let forward_path = ForwardPath::parse("box@example.test").unwrap();
-    Envelope {
-        reverse_path: ReversePath::parse("sender@example.net").unwrap(),
-        recipients: vec![Recipient { forward_path, route: RouteName::new(ROUTE) }],
-        body: BodyType::EightBitMime,
-    }
+    Envelope::new(
+        ReversePath::parse("sender@example.net").unwrap(),
+        vec![Recipient::new(forward_path, RouteName::new(ROUTE))],
+        BodyType::EightBitMime,
+    )
 }
 
 /// Over TLS, `ms` after the first message.

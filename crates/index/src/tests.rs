@@ -34,17 +34,19 @@ fn at(n: u64) -> Position {
 }
 
 fn accepted(n: u128, recipients: u16, hold: Option<&str>) -> Accepted {
-    let recipient = |i: u16| Recipient {
-        forward_path: ForwardPath::parse(&format!("r{i}@d{i}.Test")).unwrap(),
-        route: RouteName::new(if i.is_multiple_of(2) { "even" } else { "odd" }),
+    let recipient = |i: u16| {
+        Recipient::new(
+            ForwardPath::parse(&format!("r{i}@d{i}.Test")).unwrap(),
+            RouteName::new(if i.is_multiple_of(2) { "even" } else { "odd" }),
+        )
     };
     Accepted {
         id: id(n),
-        envelope: Envelope {
-            reverse_path: ReversePath::parse("a@b.test").unwrap(),
-            recipients: (0..recipients).map(recipient).collect(),
-            body: BodyType::SevenBit,
-        },
+        envelope: Envelope::new(
+            ReversePath::parse("a@b.test").unwrap(),
+            (0..recipients).map(recipient).collect(),
+            BodyType::SevenBit,
+        ),
         trace: Trace {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),

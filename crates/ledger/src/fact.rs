@@ -287,7 +287,7 @@ mod tests {
         let at = Timestamp::default();
         let accepted = |n| Accepted {
             id: id(n),
-            envelope: Envelope { reverse_path: ReversePath::null(), recipients: Vec::new(), body: BodyType::SevenBit },
+            envelope: Envelope::new(ReversePath::null(), Vec::new(), BodyType::SevenBit),
             trace: Trace {
                 client: "192.0.2.1:4000".parse().unwrap(),
                 helo: "c.test".into(),

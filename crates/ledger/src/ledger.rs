@@ -348,17 +348,15 @@ mod tests {
     }
 
     fn accepted(n: u128, recipients: usize) -> Accepted {
-        let recipient = |i| Recipient {
-            forward_path: ForwardPath::parse(&format!("r{i}@example.test")).unwrap(),
-            route: RouteName::new(if i % 2 == 0 { "even" } else { "odd" }),
+        let recipient = |i| {
+            Recipient::new(
+                ForwardPath::parse(&format!("r{i}@example.test")).unwrap(),
+                RouteName::new(if i % 2 == 0 { "even" } else { "odd" }),
+            )
         };
         Accepted {
             id: id(n),
-            envelope: Envelope {
-                reverse_path: ReversePath::null(),
-                recipients: (0..recipients).map(recipient).collect(),
-                body: BodyType::SevenBit,
-            },
+            envelope: Envelope::new(ReversePath::null(), (0..recipients).map(recipient).collect(), BodyType::SevenBit),
             trace: Trace {
                 client: "192.0.2.1:4000".parse().unwrap(),
                 helo: "c.test".into(),

@@ -234,15 +234,14 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3_600);
 
     fn accepted(n: u128, recipients: u16, at: Timestamp) -> Accepted {
-        let recipient = |i| Recipient {
-            forward_path: ForwardPath::parse(&format!("r{i}@example.test")).unwrap(),
-            route: RouteName::new("example.test"),
+        let recipient = |i| {
+            Recipient::new(ForwardPath::parse(&format!("r{i}@example.test")).unwrap(), RouteName::new("example.test"))
         };
         let recipients = (0..recipients).map(recipient).collect();
         let (client, helo) = ("192.0.2.1:4000".parse().unwrap(), "c.test".to_owned());
         Accepted {
             id: TransactionId::from_bits(n),
-            envelope: Envelope { reverse_path: ReversePath::null(), recipients, body: BodyType::SevenBit },
+            envelope: Envelope::new(ReversePath::null(), recipients, BodyType::SevenBit),
             trace: Trace { client, helo, protocol: Protocol::Esmtp, tls: None, session: 1, received_at: at },
             content_len: 100,
             hold: None,

@@ -32,14 +32,11 @@ fn position(n: u128) -> Position {
 fn accepted(n: u128) -> Fact {
     Fact::Accepted(Accepted {
         id: id(n),
-        envelope: Envelope {
-            reverse_path: ReversePath::null(),
-            recipients: vec![Recipient {
-                forward_path: ForwardPath::parse("r@a.test").unwrap(),
-                route: RouteName::new("a"),
-            }],
-            body: BodyType::SevenBit,
-        },
+        envelope: Envelope::new(
+            ReversePath::null(),
+            vec![Recipient::new(ForwardPath::parse("r@a.test").unwrap(), RouteName::new("a"))],
+            BodyType::SevenBit,
+        ),
         trace: Trace {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),

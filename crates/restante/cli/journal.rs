@@ -246,15 +246,12 @@ pub(crate) mod testing {
     }
 
     fn envelope(to: &[&str]) -> (Envelope, Trace) {
-        let recipient = |path: &&str| Recipient {
-            forward_path: ForwardPath::parse(path).unwrap(),
-            route: RouteName::new("example.test"),
-        };
-        let envelope = Envelope {
-            reverse_path: ReversePath::parse("a@b.test").unwrap(),
-            recipients: to.iter().map(recipient).collect(),
-            body: BodyType::SevenBit,
-        };
+        let recipient = |path: &&str| Recipient::new(ForwardPath::parse(path).unwrap(), RouteName::new("example.test"));
+        let envelope = Envelope::new(
+            ReversePath::parse("a@b.test").unwrap(),
+            to.iter().map(recipient).collect(),
+            BodyType::SevenBit,
+        );
         let trace = Trace {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),

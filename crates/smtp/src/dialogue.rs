@@ -104,7 +104,7 @@ impl Session {
             (Command::Mail { reverse_path, size_bytes, body }, Dialogue::Ready(hello)) => {
                 let envelope = match ReversePath::parse(reverse_path) {
                     Ok(_) if size_bytes > self.settings.max_message_bytes => Err(Say::SizeOverLimit),
-                    Ok(sender) => Ok(Envelope { reverse_path: sender, recipients: Vec::new(), body }),
+                    Ok(sender) => Ok(Envelope::new(sender, Vec::new(), body)),
                     Err(error) => Err(Say::BadSender(reverse_path, error)),
                 };
                 self.mail(hello, reverse_path, envelope, size_bytes, host)
@@ -187,7 +187,7 @@ impl Session {
             Err(error) => Say::BadRecipient(path, error),
             Ok(forward_path) => match host.admit(&forward_path) {
                 Admission::Accept(route) => {
-                    transaction.envelope.recipients.push(Recipient { forward_path, route });
+                    transaction.envelope.recipients.push(Recipient::new(forward_path, route));
                     self.counts.rcpt = self.counts.rcpt.saturating_add(1);
                     self.say(Say::RecipientOk);
                     return State::Dialogue(Dialogue::Mail(transaction));

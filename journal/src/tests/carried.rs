@@ -143,7 +143,7 @@ fn a_carried_message_that_says_less_of_its_recipients_than_it_has_is_malformed()
             Cargo::in_record(accepted(5, 2, false, b""), Vec::new()),
             (0..told).map(standing).collect(),
         );
-        let read = carry::decode(&mut Take(&record.meta), carried.accepted.id, 0);
+        let read = carry::decode(&mut Take(&record.meta), carried.accepted.id, 0, false);
         assert_eq!(read.is_ok(), is_right, "{told} of 2");
     }
 }

@@ -5,9 +5,11 @@
 use super::*;
 use crate::header::{PAGE_BYTES, file_name, parse_file_name};
 use crate::storage::{SegmentFile, Storage};
-use crate::{Damage, DirStorage, Sink};
+use crate::{Cargo, Damage, DirStorage, Sink};
+use restante_envelope::{DsnRequest, EnvelopeId, Notify, OriginalRecipient, Ret};
 use restante_ledger::{
-    Accepted, Action, Base, Carried, Cause, NextHop, Operated, Position, Replayed, RouteRecord, Served,
+    Accepted, Action, Base, Carried, Cause, NextHop, Operated, Position, RecipientState, Replayed, RouteRecord, Served,
+    Standing,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -321,6 +323,33 @@ fn replayed() -> SimStorage {
     storage
 }
 
+/// What the sender asked for, in a record, before a blob, and carried.
+fn requests() -> SimStorage {
+    let storage = SimStorage::default();
+    let mut writer = start(&storage, SMALL);
+    let (mut asked, mut trace) = envelope(3);
+    let recipients = &mut asked.recipients;
+    recipients[0].dsn.notify = Some(Notify::Never);
+    recipients[1].dsn.notify = Some(Notify::On { success: true, failure: true, delay: false });
+    recipients[1].dsn.original = Some(OriginalRecipient::parse("rfc822;R1+2Bx@Example.test").unwrap());
+    asked.dsn = DsnRequest { ret: Some(Ret::Headers), envid: Some(EnvelopeId::parse("QQ+2B314159").unwrap()) };
+    let mut utf8 = Envelope { smtputf8: true, ..envelope(1).0 };
+    utf8.reverse_path = ReversePath::parse_utf8("j\u{f6}rg@b\u{fc}cher.test").unwrap();
+    utf8.recipients[0].forward_path = ForwardPath::parse_utf8("\u{7528}\u{6237}@example.test").unwrap();
+    let first = Prepared::accepted(&asked, &trace, b"first\r\n".to_vec(), None);
+    trace.protocol = Protocol::Utf8Smtp;
+    let mut blob = BlobWriter::create(&storage, BLOB).unwrap();
+    blob.write("Subject: \u{fc}\r\n\r\n".as_bytes()).unwrap();
+    let second = Prepared::accepted_in_blob(&utf8, &trace, &blob.finish().unwrap(), None);
+    let ids = commit(&mut writer, &[first, second]);
+    let accepted = Accepted { id: ids[0], envelope: asked, trace: envelope(1).1, content_len: 7, hold: None };
+    let standing = Standing { attempts: 0, state: RecipientState::Due, why: String::new() };
+    let cargo = Cargo::in_record(accepted, b"first\r\n".to_vec());
+    commit(&mut writer, &[Prepared::carried(cargo, vec![standing; 3]).0]);
+    writer.close().unwrap();
+    storage
+}
+
 struct Case {
     name: &'static str,
     make: fn() -> SimStorage,
@@ -405,7 +434,7 @@ fn all() -> impl Iterator<Item = (&'static str, SimStorage)> {
 #[test]
 #[ignore = "golden journals are kept for ever; to add one, run this and commit nothing but the new one"]
 fn make_fixtures() {
-    for (name, storage) in all().chain(leave::fixtures()).chain([("replayed", replayed())]) {
+    for (name, storage) in all().chain(leave::fixtures()).chain([("replayed", replayed()), ("requests", requests())]) {
         let directory = directory(name);
         std::fs::create_dir_all(directory.join("blob")).unwrap();
         for file in storage.files().iter().filter(|file| !file.starts_with("torn/")) {
@@ -421,7 +450,8 @@ fn make_fixtures() {
 
 #[test]
 fn golden_journals_are_read_as_they_always_were() {
-    let names = CASES.iter().map(|case| case.name).chain(["good", "left", "left-dead", "left-rot", "replayed"]);
+    let names =
+        CASES.iter().map(|case| case.name).chain(["good", "left", "left-dead", "left-rot", "replayed", "requests"]);
     for name in names {
         let directory = directory(name);
         let expected: Value = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();

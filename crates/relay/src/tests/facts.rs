@@ -35,17 +35,10 @@ pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
 
 /// A message of 100 bytes with one recipient on each of `routes`.
 pub(crate) fn accepted(n: u128, routes: &[&str], at: u64, hold: Option<&str>) -> Fact {
-    let recipient = |route: &&str| Recipient {
-        forward_path: ForwardPath::parse(&format!("r@{route}.test")).unwrap(),
-        route: name(route),
-    };
+    let recipient = |route: &&str| Recipient::new(ForwardPath::parse(&format!("r@{route}.test")).unwrap(), name(route));
     Fact::Accepted(Accepted {
         id: id(n),
-        envelope: Envelope {
-            reverse_path: ReversePath::null(),
-            recipients: routes.iter().map(recipient).collect(),
-            body: BodyType::SevenBit,
-        },
+        envelope: Envelope::new(ReversePath::null(), routes.iter().map(recipient).collect(), BodyType::SevenBit),
         trace: Trace {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),

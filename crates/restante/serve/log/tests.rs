@@ -98,15 +98,15 @@ fn fields(line: &Line) -> Value {
 }
 
 fn about() -> Accepted {
-    let to = |path| Recipient { forward_path: ForwardPath::parse(path).unwrap(), route: RouteName::new("x") };
+    let to = |path| Recipient::new(ForwardPath::parse(path).unwrap(), RouteName::new("x"));
     let at = Timestamp::from_unix_ms(1_795_359_200_118);
     Accepted {
         id: "01JD9QK3T2E8V5W6X7Y8Z9ABCD".parse().unwrap(),
-        envelope: Envelope {
-            reverse_path: ReversePath::parse("a@b.test").unwrap(),
-            recipients: vec![to("a@x.test"), to("b@x.test")],
-            body: BodyType::SevenBit,
-        },
+        envelope: Envelope::new(
+            ReversePath::parse("a@b.test").unwrap(),
+            vec![to("a@x.test"), to("b@x.test")],
+            BodyType::SevenBit,
+        ),
         trace: Trace {
             client: "192.0.2.1:4000".parse().unwrap(),
             helo: "c.test".into(),
