@@ -1,19 +1,21 @@
 //! Reads one command line (RFC 5321 section 4.1.1). Judges syntax alone: not whether the command is due, and not what
 //! stands between `<` and `>`.
 
-use restante_envelope::BodyType;
+use restante_envelope::{BodyType, DsnError, DsnRequest, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret};
 
 /// RFC 5321 section 4.5.3.1.2: a domain is at most 255 octets.
 const HELO_BYTES_MAX: usize = 255;
 
-/// A well-formed command. Texts are printable ASCII and spaces.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A well-formed command. Texts are printable ASCII and spaces; paths may be UTF-8, which is for RFC 6531 to judge.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Command<'l> {
     Ehlo(&'l str),
     Helo(&'l str),
-    Mail { reverse_path: &'l str, size_bytes: u64, body: BodyType },
-    Rcpt { forward_path: &'l str },
+    Mail { reverse_path: &'l str, size_bytes: u64, body: BodyType, smtputf8: bool, dsn: DsnRequest },
+    Rcpt { forward_path: &'l str, dsn: RecipientDsn },
     Data,
+    Bdat { bytes: u64, last: bool },
+    Etrn(&'l str),
     Rset,
     Noop,
     Quit,
@@ -29,8 +31,10 @@ pub(crate) enum CommandError {
     Unknown,
     #[error("command not implemented")]
     NotImplemented,
-    #[error("command not implemented, and what would follow it is no command")]
-    Bdat,
+    #[error("syntax: BDAT size [LAST]; what would follow it is no command")]
+    BdatSyntax,
+    #[error("syntax: ETRN domain")]
+    EtrnSyntax,
     #[error("this is an SMTP server")]
     Http,
     #[error("control or 8-bit character in command")]
@@ -45,10 +49,14 @@ pub(crate) enum CommandError {
     MailSyntax,
     #[error("syntax: RCPT TO:<address>, with the angle brackets")]
     RcptSyntax,
-    #[error("address is not ASCII, and SMTPUTF8 is not offered here")]
-    AddressNotAscii,
+    #[error("address is neither ASCII nor UTF-8")]
+    AddressNotText,
     #[error("malformed parameter")]
     ParameterSyntax,
+    #[error("parameter given twice")]
+    ParameterTwice,
+    #[error("{0}")]
+    Dsn(#[from] DsnError),
     #[error("parameter not recognized or not implemented")]
     ParameterUnknown,
 }
@@ -73,10 +81,10 @@ impl<'l> Command<'l> {
             "HELP" => Ok(Self::Help),
             "VRFY" if argument.is_empty() => Err(CommandError::NoArgument),
             "VRFY" => Ok(Self::Vrfy),
-            "EXPN" | "AUTH" | "ETRN" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => {
-                Err(CommandError::NotImplemented)
-            }
-            "BDAT" => Err(CommandError::Bdat),
+            "ETRN" if argument.is_empty() || argument.contains(' ') => Err(CommandError::EtrnSyntax),
+            "ETRN" => Ok(Self::Etrn(argument)),
+            "EXPN" | "AUTH" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => Err(CommandError::NotImplemented),
+            "BDAT" => bdat(argument),
             "GET" | "POST" | "PUT" | "HEAD" | "CONNECT" | "OPTIONS" | "DELETE" | "PATCH" | "TRACE" | "PRI" => {
                 Err(CommandError::Http)
             }
@@ -85,15 +93,16 @@ impl<'l> Command<'l> {
     }
 }
 
-/// The line as text, if it is printable ASCII and spaces.
+/// The line as text, if it is one: ASCII, but where an address may stand.
 fn text_of(line: &[u8]) -> Result<&str, CommandError> {
     if line.iter().any(u8::is_ascii_control) {
         return Err(CommandError::NotText);
     }
     let starts_with = |verb: &[u8]| line.get(..verb.len()).is_some_and(|head| head.eq_ignore_ascii_case(verb));
+    let has_address = starts_with(b"MAIL ") || starts_with(b"RCPT ");
     match std::str::from_utf8(line) {
-        Ok(text) if text.is_ascii() => Ok(text),
-        _ if starts_with(b"MAIL ") || starts_with(b"RCPT ") => Err(CommandError::AddressNotAscii),
+        Ok(text) if text.is_ascii() || has_address || starts_with(b"VRFY ") => Ok(text),
+        Err(_) if has_address => Err(CommandError::AddressNotText),
         _ => Err(CommandError::NotText),
     }
 }
@@ -110,22 +119,57 @@ fn helo_argument(name: &str) -> Result<&str, CommandError> {
 
 fn mail(argument: &str) -> Result<Command<'_>, CommandError> {
     let (reverse_path, parameters) = path(argument, "FROM:").ok_or(CommandError::MailSyntax)?;
-    let (mut size_bytes, mut body) = (None, None);
-    for parameter in parameters.split(' ').filter(|p| !p.is_empty()) {
+    let (mut size_bytes, mut body, mut smtputf8, mut dsn) = (None, None, false, DsnRequest::default());
+    for parameter in words(parameters) {
         let (keyword, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        // One given twice is a client's library and its user both being careful: the last counts.
+        // One given twice is a client's library and its user both being careful: the last counts. Not of those that say what is to
+        // come back to whom.
         match keyword.to_ascii_uppercase().as_str() {
             "SIZE" => size_bytes = Some(size(value)?),
             "BODY" => body = Some(body_type(value)?),
+            // RFC 6531 section 3.4: without a value.
+            "SMTPUTF8" if keyword.len() == parameter.len() => smtputf8 = true,
+            "SMTPUTF8" => return Err(CommandError::ParameterSyntax),
+            "RET" => once(&mut dsn.ret, Ret::parse(value)?)?,
+            "ENVID" => once(&mut dsn.envid, EnvelopeId::parse(value)?)?,
             _ => return Err(CommandError::ParameterUnknown),
         }
     }
-    Ok(Command::Mail { reverse_path, size_bytes: size_bytes.unwrap_or(0), body: body.unwrap_or_default() })
+    let (size_bytes, body) = (size_bytes.unwrap_or(0), body.unwrap_or_default());
+    Ok(Command::Mail { reverse_path, size_bytes, body, smtputf8, dsn })
 }
 
 fn rcpt(argument: &str) -> Result<Command<'_>, CommandError> {
     let (forward_path, parameters) = path(argument, "TO:").ok_or(CommandError::RcptSyntax)?;
-    if parameters.is_empty() { Ok(Command::Rcpt { forward_path }) } else { Err(CommandError::ParameterUnknown) }
+    let mut dsn = RecipientDsn::default();
+    for parameter in words(parameters) {
+        let (keyword, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        match keyword.to_ascii_uppercase().as_str() {
+            "NOTIFY" => once(&mut dsn.notify, Notify::parse(value)?)?,
+            "ORCPT" => once(&mut dsn.original, OriginalRecipient::parse(value)?)?,
+            _ => return Err(CommandError::ParameterUnknown),
+        }
+    }
+    Ok(Command::Rcpt { forward_path, dsn })
+}
+
+fn words(parameters: &str) -> impl Iterator<Item = &str> {
+    parameters.split(' ').filter(|parameter| !parameter.is_empty())
+}
+
+fn once<T>(place: &mut Option<T>, value: T) -> Result<(), CommandError> {
+    if place.replace(value).is_some() { Err(CommandError::ParameterTwice) } else { Ok(()) }
+}
+
+/// RFC 3030 section 2. A size that does not fit is larger than any limit.
+fn bdat(argument: &str) -> Result<Command<'_>, CommandError> {
+    let (bytes, last) = match argument.split_once(' ') {
+        None => (argument, false),
+        Some((bytes, last)) if last.trim_start_matches(' ').eq_ignore_ascii_case("LAST") => (bytes, true),
+        Some(_) => return Err(CommandError::BdatSyntax),
+    };
+    let bytes = size(bytes).map_err(|_| CommandError::BdatSyntax)?;
+    Ok(Command::Bdat { bytes, last })
 }
 
 /// RFC 1870: up to 20 digits. A number that does not fit is larger than any limit, not malformed.
@@ -216,7 +260,7 @@ mod tests {
         for bad in ["SIZE", "SIZE=", "SIZE=-1", "SIZE=+1", "SIZE=1k", "SIZE=1=2", "BODY="] {
             assert_eq!(size(bad), Err(CommandError::ParameterSyntax), "{bad}");
         }
-        for unknown in ["SMTPUTF8", "RET=HDRS", "AUTH=<>", "BODY=BINARYMIME", "XYZ=1", "=1"] {
+        for unknown in ["AUTH=<>", "BODY=BINARYMIME", "XYZ=1", "=1", "NOTIFY=NEVER"] {
             assert_eq!(size(unknown), Err(CommandError::ParameterUnknown), "{unknown}");
         }
     }
@@ -234,6 +278,52 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_asked_of_notifications_is_read_whole_or_refused() {
+        let parse = |line: &str| Command::parse(line.as_bytes()).map(|_| ());
+        let Ok(Command::Mail { smtputf8, dsn, .. }) = Command::parse(b"MAIL FROM:<> ret=hdrs ENVID=QQ+2B1 SMTPUTF8")
+        else {
+            panic!()
+        };
+        assert_eq!((smtputf8, dsn.ret, dsn.envid.unwrap().as_str()), (true, Some(Ret::Headers), "QQ+2B1"));
+        let line = "RCPT TO:<a@b> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;Bob@x";
+        let Ok(Command::Rcpt { dsn, .. }) = Command::parse(line.as_bytes()) else { panic!() };
+        assert_eq!(dsn.notify, Some(Notify::On { success: true, failure: false, delay: true }));
+        assert_eq!(dsn.original.unwrap().as_str(), "rfc822;Bob@x");
+        for (line, error) in [
+            ("MAIL FROM:<> RET=ALL", DsnError("RET").into()),
+            ("MAIL FROM:<> ENVID=a+0A", DsnError("ENVID").into()),
+            ("MAIL FROM:<> RET=FULL RET=FULL", CommandError::ParameterTwice),
+            ("MAIL FROM:<> SMTPUTF8=yes", CommandError::ParameterSyntax),
+            ("RCPT TO:<a@b> NOTIFY=NEVER,DELAY", DsnError("NOTIFY").into()),
+            ("RCPT TO:<a@b> NOTIFY", DsnError("NOTIFY").into()),
+            ("RCPT TO:<a@b> ORCPT=rfc822", DsnError("ORCPT").into()),
+            ("RCPT TO:<a@b> NOTIFY=NEVER NOTIFY=NEVER", CommandError::ParameterTwice),
+            ("RCPT TO:<a@b> SIZE=1", CommandError::ParameterUnknown),
+        ] {
+            assert_eq!(parse(line), Err(error), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_size_of_a_chunk_that_cannot_be_read_is_no_size() {
+        let parse = |argument: &str| match Command::parse(format!("BDAT{argument}").as_bytes())? {
+            Command::Bdat { bytes, last } => Ok((bytes, last)),
+            other => panic!("{other:?}"),
+        };
+        for (argument, bytes, last) in [
+            (" 0", 0, false),
+            (" 10 LAST", 10, true),
+            (" 7  last ", 7, true),
+            (" 99999999999999999999999", u64::MAX, false),
+        ] {
+            assert_eq!(parse(argument), Ok((bytes, last)), "{argument}");
+        }
+        for bad in ["", " ", " LAST", " -1", " +1", " 1 FIRST", " 1 LAST LAST", " 1x", " 0x10"] {
+            assert_eq!(parse(bad), Err(CommandError::BdatSyntax), "{bad}");
+        }
+    }
+
     proptest! {
         #[test]
         fn no_bytes_make_the_parser_panic(
@@ -241,8 +331,8 @@ mod tests {
             rest in proptest::collection::vec(prop_oneof![any::<u8>(), proptest::sample::select(&b"<>\"\\@ =:"[..])], 0..60),
         ) {
             let line = [verb.as_bytes(), &rest].concat();
-            if let Ok(Command::Rcpt { forward_path: path } | Command::Mail { reverse_path: path, .. }) = Command::parse(&line) {
-                prop_assert!(path.bytes().all(|b| (b' '..=b'~').contains(&b)));
+            if let Ok(Command::Rcpt { forward_path: path, .. } | Command::Mail { reverse_path: path, .. }) = Command::parse(&line) {
+                prop_assert!(!path.bytes().any(|b| b.is_ascii_control()));
             }
         }
 
@@ -251,7 +341,7 @@ mod tests {
             let local = inner.replace('\\', "\\\\").replace('"', "\\\"");
             let line = format!("RCPT TO:<\"{local}\"@x.test>");
             let expected = format!("\"{local}\"@x.test");
-            prop_assert_eq!(Command::parse(line.as_bytes()), Ok(Command::Rcpt { forward_path: &expected }));
+            prop_assert_eq!(Command::parse(line.as_bytes()), Ok(Command::Rcpt { forward_path: &expected, dsn: RecipientDsn::default() }));
         }
     }
 }

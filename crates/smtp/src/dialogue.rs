@@ -2,12 +2,15 @@
 //! 4.1.4). Each command takes the state it is given in and returns the next. Asks the host whose recipient it is.
 
 use crate::command::{Command, CommandError};
-use crate::host::{Admission, Host, RefusedCommand, Stage};
+use crate::content::Framing;
+use crate::host::{Admission, Etrn, Host, RefusedCommand, Stage};
 use crate::line::Line;
-use crate::receiving::Receiving;
+use crate::receiving::{Chunk, Receiving, is_excessive};
 use crate::reply::{Fault, Say};
 use crate::session::{Session, State};
-use restante_envelope::{Envelope, ForwardPath, Protocol, Recipient, ReversePath, Timestamp, Trace};
+use restante_envelope::{
+    DomainName, Envelope, ForwardPath, Protocol, Recipient, RecipientDsn, ReversePath, Timestamp, Trace,
+};
 
 /// A client that is wrong this often is no mail server, or one whose mail we shall not get anyway.
 const PROTOCOL_ERRORS_MAX: u32 = 20;
@@ -42,6 +45,8 @@ pub(crate) enum Dialogue {
     Ready(Hello),
     /// A sender, perhaps recipients.
     Mail(Transaction),
+    /// Between two chunks.
+    Chunks(Box<Receiving>),
 }
 
 impl Dialogue {
@@ -49,20 +54,26 @@ impl Dialogue {
         match self {
             Self::Greeted => None,
             Self::Ready(hello) | Self::Mail(Transaction { hello, .. }) => Some(hello),
+            Self::Chunks(receiving) => Some(&receiving.hello),
         }
     }
 
     fn reverse_path(&self) -> Option<&str> {
         match self {
             Self::Mail(transaction) => Some(transaction.envelope.reverse_path.as_str()),
+            Self::Chunks(receiving) => Some(receiving.reverse_path.as_str()),
             _ => None,
         }
     }
 
     /// What is left of it after RSET.
-    fn reset(self) -> Self {
+    pub(crate) fn reset(self, host: &mut impl Host) -> Self {
         match self {
             Self::Mail(transaction) => Self::Ready(transaction.hello),
+            Self::Chunks(mut receiving) => {
+                receiving.give_up(host);
+                Self::Ready(receiving.hello)
+            }
             other => other,
         }
     }
@@ -83,6 +94,9 @@ impl Session {
             Ok(command) => self.command(dialogue, command, consumed < input.len(), now, host),
             Err(say) => self.reject(dialogue, stage_of(&line), say, host),
         };
+        if let State::Dialogue(Dialogue::Chunks(receiving)) = &next {
+            self.deadline = self.deadline.min(receiving.deadline);
+        }
         (consumed, next)
     }
 
@@ -96,22 +110,42 @@ impl Session {
         host: &mut impl Host,
     ) -> State {
         match (command, dialogue) {
-            (Command::Ehlo(name), _) => {
-                let protocol = if self.tls.is_some() { Protocol::Esmtps } else { Protocol::Esmtp };
-                self.hello(name, protocol, Say::Ehlo { offers_tls: self.settings.starttls && self.tls.is_none() })
+            // RFC 2920 section 3.1: EHLO is the last of a group. Who goes on without the reply does not know what we can do, nor
+            // wants to: no mail server does that. Of the other commands that end a group only DATA is held to it, see there.
+            (Command::Ehlo(_) | Command::Helo(_), any) if talks_ahead => {
+                self.reject(any, Stage::Command, Say::TalksTooSoon, host)
             }
-            (Command::Helo(name), _) => self.hello(name, Protocol::Smtp, Say::Helo),
-            (Command::Mail { reverse_path, size_bytes, body }, Dialogue::Ready(hello)) => {
-                let envelope = match ReversePath::parse(reverse_path) {
+            (Command::Ehlo(name), any) => {
+                let protocol = if self.tls.is_some() { Protocol::Esmtps } else { Protocol::Esmtp };
+                let say = Say::Ehlo { offers_tls: self.settings.starttls && self.tls.is_none() };
+                self.hello(any, name, protocol, say, host)
+            }
+            (Command::Helo(name), any) => self.hello(any, name, Protocol::Smtp, Say::Helo, host),
+            (Command::Mail { reverse_path, size_bytes, body, smtputf8, dsn }, Dialogue::Ready(hello)) => {
+                let parsed = match smtputf8 {
+                    true => ReversePath::parse_utf8(reverse_path),
+                    false => ReversePath::parse(reverse_path),
+                };
+                let envelope = match parsed {
+                    _ if self.counts.mail >= self.settings.max_messages => Err(Say::TooManyMessages),
                     Ok(_) if size_bytes > self.settings.max_message_bytes => Err(Say::SizeOverLimit),
-                    Ok(sender) => Ok(Envelope::new(sender, Vec::new(), body)),
+                    Ok(sender) => Ok(Envelope { smtputf8, dsn, ..Envelope::new(sender, Vec::new(), body) }),
                     Err(error) => Err(Say::BadSender(reverse_path, error)),
                 };
                 self.mail(hello, reverse_path, envelope, size_bytes, host)
             }
-            (Command::Rcpt { forward_path }, Dialogue::Mail(transaction)) => self.rcpt(transaction, forward_path, host),
+            (Command::Rcpt { forward_path, dsn }, Dialogue::Mail(transaction)) => {
+                self.rcpt(transaction, forward_path, dsn, host)
+            }
+            (Command::Bdat { bytes, last }, any) => self.bdat(any, bytes, last, now, host),
             (Command::Mail { .. }, Dialogue::Greeted) => {
                 self.reject(Dialogue::Greeted, Stage::Mail, Say::HeloFirst, host)
+            }
+            (Command::Mail { .. }, chunks @ Dialogue::Chunks(_)) => {
+                self.reject(chunks, Stage::Mail, Say::ChunksUnderWay, host)
+            }
+            (Command::Rcpt { .. }, chunks @ Dialogue::Chunks(_)) => {
+                self.reject(chunks, Stage::Rcpt, Say::ChunksUnderWay, host)
             }
             (Command::Mail { .. }, open) => self.reject(open, Stage::Mail, Say::NestedMail, host),
             (Command::Rcpt { .. }, other) => {
@@ -119,12 +153,17 @@ impl Session {
                 self.reject(other, Stage::Rcpt, say, host)
             }
             (Command::Data, any) => self.data(any, talks_ahead, now, host),
-            (Command::Rset, other) => self.idle(other.reset(), Say::Ok),
-            (Command::Noop, other) => self.idle(other, Say::Ok),
-            (Command::Vrfy, other) => self.idle(other, Say::CannotVerify),
-            (Command::Help, other) => self.idle(other, Say::Help),
+            (Command::Rset, other) => {
+                let next = other.reset(host);
+                self.idle(next, Say::Ok, host)
+            }
+            (Command::Noop, other) => self.idle(other, Say::Ok, host),
+            (Command::Vrfy, other) => self.idle(other, Say::CannotVerify, host),
+            (Command::Help, other) => self.idle(other, Say::Help, host),
+            (Command::Etrn(domain), other) => self.etrn(other, domain, host),
             (Command::StartTls, any) => self.start_tls(any, host),
-            (Command::Quit, _) => {
+            (Command::Quit, any) => {
+                any.reset(host);
                 self.quit = true;
                 self.say(Say::Bye);
                 State::Closed
@@ -132,8 +171,58 @@ impl Session {
         }
     }
 
-    fn hello(&mut self, name: &str, protocol: Protocol, say: Say<'_>) -> State {
-        self.idle(Dialogue::Ready(Hello { name: name.to_owned(), protocol }), say)
+    fn hello(&mut self, before: Dialogue, name: &str, protocol: Protocol, say: Say<'_>, host: &mut impl Host) -> State {
+        before.reset(host);
+        self.idle(Dialogue::Ready(Hello { name: name.to_owned(), protocol }), say, host)
+    }
+
+    /// RFC 1985. `@` in front of a domain means those below it, too, which take the same way here.
+    fn etrn(&mut self, dialogue: Dialogue, domain: &str, host: &mut impl Host) -> State {
+        let say = match DomainName::parse(domain.strip_prefix('@').unwrap_or(domain)) {
+            _ if dialogue.hello().is_none() => Say::HeloFirst,
+            Ok(domain) => Say::Etrn(host.etrn(&domain)),
+            Err(_) => Say::Command(CommandError::EtrnSyntax),
+        };
+        match say {
+            Say::Etrn(Etrn::Started | Etrn::Nothing) => self.idle(dialogue, say, host),
+            _ => self.reject(dialogue, Stage::Command, say, host),
+        }
+    }
+
+    /// RFC 3030. Whatever the answer, the octets that follow are no commands.
+    fn bdat(&mut self, dialogue: Dialogue, bytes: u64, is_last: bool, now: Timestamp, host: &mut impl Host) -> State {
+        let chunk = Chunk { bytes, left: bytes, is_last };
+        let (dialogue, say) = match dialogue {
+            Dialogue::Chunks(receiving) => return self.go_on_with_chunk(receiving, chunk, now, host),
+            Dialogue::Mail(transaction) if !transaction.envelope.recipients.is_empty() => {
+                let trace = self.trace(&transaction, now);
+                // All of it, if this is all.
+                let declared = transaction.declared_bytes.max(if is_last { bytes } else { 0 });
+                let begun = match declared > self.settings.max_message_bytes {
+                    true => Err(Say::TooLarge),
+                    false => host.begin(&transaction.envelope, &trace, declared).map_err(Say::Trouble),
+                };
+                match begun {
+                    Ok(()) => {
+                        let framing = Framing::counted();
+                        let receiving = Receiving::new(transaction, trace, framing, &self.settings, now);
+                        return self.go_on_with_chunk(Box::new(receiving), chunk, now, host);
+                    }
+                    // Unlike after DATA: the chunks behind this one are on their way, and must not begin the message.
+                    Err(say) => (Dialogue::Ready(transaction.hello), say),
+                }
+            }
+            Dialogue::Mail(transaction) => (Dialogue::Ready(transaction.hello), Say::NoRecipients),
+            Dialogue::Ready(hello) => (Dialogue::Ready(hello), Say::NoTransaction),
+            Dialogue::Greeted => (Dialogue::Greeted, Say::HeloFirst),
+        };
+        if is_excessive(bytes, self.settings.max_message_bytes) {
+            self.refuse_paths(&dialogue, Stage::Data, say, dialogue.reverse_path(), None, host);
+            self.say(Say::FarTooLarge);
+            return State::Closed;
+        }
+        self.deadline = now + self.settings.data_timeout;
+        self.skip(dialogue, bytes, say, &[], host).1
     }
 
     /// RFC 3207. Only after EHLO, where it is offered (RFC 5321 section 2.2.1); an open transaction is no obstacle, for
@@ -145,6 +234,7 @@ impl Session {
             Some(_) => Say::TlsActive,
             None if !greeted_with_ehlo => Say::HeloFirst,
             None => {
+                dialogue.reset(host);
                 self.say(Say::StartTls);
                 return State::AwaitingTls;
             }
@@ -153,10 +243,10 @@ impl Session {
     }
 
     /// A command that brings no mail nearer.
-    fn idle(&mut self, next: Dialogue, say: Say<'_>) -> State {
+    fn idle(&mut self, next: Dialogue, say: Say<'_>, host: &mut impl Host) -> State {
         self.say(say);
         self.idle_commands += 1;
-        self.unless_too_many_errors(next)
+        self.unless_too_many_errors(next, host)
     }
 
     fn mail(
@@ -176,18 +266,23 @@ impl Session {
             Err(say) => {
                 let ready = Dialogue::Ready(hello);
                 self.refuse_paths(&ready, Stage::Mail, say, Some(reverse_path), None, host);
-                self.after_fault(ready, say)
+                self.after_fault(ready, say, host)
             }
         }
     }
 
-    fn rcpt(&mut self, mut transaction: Transaction, path: &str, host: &mut impl Host) -> State {
-        let say = match ForwardPath::parse(path) {
+    fn rcpt(&mut self, mut transaction: Transaction, path: &str, dsn: RecipientDsn, host: &mut impl Host) -> State {
+        let smtputf8 = transaction.envelope.smtputf8;
+        let parsed = if smtputf8 { ForwardPath::parse_utf8(path) } else { ForwardPath::parse(path) };
+        // RFC 6533 section 3: as UTF-8 only where that is asked for.
+        let is_plain = dsn.original.as_ref().is_none_or(|original| original.as_str().is_ascii());
+        let say = match parsed {
+            _ if !is_plain && !smtputf8 => Say::OriginalNotAscii,
             _ if transaction.envelope.recipients.len() >= self.settings.max_recipients => Say::TooManyRecipients,
             Err(error) => Say::BadRecipient(path, error),
             Ok(forward_path) => match host.admit(&forward_path) {
                 Admission::Accept(route) => {
-                    transaction.envelope.recipients.push(Recipient::new(forward_path, route));
+                    transaction.envelope.recipients.push(Recipient { dsn, ..Recipient::new(forward_path, route) });
                     self.counts.rcpt = self.counts.rcpt.saturating_add(1);
                     self.say(Say::RecipientOk);
                     return State::Dialogue(Dialogue::Mail(transaction));
@@ -200,7 +295,7 @@ impl Session {
         };
         let open = Dialogue::Mail(transaction);
         self.refuse_paths(&open, Stage::Rcpt, say, open.reverse_path(), Some(path), host);
-        self.after_fault(open, say)
+        self.after_fault(open, say, host)
     }
 
     /// `talks_ahead`: the client has sent more than the DATA line without waiting for the reply. RFC 2920 section 3.1
@@ -209,34 +304,46 @@ impl Session {
     fn data(&mut self, dialogue: Dialogue, talks_ahead: bool, now: Timestamp, host: &mut impl Host) -> State {
         let refusal = match dialogue {
             Dialogue::Mail(transaction) if !transaction.envelope.recipients.is_empty() => {
-                let trace = self.trace(&transaction.hello, now);
+                let trace = self.trace(&transaction, now);
                 match host.begin(&transaction.envelope, &trace, transaction.declared_bytes) {
                     Ok(()) => {
                         self.deadline = now + self.settings.data_timeout;
                         self.say(Say::StartContent);
-                        return State::Data(Box::new(Receiving::new(transaction, trace, &self.settings)));
+                        let framing = Framing::dotted();
+                        let receiving = Receiving::new(transaction, trace, framing, &self.settings, now);
+                        return State::Data(Box::new(receiving));
                     }
                     // The transaction stays open: the client may try DATA again, or RSET.
                     Err(trouble) => (Dialogue::Mail(transaction), Say::Trouble(trouble)),
                 }
             }
             Dialogue::Mail(transaction) => (Dialogue::Mail(transaction), Say::NoRecipients),
+            Dialogue::Chunks(receiving) => (Dialogue::Chunks(receiving), Say::ChunksUnderWay),
             Dialogue::Ready(hello) => (Dialogue::Ready(hello), Say::MailFirst),
             Dialogue::Greeted => (Dialogue::Greeted, Say::HeloFirst),
         };
         let next = self.reject(refusal.0, Stage::Data, refusal.1, host);
-        if talks_ahead && !matches!(next, State::Closed) {
-            self.say(Say::TalksAhead);
-            return State::Closed;
+        match next {
+            State::Dialogue(dialogue) if talks_ahead => {
+                dialogue.reset(host);
+                self.say(Say::TalksAhead);
+                State::Closed
+            }
+            next => next,
         }
-        next
     }
 
-    fn trace(&self, hello: &Hello, now: Timestamp) -> Trace {
+    fn trace(&self, transaction: &Transaction, now: Timestamp) -> Trace {
+        let hello = &transaction.hello;
+        let protocol = match hello.protocol {
+            Protocol::Esmtp if transaction.envelope.smtputf8 => Protocol::Utf8Smtp,
+            Protocol::Esmtps if transaction.envelope.smtputf8 => Protocol::Utf8Smtps,
+            other => other,
+        };
         Trace {
             client: self.client,
             helo: hello.name.clone(),
-            protocol: hello.protocol,
+            protocol,
             tls: self.tls.clone(),
             session: self.session,
             received_at: now,
@@ -244,9 +351,9 @@ impl Session {
     }
 
     /// Refuses, and goes on in `dialogue` if the peer is still worth it.
-    fn reject(&mut self, dialogue: Dialogue, stage: Stage, say: Say<'_>, host: &mut impl Host) -> State {
+    pub(crate) fn reject(&mut self, dialogue: Dialogue, stage: Stage, say: Say<'_>, host: &mut impl Host) -> State {
         self.refuse_paths(&dialogue, stage, say, dialogue.reverse_path(), None, host);
-        self.after_fault(dialogue, say)
+        self.after_fault(dialogue, say, host)
     }
 
     pub(crate) fn refuse_paths(
@@ -270,23 +377,27 @@ impl Session {
         });
     }
 
-    pub(crate) fn after_fault(&mut self, dialogue: Dialogue, say: Say<'_>) -> State {
+    pub(crate) fn after_fault(&mut self, dialogue: Dialogue, say: Say<'_>, host: &mut impl Host) -> State {
         match say.fault() {
             Fault::None => {}
             Fault::Mail => self.mail_errors += 1,
             Fault::Protocol => self.protocol_errors += 1,
-            Fault::Fatal => return State::Closed,
+            Fault::Fatal => {
+                dialogue.reset(host);
+                return State::Closed;
+            }
         }
-        self.unless_too_many_errors(dialogue)
+        self.unless_too_many_errors(dialogue, host)
     }
 
-    fn unless_too_many_errors(&mut self, dialogue: Dialogue) -> State {
+    fn unless_too_many_errors(&mut self, dialogue: Dialogue, host: &mut impl Host) -> State {
         if self.protocol_errors < PROTOCOL_ERRORS_MAX
             && self.mail_errors < MAIL_ERRORS_MAX
             && self.idle_commands <= IDLE_COMMANDS_MAX
         {
             return State::Dialogue(dialogue);
         }
+        dialogue.reset(host);
         self.say(Say::TooManyErrors);
         State::Closed
     }

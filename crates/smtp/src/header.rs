@@ -16,6 +16,8 @@ pub(crate) struct HeaderScan {
     header: Vec<u8>,
     at_line_start: bool,
     over: bool,
+    /// Of the header section so far.
+    pub(crate) bytes: u64,
     pub(crate) hops: u16,
     pub(crate) own_hops: u16,
 }
@@ -28,6 +30,7 @@ impl HeaderScan {
             header: Vec::new(),
             at_line_start: true,
             over: false,
+            bytes: 0,
             hops: 0,
             own_hops: 0,
         }
@@ -47,6 +50,7 @@ impl HeaderScan {
             }
             let lf = memchr(b'\n', content);
             let (line, rest) = content.split_at(lf.unwrap_or(content.len()));
+            self.bytes = self.bytes.saturating_add(line.len() as u64 + u64::from(lf.is_some()));
             let room = HEADER_BYTES_MAX - self.header.len().min(HEADER_BYTES_MAX);
             self.header.extend(line.iter().take(room));
             self.at_line_start = lf.is_some();

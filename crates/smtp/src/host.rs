@@ -1,11 +1,16 @@
 //! What surrounds a session: its settings, what it asks, what it hands over, what it is told. Decides nothing.
 
-use restante_envelope::{Envelope, ForwardPath, Reply, RouteName, Trace, TransactionId};
+use restante_envelope::{DomainName, Envelope, ForwardPath, Reply, RouteName, Trace, TransactionId};
 use std::time::Duration;
 
 /// Recipients taken in one transaction. RFC 5321 section 4.5.3.1.8 demands at least 100; common clients send 50 to
 /// 1000 at a time and come back with the rest after a 452.
 pub const RECIPIENTS_MAX: usize = 1_000;
+/// Mail transactions of one session (RFC 9422 section 4.1). One that goes on for ever is asked to come again, so that a change of
+/// limits or certificates reaches everybody some time.
+const MESSAGES_MAX: u32 = 1_000;
+/// Bytes of a message's header: what Exim takes, and ten times what Postfix does.
+const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// RFC 5321 section 4.5.3.2.7: at least five minutes for the next command. It is not renewed by single bytes: a whole
 /// command line must arrive within it.
 const COMMAND_TIMEOUT_S: u64 = 300;
@@ -23,6 +28,12 @@ pub struct Settings {
     pub max_message_bytes: u64,
     /// The most recipients taken in one transaction.
     pub max_recipients: usize,
+    /// The most mail transactions of one session; announced as MAILMAX (RFC 9422).
+    pub max_messages: u32,
+    /// The largest header section taken, in bytes.
+    pub max_header_bytes: u64,
+    /// What becomes of content with a CR without LF, or an LF without CR.
+    pub bare_line_ends: BareLineEnds,
     /// STARTTLS is offered (RFC 3207): whoever drives the session can do the handshake.
     pub starttls: bool,
     /// How long a command may take to arrive.
@@ -38,11 +49,24 @@ impl Settings {
             hostname,
             max_message_bytes,
             max_recipients: RECIPIENTS_MAX,
+            max_messages: MESSAGES_MAX,
+            max_header_bytes: HEADER_BYTES_MAX,
+            bare_line_ends: BareLineEnds::default(),
             starttls: false,
             command_timeout: Duration::from_secs(COMMAND_TIMEOUT_S),
             data_timeout: Duration::from_secs(DATA_TIMEOUT_S),
         }
     }
+}
+
+/// Content whose lines end otherwise than in CRLF (RFC 5321 section 2.3.8) can be read in more than one way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BareLineEnds {
+    /// It is mended, see the crate's `content.rs`: what is stored and goes on has CRLF alone.
+    #[default]
+    Normalize,
+    /// It is refused: 554 5.6.0.
+    Reject,
 }
 
 /// What the session asks of, and hands to, its surroundings. Called synchronously from within `receive` and the like.
@@ -56,7 +80,11 @@ pub trait Host {
     }
     /// Is this recipient ours? A pure decision. Address literals and the bare `postmaster` are asked about as well.
     fn admit(&mut self, path: &ForwardPath) -> Admission;
-    /// DATA was given, the 354 is not out yet. An `Err` is said instead of it, and no `abort` follows.
+    /// Whoever is behind this domain says that it takes mail again (RFC 1985).
+    fn etrn(&mut self, _domain: &DomainName) -> Etrn {
+        Etrn::Refused
+    }
+    /// DATA was given, the 354 is not out yet; or the first BDAT. An `Err` is said instead of an answer, and no `abort` follows.
     ///
     /// `declared_bytes` is what the client said of the content's size (RFC 1870), 0 if it said nothing: within the
     /// limit, but otherwise no more than a hint.
@@ -64,8 +92,8 @@ pub trait Host {
     /// The next piece of the content, dots unstuffed, in order, as large as the input allows. After an `Err` follows
     /// `abort`; the rest is read and dropped, and the trouble is said at its end.
     fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble>;
-    /// The content is complete and acceptable: it is empty or ends with CRLF, and has no other CR or LF. The session
-    /// now awaits `resolve`.
+    /// The content is complete and acceptable: it is empty or ends with CRLF, and has no other CR or LF but in CRLF. The
+    /// session now awaits `resolve`.
     fn end(&mut self, end: EndOfData);
     /// Nothing will come of what began: the content is refused, or the connection ends. Called as soon as that is
     /// known, which may be long before the peer hears of it.
@@ -87,6 +115,19 @@ pub enum Admission {
     SenderSpecifiedRoute,
     /// Yes, but too much mail waits for its route already, or would with this message: 452 4.3.1.
     Full,
+}
+
+/// The answer to ETRN (RFC 1985 section 5.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Etrn {
+    /// Its mail is on its way: 250.
+    Started,
+    /// There is none: 251.
+    Nothing,
+    /// No route takes its mail: 459.
+    NotOurs,
+    /// Not now: 458.
+    Refused,
 }
 
 /// What is known of a content at its end.
@@ -171,9 +212,9 @@ pub struct RefusedCommand {
     pub reply: Reply,
     /// What the peer called itself, once it did.
     pub helo: Option<String>,
-    /// The sender, if one was given; printable ASCII, but well-formed only if it is not the sender that was refused.
+    /// The sender, if one was given; without ASCII control characters, but well-formed only if it is not the sender that was refused.
     pub reverse_path: Option<String>,
-    /// The recipient, if it is one that was refused; printable ASCII, not always well-formed.
+    /// The recipient, if it is one that was refused; without ASCII control characters, not always well-formed.
     pub forward_path: Option<String>,
 }
 

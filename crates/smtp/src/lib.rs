@@ -32,7 +32,7 @@ mod reply;
 mod session;
 
 pub use host::{
-    Admission, Counts, EndOfData, Host, RECIPIENTS_MAX, RefusedCommand, RefusedConnection, Resolution, Settings, Stage,
-    Trouble,
+    Admission, BareLineEnds, Counts, EndOfData, Etrn, Host, RECIPIENTS_MAX, RefusedCommand, RefusedConnection,
+    Resolution, Settings, Stage, Trouble,
 };
 pub use session::Session;

@@ -1,7 +1,7 @@
 //! Everything the server can say, in one table, and how much patience each refusal costs. Decides nothing.
 
 use crate::command::CommandError;
-use crate::host::{RefusedConnection, Settings, Trouble};
+use crate::host::{Etrn, RefusedConnection, Settings, Trouble};
 use crate::line::LineError;
 use restante_envelope::{EnhancedStatus, PathError, Reply, TransactionId};
 
@@ -20,6 +20,8 @@ pub(crate) enum Say<'p> {
     SenderOk,
     RecipientOk,
     StartContent,
+    ChunkOk(u64),
+    Etrn(Etrn),
     Stored(TransactionId),
     CannotVerify,
     Help,
@@ -31,7 +33,11 @@ pub(crate) enum Say<'p> {
     HeloFirst,
     MailFirst,
     NestedMail,
+    ChunksUnderWay,
+    NoTransaction,
     TlsActive,
+    OriginalNotAscii,
+    TooManyMessages,
     BadSender(&'p str, PathError),
     SizeOverLimit,
     BadRecipient(&'p str, PathError),
@@ -43,10 +49,12 @@ pub(crate) enum Say<'p> {
     NoRecipients,
     BareCrOrLf,
     TooLarge,
+    HeaderTooLarge,
     TooManyHops,
     Trouble(Trouble),
 
     TalksAhead,
+    TalksTooSoon,
     FarTooLarge,
     TooManyErrors,
     Timeout,
@@ -74,21 +82,23 @@ impl Say<'_> {
             // These three have no enhanced code (RFC 2034 section 3).
             Self::Greeting => Reply::new(220, None, &format!("{host} ESMTP Restante")),
             Self::Helo => Reply::new(250, None, host),
-            Self::Ehlo { offers_tls } => {
-                let size = settings.max_message_bytes;
-                let starttls = if *offers_tls { "STARTTLS\n" } else { "" };
-                let keywords =
-                    format!("{host}\nPIPELINING\nSIZE {size}\n8BITMIME\n{starttls}ENHANCEDSTATUSCODES\nHELP");
-                Reply::new(250, None, &keywords)
-            }
+            Self::Ehlo { offers_tls } => ehlo(settings, *offers_tls),
             Self::Ok => say(250, 0, 0, "Ok"),
             Self::SenderOk => say(250, 1, 0, "sender Ok"),
             Self::RecipientOk => say(250, 1, 5, "recipient Ok"),
             // RFC 3463 has no class 3.
             Self::StartContent => Reply::new(354, None, "end data with <CR><LF>.<CR><LF>"),
+            Self::ChunkOk(bytes) => say(250, 0, 0, &format!("{bytes} octets received")),
+            Self::Etrn(Etrn::Started) => say(250, 0, 0, "delivery of what waits for this domain has begun"),
+            Self::Etrn(Etrn::Nothing) => Reply::new(251, None, "no mail waits for this domain"),
             Self::Stored(id) => say(250, 0, 0, &format!("Ok: queued as {id}")),
             Self::CannotVerify => say(252, 0, 0, "cannot verify here; send the mail, and RCPT will tell"),
-            Self::Help => say(214, 0, 0, "commands: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY HELP (RFC 5321)"),
+            Self::Help => say(
+                214,
+                0,
+                0,
+                "commands: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY ETRN STARTTLS HELP; mail for this server's own domains alone",
+            ),
             Self::StartTls => say(220, 0, 0, "Ready to start TLS"),
             Self::Bye => say(221, 0, 0, &format!("{host} closing connection")),
 
@@ -101,6 +111,10 @@ impl Say<'_> {
             Self::TalksAhead => {
                 say(421, 5, 0, &format!("{host} you sent more before the reply to DATA, closing connection"))
             }
+            Self::TalksTooSoon => say(554, 5, 0, "you did not wait for our reply; this is no way to talk SMTP"),
+            Self::TooManyMessages => {
+                say(421, 5, 3, &format!("{host} enough messages for one session, please connect again"))
+            }
             Self::FarTooLarge => {
                 say(421, 7, 0, &format!("{host} message goes on far beyond the limit, closing connection"))
             }
@@ -112,6 +126,11 @@ impl Say<'_> {
             Self::HeloFirst => say(503, 5, 1, "send EHLO first"),
             Self::MailFirst => say(503, 5, 1, "send MAIL first"),
             Self::NestedMail => say(503, 5, 1, "a sender is given already"),
+            Self::ChunksUnderWay => say(503, 5, 1, "a message comes in by BDAT: end it by BDAT LAST, or RSET"),
+            Self::NoTransaction => say(503, 5, 1, "no transaction for this BDAT; its octets were dropped"),
+            Self::OriginalNotAscii => say(501, 5, 4, "ORCPT is not ASCII, and SMTPUTF8 was not asked for"),
+            Self::Etrn(Etrn::NotOurs) => say(459, 7, 1, "no mail for this domain is kept here"),
+            Self::Etrn(Etrn::Refused) => say(458, 3, 0, "cannot do that now, try again later"),
             Self::TlsActive => say(503, 5, 1, "TLS is active already"),
             Self::NoRecipients => say(554, 5, 1, "no valid recipients"),
             other => other.mail_refusal(),
@@ -146,6 +165,7 @@ impl Say<'_> {
             Self::TooManyRecipients => say(452, 5, 3, "too many recipients, send the rest in another transaction"),
             Self::SizeOverLimit | Self::TooLarge => say(552, 3, 4, "message is larger than the limit given in EHLO"),
             Self::BareCrOrLf => say(554, 6, 0, "message contains bare <CR> or <LF>; lines must end in <CR><LF>"),
+            Self::HeaderTooLarge => say(552, 3, 4, "message header is too large"),
             Self::TooManyHops => say(554, 4, 6, "too many hops, this looks like a mail loop"),
             Self::Trouble(Trouble::Storage) => say(452, 3, 1, "insufficient storage, try again later"),
             Self::Trouble(Trouble::Overloaded) => say(452, 3, 1, "too much mail in flight, try again later"),
@@ -160,10 +180,14 @@ impl Say<'_> {
             // Where such a peer's lines end is a guess, and what it sends next may be content that is not its own,
             // made to look like commands. It is not listened to any further.
             Self::Line(LineError::BareLf | LineError::BareCr | LineError::Endless)
-            | Self::Command(CommandError::Http | CommandError::Bdat) => Fault::Fatal,
-            Self::Command(CommandError::AddressNotAscii) => Fault::Mail,
+            | Self::Command(CommandError::Http | CommandError::BdatSyntax)
+            | Self::TalksTooSoon
+            | Self::TooManyMessages => Fault::Fatal,
+            Self::Command(CommandError::AddressNotText) => Fault::Mail,
             Self::Line(LineError::TooLong) | Self::Command(_) => Fault::Protocol,
-            Self::HeloFirst | Self::MailFirst | Self::NestedMail | Self::TlsActive => Fault::Protocol,
+            Self::HeloFirst | Self::MailFirst | Self::NestedMail | Self::ChunksUnderWay | Self::TlsActive => {
+                Fault::Protocol
+            }
             Self::TooManyRecipients | Self::RouteFull(_) => Fault::None,
             Self::Trouble(Trouble::ShuttingDown) => Fault::Fatal,
             Self::Trouble(_) => Fault::None,
@@ -176,16 +200,20 @@ fn command_error(error: CommandError) -> Reply {
     let text = error.to_string();
     match error {
         CommandError::Unknown => say(500, 5, 1, &text),
-        CommandError::NotImplemented | CommandError::Bdat => say(502, 5, 1, &text),
+        CommandError::NotImplemented => say(502, 5, 1, &text),
         CommandError::Http => say(554, 5, 1, &text),
         CommandError::NotText => say(500, 5, 2, &text),
-        CommandError::AddressNotAscii => say(553, 6, 7, &text),
+        CommandError::AddressNotText => say(553, 6, 7, &text),
         CommandError::ParameterUnknown => say(555, 5, 4, &text),
         CommandError::HeloSyntax
         | CommandError::NeedlessArgument
         | CommandError::NoArgument
         | CommandError::MailSyntax
         | CommandError::RcptSyntax
+        | CommandError::BdatSyntax
+        | CommandError::EtrnSyntax
+        | CommandError::ParameterTwice
+        | CommandError::Dsn(_)
         | CommandError::ParameterSyntax => say(501, 5, 4, &text),
     }
 }
@@ -200,7 +228,18 @@ fn say(code: u16, subject: u16, detail: u16, text: &str) -> Reply {
     Reply::new(code, Some(EnhancedStatus::new(class, subject, detail)), text)
 }
 
-/// The beginning of a peer's text. It comes from a checked command line, so it is ASCII and can be cut anywhere.
-fn shown(text: &str) -> &str {
-    text.get(..text.len().min(ECHO_BYTES_MAX)).unwrap_or_default()
+/// The beginning of a peer's text. Without what is not ASCII: who did not ask for SMTPUTF8 cannot read it, and who did knows what
+/// the answer is to.
+fn shown(text: &str) -> String {
+    text.chars().take(ECHO_BYTES_MAX).map(|c| if c.is_ascii() { c } else { '?' }).collect()
+}
+
+fn ehlo(settings: &Settings, offers_tls: bool) -> Reply {
+    let (host, size) = (&settings.hostname, settings.max_message_bytes);
+    let limits = format!("LIMITS MAILMAX={} RCPTMAX={}", settings.max_messages, settings.max_recipients);
+    let size = format!("SIZE {size}");
+    let mut lines = vec![host.as_str(), "PIPELINING", &size, "8BITMIME", "SMTPUTF8", "CHUNKING", "DSN"];
+    lines.extend(offers_tls.then_some("STARTTLS"));
+    lines.extend(["ENHANCEDSTATUSCODES", "ETRN", &limits, "VRFY", "HELP"]);
+    Reply::new(250, None, &lines.join("\n"))
 }

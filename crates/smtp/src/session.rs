@@ -2,9 +2,9 @@
 //! Does no I/O, reads no clock, and says 250 to a message only when it is told that the message is stored.
 
 use crate::dialogue::{Dialogue, Hello};
-use crate::host::{Counts, Host, RefusedConnection, Resolution, Settings, Trouble};
+use crate::host::{Counts, Host, RefusedConnection, Resolution, Settings, Stage, Trouble};
 use crate::line::LineReader;
-use crate::receiving::Receiving;
+use crate::receiving::{Chunk, Receiving};
 use crate::reply::Say;
 use restante_envelope::Timestamp;
 use std::net::SocketAddr;
@@ -17,6 +17,10 @@ pub(crate) enum State {
     Dialogue(Dialogue),
     /// After the 354.
     Data(Box<Receiving>),
+    /// After BDAT, until its octets are there.
+    Chunk(Box<Receiving>, Chunk),
+    /// After a BDAT that is refused: so many octets are dropped, then that is said.
+    Skip(Dialogue, u64, Say<'static>),
     /// After the end of data; the reply depends on `resolve`.
     AwaitingCommit(Hello),
     /// After the 220 to STARTTLS, until `tls_started`.
@@ -87,6 +91,14 @@ impl Session {
         started
     }
 
+    /// Bytes stood in the socket before the greeting was written: whoever talks before he is greeted does not listen to what we
+    /// say, and sends mail that nobody wants. Instead of the greeting, 554 stands in the output, and the session wants to close.
+    pub fn talked_too_soon(&mut self, host: &mut impl Host) {
+        self.output.clear();
+        let next = self.reject(Dialogue::Greeted, Stage::Connect, Say::TalksTooSoon, host);
+        self.state = next;
+    }
+
     /// Takes bytes from the peer and returns how many it consumed, from the start of `input`. It stops short only
     /// where it awaits a commit: feed the rest after `resolve`. Once the session wants to close, or while it awaits TLS,
     /// input is dropped.
@@ -99,6 +111,8 @@ impl Session {
             let (bytes, next) = match std::mem::replace(&mut self.state, State::Closed) {
                 State::Dialogue(dialogue) => self.receive_line(dialogue, rest, now, host),
                 State::Data(receiving) => self.receive_content(receiving, rest, now, host),
+                State::Chunk(receiving, chunk) => self.receive_chunk(receiving, chunk, rest, now, host),
+                State::Skip(dialogue, left, say) => self.skip(dialogue, left, say, rest, host),
                 waiting @ State::AwaitingCommit(_) => {
                     self.state = waiting;
                     return consumed;
@@ -201,7 +215,7 @@ impl Session {
     /// it limits it) and once it wants to close.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         match self.state {
-            State::Dialogue(_) | State::Data(_) => Some(self.deadline),
+            State::Dialogue(_) | State::Data(_) | State::Chunk(..) | State::Skip(..) => Some(self.deadline),
             State::AwaitingCommit(_) | State::AwaitingTls | State::Closed => None,
         }
     }
@@ -219,15 +233,19 @@ impl Session {
             State::AwaitingCommit(_) => self.stops_after_commit = true,
             State::AwaitingTls => self.tls_failed(),
             State::Closed => {}
-            State::Dialogue(_) | State::Data(_) => self.close(Say::ShuttingDown, host),
+            State::Dialogue(_) | State::Data(_) | State::Chunk(..) | State::Skip(..) => {
+                self.close(Say::ShuttingDown, host);
+            }
         }
     }
 
     /// The peer is gone. A content that is complete stays the host's: its commit may be under way, and the message
     /// may come to us a second time.
     pub fn disconnected(&mut self, host: &mut impl Host) {
-        if let State::Data(mut receiving) = std::mem::replace(&mut self.state, State::Closed) {
-            receiving.give_up(host);
+        match std::mem::replace(&mut self.state, State::Closed) {
+            State::Data(mut receiving) | State::Chunk(mut receiving, _) => receiving.give_up(host),
+            State::Dialogue(dialogue) | State::Skip(dialogue, ..) => drop(dialogue.reset(host)),
+            State::AwaitingCommit(_) | State::AwaitingTls | State::Closed => {}
         }
     }
 

@@ -1,12 +1,37 @@
-//! Runs every file of `dialogues/` (format: its README), whole and cut into single bytes.
+//! Runs every file of `tests/dialogue` (format: its README): whole, in pieces, and cut in two at every byte.
 
 use crate::host::{Recorder, START, session, settings};
+use crate::script::{Script, Step, What, expect};
 use restante_envelope::{Timestamp, TransactionId};
-use restante_smtp::{Resolution, Session, Settings, Trouble};
+use restante_smtp::{BareLineEnds, Resolution, Session, Settings, Trouble};
 use std::collections::VecDeque;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+/// Where the input is cut.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Cut {
+    Nowhere,
+    /// Into pieces of so many bytes.
+    Pieces(usize),
+    /// Once, behind so many bytes of the whole connection.
+    At(usize),
+}
+
+impl Cut {
+    /// How many of `bytes`, behind `before` others, come at once.
+    fn next(self, before: usize, bytes: usize) -> usize {
+        match self {
+            Self::Pieces(size) => size.min(bytes),
+            Self::At(at) if at > before => (at - before).min(bytes),
+            Self::At(_) | Self::Nowhere => bytes,
+        }
+    }
+}
+
+/// Cuts of long inputs are spread over them.
+const CUTS_MAX: usize = 1_500;
 
 struct Stage {
     session: Session,
@@ -16,21 +41,24 @@ struct Stage {
     pending: Vec<u8>,
     /// Read from the session, not yet expected.
     replies: VecDeque<String>,
-    piece_bytes: usize,
+    cut: Cut,
+    /// Sent so far.
+    sent_bytes: usize,
     stored: u128,
     expects_log: bool,
     said_closed: bool,
 }
 
 impl Stage {
-    fn new(settings: Settings, piece_bytes: usize) -> Self {
+    fn new(settings: Settings, cut: Cut) -> Self {
         Self {
             session: session(settings),
             host: Recorder::default(),
             now: Timestamp::from_unix_ms(START),
             pending: Vec::new(),
             replies: VecDeque::new(),
-            piece_bytes,
+            cut,
+            sent_bytes: 0,
             stored: 0,
             expects_log: false,
             said_closed: false,
@@ -40,9 +68,10 @@ impl Stage {
     fn pump(&mut self) {
         let (pending, mut from) = (std::mem::take(&mut self.pending), 0);
         while from < pending.len() && !self.session.wants_close() {
-            let to = pending.len().min(from.saturating_add(self.piece_bytes));
+            let to = from + self.cut.next(self.sent_bytes, pending.len() - from);
             let consumed = self.session.receive(&pending[from..to], self.now, &mut self.host);
             from += consumed;
+            self.sent_bytes += consumed;
             if consumed == 0 {
                 assert!(self.session.awaits_commit(), "input is refused, but no commit is awaited");
                 break;
@@ -116,111 +145,71 @@ fn trouble(name: &str) -> Trouble {
     }
 }
 
-/// Undoes `\r \n \0 \\ \xNN`.
-fn unescape(text: &str) -> Vec<u8> {
-    let (mut bytes, mut rest) = (Vec::new(), text.bytes());
-    while let Some(b) = rest.next() {
-        bytes.push(match (b, if b == b'\\' { rest.next() } else { None }) {
-            (b, None) => b,
-            (_, Some(b'r')) => b'\r',
-            (_, Some(b'n')) => b'\n',
-            (_, Some(b'0')) => 0,
-            (_, Some(b'x')) => {
-                let digits = [rest.next().unwrap(), rest.next().unwrap()];
-                u8::from_str_radix(std::str::from_utf8(&digits).unwrap(), 16).unwrap()
-            }
-            (_, Some(other)) => other,
-        });
-    }
-    bytes
-}
-
-/// `3 text` is text three times; `text` is text once.
-fn repeated(text: &str) -> (usize, &str) {
-    let (count, what) = text.split_once(' ').expect("COUNT TEXT");
-    (count.parse().expect("COUNT"), what)
-}
-
-fn step(stage: &mut Stage, kind: &str, text: &str) {
-    match kind {
-        "C:" => stage.send(format!("{text}\r\n").as_bytes()),
-        "C*" => {
-            let (count, line) = repeated(text);
-            stage.send(format!("{line}\r\n").repeat(count).as_bytes());
-        }
-        "C-" => stage.send(&unescape(text)),
-        "C#" => {
-            let (count, raw) = repeated(text);
-            stage.send(&unescape(raw).repeat(count));
-        }
-        "S:" => assert_eq!(stage.replies.pop_front().as_deref(), Some(text)),
-        "S~" => {
-            let reply = stage.replies.pop_front().unwrap_or_else(|| panic!("expected {text}, got nothing"));
-            assert!(reply.starts_with(text), "expected {text}, got {reply}");
-        }
-        "S*" => {
-            let (count, prefix) = repeated(text);
-            for n in 0..count {
-                let reply = stage.replies.pop_front().unwrap_or_else(|| panic!("expected {prefix}, got {n} of them"));
-                assert!(reply.starts_with(prefix), "expected {prefix}, got {reply}");
-            }
-        }
-        "H:" => assert_eq!(stage.host.events.pop_front().as_deref(), Some(text)),
-        "L:" => assert_eq!(stage.host.log.pop_front().as_deref(), Some(text)),
-        "E:" => stage.event(text),
-        _ => panic!("unknown kind of line"),
-    }
-}
-
-fn run(name: &str, script: &str, piece_bytes: usize) {
+/// Returns how many bytes the client sent; none if this file is not to be cut so.
+fn run(name: &str, script: &Script, cut: Cut) -> Option<usize> {
     let mut settings = settings();
-    let mut lines = script.lines().enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#')).peekable();
     let mut expects_log = false;
-    while let Some((_, line)) = lines.next_if(|(_, line)| line.starts_with("! ")) {
-        match line.split(' ').collect::<Vec<_>>()[1..] {
+    for setting in &script.settings {
+        match setting.split(' ').collect::<Vec<_>>()[..] {
             ["max_message_bytes", bytes] => settings.max_message_bytes = bytes.parse().unwrap(),
             ["max_recipients", count] => settings.max_recipients = count.parse().unwrap(),
+            ["max_messages", count] => settings.max_messages = count.parse().unwrap(),
+            ["max_header_bytes", bytes] => settings.max_header_bytes = bytes.parse().unwrap(),
+            ["reject", "bare", "line", "ends"] => settings.bare_line_ends = BareLineEnds::Reject,
             ["starttls"] => settings.starttls = true,
             ["log"] => expects_log = true,
-            ["whole"] if piece_bytes < usize::MAX => return,
+            ["whole"] if cut != Cut::Nowhere => return None,
             ["whole"] => {}
-            _ => panic!("{name}: unknown setting {line}"),
+            _ => panic!("{name}: unknown setting {setting}"),
         }
     }
-    let mut stage = Stage::new(settings, piece_bytes);
+    let mut stage = Stage::new(settings, cut);
     stage.expects_log = expects_log;
     stage.read();
     let mut client_speaks = false;
-    for (number, line) in lines {
-        let (kind, text) = line.split_at_checked(2).unwrap_or((line, ""));
-        let text = text.strip_prefix(' ').unwrap_or(text);
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            if client_speaks && !kind.starts_with('C') {
-                stage.pump();
-            } else if (kind.starts_with('C') && !client_speaks) || (kind == "E:" && text != "closed") {
-                stage.nothing_is_left();
-            }
-            step(&mut stage, kind, text);
-        }));
-        client_speaks = kind.starts_with('C');
-        assert!(outcome.is_ok(), "{name}:{} (pieces of {piece_bytes}): {line}", number + 1);
+    for step in &script.steps {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| play(&mut stage, step, client_speaks)));
+        client_speaks = matches!(step.what, What::Client(_));
+        assert!(outcome.is_ok(), "{name}:{} ({cut:?}): {}", step.number, step.line);
     }
     stage.nothing_is_left();
-    assert_eq!(stage.said_closed, stage.session.wants_close(), "{name}: E: closed");
+    assert_eq!(stage.said_closed, stage.session.wants_close(), "{name}: e: closed");
+    Some(stage.sent_bytes)
+}
+
+fn play(stage: &mut Stage, step: &Step, client_speaks: bool) {
+    let is_client = matches!(step.what, What::Client(_));
+    let is_event = matches!(&step.what, What::Event(event) if event != "closed");
+    if client_speaks && !is_client {
+        stage.pump();
+    } else if (is_client && !client_speaks) || is_event {
+        stage.nothing_is_left();
+    }
+    match &step.what {
+        What::Client(bytes) => stage.send(bytes),
+        What::Server(times, said) => (0..*times).for_each(|_| expect(said, || stage.replies.pop_front())),
+        What::Host(event) => assert_eq!(stage.host.events.pop_front().as_ref(), Some(event)),
+        What::Log(line) => assert_eq!(stage.host.log.pop_front().as_ref(), Some(line)),
+        What::Event(event) => stage.event(event),
+    }
 }
 
 #[test]
-fn every_dialogue_goes_as_written() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("dialogues");
+fn every_dialogue_goes_as_written_wherever_it_is_cut() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/dialogue");
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|f| f.unwrap().path()).collect();
-    files.retain(|file| file.extension().is_some_and(|e| e == "txt"));
+    files.retain(|file| file.extension().is_some_and(|e| e == "smtp"));
     files.sort();
-    assert!(files.len() > 10, "the dialogues are gone");
+    assert!(files.len() >= 40, "the dialogues are gone");
     for file in files {
-        let script = fs::read_to_string(&file).unwrap();
+        let script = Script::parse(&fs::read_to_string(&file).unwrap());
         let name = file.file_name().unwrap().to_string_lossy();
-        for piece_bytes in [usize::MAX, 1, 7] {
-            run(&name, &script, piece_bytes);
+        let bytes = run(&name, &script, Cut::Nowhere).unwrap();
+        for size in [1, 2, 3, 7] {
+            run(&name, &script, Cut::Pieces(size));
+        }
+        for at in (1..bytes).step_by(bytes.div_ceil(CUTS_MAX).max(1)) {
+            run(&name, &script, Cut::At(at));
         }
     }
 }

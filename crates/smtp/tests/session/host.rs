@@ -1,7 +1,7 @@
 //! A host that owns two domains, records what it is told, and fails on request. Stores nothing.
 
-use restante_envelope::{BodyType, Envelope, ForwardPath, RouteName, Timestamp, Trace};
-use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Session, Settings, Trouble};
+use restante_envelope::{BodyType, DomainName, Envelope, ForwardPath, RouteName, Timestamp, Trace};
+use restante_smtp::{Admission, EndOfData, Etrn, Host, RefusedCommand, Session, Settings, Trouble};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -56,8 +56,18 @@ impl Host for Recorder {
         let size = if declared_bytes == 0 { String::new() } else { format!(" size={declared_bytes}") };
         let tls = trace.tls.as_ref().map_or(String::new(), |tls| format!(" ({tls})"));
         let to = to.join(",");
-        self.events.push_back(format!("begin from=<{from}> to={to} {body} {protocol} {helo}{size}{tls}"));
+        let asked = asked(envelope);
+        self.events.push_back(format!("begin from=<{from}> to={to} {body} {protocol} {helo}{size}{tls}{asked}"));
         Ok(())
+    }
+
+    fn etrn(&mut self, domain: &DomainName) -> Etrn {
+        match domain.as_str() {
+            "ours.test" => Etrn::Started,
+            "second.test" => Etrn::Nothing,
+            "busy.ours.test" => Etrn::Refused,
+            _ => Etrn::NotOurs,
+        }
     }
 
     fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble> {
@@ -87,6 +97,19 @@ impl Host for Recorder {
         let helo = refusal.helo.as_deref().unwrap_or("-");
         self.log.push_back(format!("refused {} {} {helo}{from}{to}", refusal.stage.as_str(), refusal.reply.code()));
     }
+}
+
+/// What is asked for, in the order of the commands.
+fn asked(envelope: &Envelope) -> String {
+    let mut words = Vec::new();
+    words.extend(envelope.smtputf8.then(|| "SMTPUTF8".to_owned()));
+    words.extend(envelope.dsn.ret.map(|ret| format!("RET={}", ret.as_str())));
+    words.extend(envelope.dsn.envid.as_ref().map(|id| format!("ENVID={}", id.as_str())));
+    for dsn in envelope.recipients.iter().map(|recipient| &recipient.dsn) {
+        words.extend(dsn.notify.map(|notify| format!("notify={notify}")));
+        words.extend(dsn.original.as_ref().map(|to| format!("orcpt={}", to.as_str())));
+    }
+    words.iter().map(|word| format!(" {word}")).collect()
 }
 
 pub(crate) fn settings() -> Settings {

@@ -10,3 +10,5 @@ mod dialogues;
 mod host;
 mod open_relay;
 mod properties;
+#[path = "../../../../tests/dialogue/script.rs"]
+mod script;

@@ -15,10 +15,19 @@ fn offering_tls() -> Session {
     session(settings)
 }
 
-/// Feeds everything, and commits what there is to commit.
+/// Feeds everything, and commits what there is to commit. A client waits for the reply to EHLO and HELO.
 fn feed(session: &mut Session, host: &mut Recorder, input: &[u8], pieces: usize) {
     let now = Timestamp::from_unix_ms(START);
-    for piece in input.chunks(pieces) {
+    let is_hello = |word: &[u8]| word.eq_ignore_ascii_case(b"EHLO") || word.eq_ignore_ascii_case(b"HELO");
+    let waits = |line: &[u8]| line.get(..4).is_some_and(is_hello);
+    let mut parts = vec![Vec::new()];
+    for line in input.split_inclusive(|b| *b == b'\n') {
+        parts.last_mut().unwrap().extend_from_slice(line);
+        if waits(line) {
+            parts.push(Vec::new());
+        }
+    }
+    for piece in parts.iter().flat_map(|part| part.chunks(pieces)) {
         let mut rest = piece;
         while !rest.is_empty() {
             let consumed = session.receive(rest, now, host);
@@ -66,6 +75,13 @@ fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
         b"RCPT TO:<u@foreign.test>\r\n",
         b"RCPT TO:<",
         b"DATA\r\n",
+        b"BDAT 6\r\n",
+        b"BDAT 9 LAST\r\n",
+        b"BDAT 0 LAST\r\n",
+        b"BDAT 4000\r\n",
+        b"ETRN ours.test\r\n",
+        b"RCPT TO:<u@second.test> NOTIFY=NEVER ORCPT=rfc822;x@y\r\n",
+        b"MAIL FROM:<j\xc3\xb6rg@b.test> SMTPUTF8 RET=HDRS ENVID=x\r\n",
         b"RSET\r\n",
         b"NOOP x\r\n",
         b"STARTTLS\r\n",
@@ -84,6 +100,7 @@ fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
         &b""[..],
         b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<u@ours.test>\r\n",
         b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n",
+        b"EHLO c.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<u@ours.test>\r\nBDAT 20\r\n",
     ]);
     (start, proptest::collection::vec(part, 0..30)).prop_map(|(start, parts)| [start, &parts.concat()].concat())
 }
@@ -109,8 +126,8 @@ proptest! {
     ) {
         let (bytewise, bytewise_events, _) = talk(&clear, &inside, 1);
         let (output, events, closed) = talk(&clear, &inside, pieces);
-        if output.contains("421 4.5.0") {
-            // A client that does not wait for the reply to DATA can only be told from one that does by its timing.
+        if output.contains("421 4.5.0") || output.contains("554 5.5.0") {
+            // A client that does not wait for a reply can only be told from one that does by its timing.
             prop_assert!(closed);
         } else {
             prop_assert_eq!(output, bytewise);
@@ -144,7 +161,8 @@ proptest! {
 
         let (without, without_events, _) = talk(&clear, &inside, pieces);
         let (with, with_events, _) = talk(&[clear, injected].concat(), &inside, pieces);
-        if !with.contains("421 4.5.0") && !without.contains("421 4.5.0") {
+        let waits = |output: &str| !output.contains("421 4.5.0") && !output.contains("554 5.5.0");
+        if waits(&with) && waits(&without) {
             prop_assert_eq!(with, without);
             prop_assert_eq!(with_events, without_events);
         }
@@ -202,7 +220,8 @@ fn content_renews_the_deadline_by_volume_not_by_bytes() {
     large.max_message_bytes = 1_000_000;
     let (mut session, mut host) = (session(large), Recorder::default());
     let at = |seconds: u64| Timestamp::from_unix_ms(START + seconds * 1_000);
-    session.receive(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", at(0), &mut host);
+    session.receive(b"EHLO c\r\n", at(0), &mut host);
+    session.receive(b"MAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", at(0), &mut host);
     assert_eq!(session.poll_timeout(), Some(at(600)));
     session.receive(&[b'x'; 65_535], at(100), &mut host);
     assert_eq!(session.poll_timeout(), Some(at(600)));
@@ -214,7 +233,8 @@ fn content_renews_the_deadline_by_volume_not_by_bytes() {
 fn the_counts_tell_what_happened() {
     let (mut session, mut host) = (session(settings()), Recorder::default());
     let now = Timestamp::from_unix_ms(START);
-    let input = b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nRCPT TO:<u@foreign.test>\r\nDATA\r\nabc\r\n.\r\n";
+    session.receive(b"EHLO c\r\n", now, &mut host);
+    let input = b"MAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nRCPT TO:<u@foreign.test>\r\nDATA\r\nabc\r\n.\r\n";
     assert_eq!(session.receive(input, now, &mut host), input.len());
     session.resolve(Resolution::Stored(TransactionId::from_bits(1)), now);
     let counts = session.counts();
@@ -226,7 +246,8 @@ fn the_host_never_gets_more_than_the_limit() {
     for piece_bytes in [1, 999, 1_001, 4_000] {
         let (mut session, mut host) = (session(settings()), Recorder::default());
         let now = Timestamp::from_unix_ms(START);
-        session.receive(b"EHLO c\r\nMAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", now, &mut host);
+        session.receive(b"EHLO c\r\n", now, &mut host);
+        session.receive(b"MAIL FROM:<>\r\nRCPT TO:<u@ours.test>\r\nDATA\r\n", now, &mut host);
         for piece in [b'x'; 1_001].chunks(piece_bytes) {
             session.receive(piece, now, &mut host);
         }
