@@ -1,12 +1,13 @@
 //! From a name to a connection that has said EHLO, encrypted where that works. Tries each address in turn, in clear once
 //! more where encryption broke it; follows no MX and never tries again otherwise.
 
+use crate::connection::Mail;
 use crate::failure::{Failure, Stage, describe};
 use crate::reply_reader::VerbatimReply;
 use crate::stream::Stream;
 use crate::wire::Wire;
 use crate::{Agreed, Connection, Settings, Target, TlsPolicy, tls};
-use restante_envelope::{Reply, ReplyClass};
+use restante_envelope::{BodyType, Reply, ReplyClass};
 use restante_ledger::NextHop;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -94,6 +95,10 @@ pub(crate) struct Extensions {
     pub(crate) size: bool,
     /// RFC 6152.
     pub(crate) eight_bit_mime: bool,
+    /// RFC 6531.
+    pub(crate) smtputf8: bool,
+    /// RFC 3461.
+    pub(crate) dsn: bool,
     /// RFC 3207.
     starttls: bool,
 }
@@ -107,11 +112,24 @@ impl Extensions {
                 "PIPELINING" => offered.pipelining = true,
                 "SIZE" => offered.size = true,
                 "8BITMIME" => offered.eight_bit_mime = true,
+                "SMTPUTF8" => offered.smtputf8 = true,
+                "DSN" => offered.dsn = true,
                 "STARTTLS" => offered.starttls = true,
                 _ => {}
             }
             offered
         })
+    }
+
+    /// What a mail needs, and this server has not.
+    pub(crate) fn lacking(self, mail: &Mail<'_>) -> Option<&'static str> {
+        if mail.smtputf8 && !self.smtputf8 {
+            Some("5.6.7 the message was sent with SMTPUTF8, and the primary does not offer it")
+        } else if mail.body == BodyType::EightBitMime && !self.eight_bit_mime {
+            Some("5.6.3 the message is 8-bit, and the primary does not offer 8BITMIME")
+        } else {
+            None
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use crate::connect::{Extensions, milliseconds};
 use crate::content::{Content, InMemory};
 use crate::failure::{Failure, Stage};
 use crate::wire::{ContentError, Wire};
-use restante_envelope::{BodyType, ForwardPath, Reply, ReplyClass, ReversePath};
+use restante_envelope::{BodyType, DsnRequest, Recipient, Reply, ReplyClass, ReversePath};
 use restante_ledger::NextHop;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -24,10 +24,14 @@ pub struct Mail<'a> {
     /// Goes into MAIL.
     pub reverse_path: &'a ReversePath,
     /// One RCPT each.
-    pub recipients: &'a [&'a ForwardPath],
-    /// `BODY=8BITMIME` is said where the server offers it. Where not, the message goes out all the same and unaltered:
-    /// to convert it would break signatures, and servers that mind say so.
+    pub recipients: &'a [&'a Recipient],
+    /// `BODY=8BITMIME` needs a server that offers it (RFC 6152 section 3): to convert the content would break signatures, and to send it
+    /// all the same would have somebody change it without a word.
     pub body: BodyType,
+    /// Needs a server that offers SMTPUTF8 (RFC 6531 section 3.6), though its paths and its header may be ASCII: nobody has looked.
+    pub smtputf8: bool,
+    /// Said where the server offers DSN (RFC 3461), as is what the recipients have of it.
+    pub dsn: &'a DsnRequest,
     /// Our Received header; empty or ends in CRLF.
     pub trace_header: &'a [u8],
     /// Octets of the content, without the trace header. `SIZE=` tells the sum of both. Content of any other length is not
@@ -58,6 +62,11 @@ pub enum RecipientResult {
         /// When.
         stage: Stage,
         /// A phrase for people, the stage included.
+        why: String,
+    },
+    /// The server does not offer what the message needs, and heard nothing of it. Another one might.
+    NotOffered {
+        /// A status code (RFC 3463) and a phrase for people.
         why: String,
     },
     /// The connection failed after the final dot was sent (RFC 1047): the server may have the message.
@@ -196,6 +205,10 @@ impl Connection {
         content: &mut dyn Content,
         next: Option<&Mail<'_>>,
     ) -> Result<(), Stop> {
+        if let Some(why) = self.extensions.lacking(transaction.mail) {
+            transaction.decide_rest(&RecipientResult::NotOffered { why: why.to_owned() });
+            return Ok(());
+        }
         let commands = Command::all(transaction.mail);
         let mut ahead = self.ahead.take();
         let group_len = if self.extensions.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
@@ -343,7 +356,8 @@ impl Connection {
 
     /// All the commands of a mail, if they are one group.
     fn group_ahead(&self, mail: &Mail<'_>) -> Option<String> {
-        let sendable = self.extensions.pipelining && !mail.recipients.is_empty();
+        let is_understood = self.extensions.lacking(mail).is_none();
+        let sendable = self.extensions.pipelining && is_understood && !mail.recipients.is_empty();
         let commands = Command::all(mail);
         (sendable && commands.len() <= PIPELINED_COMMANDS_MAX).then(|| lines(mail, &commands, self.extensions))
     }
@@ -449,11 +463,31 @@ fn write_command(mail: &Mail<'_>, command: Command, extensions: Extensions, line
                 let size_bytes = mail.size_bytes.saturating_add(mail.trace_header.len() as u64);
                 let _ = write!(lines, " SIZE={size_bytes}");
             }
-            let says_body = extensions.eight_bit_mime && mail.body == BodyType::EightBitMime;
-            lines.write_str(if says_body { " BODY=8BITMIME\r\n" } else { "\r\n" })
+            if mail.body == BodyType::EightBitMime {
+                let _ = write!(lines, " BODY=8BITMIME");
+            }
+            if mail.smtputf8 {
+                let _ = write!(lines, " SMTPUTF8");
+            }
+            if let Some(ret) = mail.dsn.ret.filter(|_| extensions.dsn) {
+                let _ = write!(lines, " RET={}", ret.as_str());
+            }
+            if let Some(envid) = mail.dsn.envid.as_ref().filter(|_| extensions.dsn) {
+                let _ = write!(lines, " ENVID={}", envid.as_str());
+            }
+            lines.write_str("\r\n")
         }
         Command::Rcpt(place) => match mail.recipients.get(place) {
-            Some(forward_path) => write!(lines, "RCPT TO:<{forward_path}>\r\n"),
+            Some(recipient) => {
+                let _ = write!(lines, "RCPT TO:<{}>", recipient.forward_path);
+                if let Some(notify) = recipient.dsn.notify.filter(|_| extensions.dsn) {
+                    let _ = write!(lines, " NOTIFY={notify}");
+                }
+                if let Some(original) = recipient.dsn.original.as_ref().filter(|_| extensions.dsn) {
+                    let _ = write!(lines, " ORCPT={}", original.as_str());
+                }
+                lines.write_str("\r\n")
+            }
             None => Ok(()),
         },
         Command::Data => lines.write_str("DATA\r\n"),

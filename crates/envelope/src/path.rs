@@ -152,6 +152,12 @@ impl ForwardPath {
         })
     }
 
+    /// In lower case, as far as that is ASCII, with the domain in A-labels: the same for all ways to write the address.
+    pub fn canonical(&self) -> String {
+        let local = self.local_part().to_ascii_lowercase();
+        self.domain_ascii().map_or(local.clone(), |domain| format!("{local}@{domain}"))
+    }
+
     /// Whether this is the mailbox that RFC 5321 section 4.5.1 requires every domain to have.
     pub fn is_postmaster(&self) -> bool {
         self.local_part().eq_ignore_ascii_case("postmaster")

@@ -13,6 +13,7 @@ use restante_ledger::{
     Accepted, Action, Attempted, Carried, Cause, Fact, Operated, Outcome, Position, RecipientIndex, RecipientState,
 };
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, params};
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 /// A batch, within a transaction of SQLite's.
@@ -397,7 +398,7 @@ impl Tables<'_> {
                 n,
                 nth,
                 named.map(|r| r.forward_path.as_str()),
-                named.and_then(|r| r.forward_path.domain()).map(str::to_ascii_lowercase),
+                named.and_then(|r| r.forward_path.domain_ascii()).map(Cow::into_owned),
                 named.map(|r| r.route.as_str()),
                 state::word(recipient.state),
                 state::next_at(recipient.state).map(instant),
@@ -461,7 +462,7 @@ impl Tables<'_> {
         )?;
         for (nth, recipient) in (0..).zip(&accepted.envelope.recipients) {
             let nth: RecipientIndex = nth;
-            let domain = recipient.forward_path.domain().map(str::to_ascii_lowercase);
+            let domain = recipient.forward_path.domain_ascii().map(Cow::into_owned);
             name.execute(params![n, nth, recipient.forward_path.as_str(), domain, recipient.route.as_str()])?;
         }
         Ok(())

@@ -122,6 +122,11 @@ impl Routes {
         Ok(Self { routes, by_domain })
     }
 
+    /// The route that takes this domain's mail.
+    pub fn of_domain(&self, domain: &DomainName) -> Option<&RouteName> {
+        self.by_domain.get(domain).and_then(|index| self.routes.get(*index)).map(|route| &route.name)
+    }
+
     /// Whether we take mail for `path`. The domain must match exactly, in any case; so must the whole address where
     /// the route lists its recipients, but for the mailbox `postmaster` (RFC 5321 section 4.5.1).
     pub fn admit(&self, path: &ForwardPath) -> Admit {
@@ -134,10 +139,7 @@ impl Routes {
         if path.has_sender_specified_route() {
             return Admit::SenderSpecifiedRoute;
         }
-        let unknown = route.recipients.as_ref().is_some_and(|known| {
-            let address = path.as_str().to_ascii_lowercase();
-            known.binary_search(&address).is_err()
-        });
+        let unknown = route.recipients.as_ref().is_some_and(|known| known.binary_search(&path.canonical()).is_err());
         if unknown && !path.is_postmaster() { Admit::UnknownRecipient } else { Admit::Accept(route.name.clone()) }
     }
 

@@ -11,6 +11,7 @@ use super::{
     CertificateFiles, Config, DATA_DIR_DEFAULT, LISTEN_WITH_FILE, Limits, LogSettings, MESSAGE_BYTES_DEFAULT,
     RETAIN_DEFAULT, Surroundings, units,
 };
+use restante_smtp::BareLineEnds;
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::net::SocketAddr;
@@ -38,7 +39,7 @@ pub(super) const ROOT: Keys = Keys {
     reserved: &["metrics", "status", "notify", "dns", "cluster"],
 };
 const JOURNAL: Keys = Keys { title: "[journal]", known: &["dir", "retain"], reserved: &[] };
-const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size"], reserved: &[] };
+const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size", "bare_line_ends"], reserved: &[] };
 const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
 const TLS: Keys = Keys { title: "[tls]", known: &["certificate", "key"], reserved: &[] };
 const LOG: Keys = Keys { title: "[log]", known: &["max_size", "keep"], reserved: &[] };
@@ -123,7 +124,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
     walk.check_keys(root, &ROOT);
     let hostname = hostname(walk, root, given, around);
     let (dir, retain) = journal(walk, root, base);
-    let (listen, max_message_bytes) = smtp(walk, root);
+    let (listen, max_message_bytes, bare_line_ends) = smtp(walk, root);
     let admin_http = admin(walk, root, &listen);
     let limits = limits(walk, root);
     let certificate = tls(walk, root, base);
@@ -144,6 +145,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
         retain,
         listen,
         max_message_bytes,
+        bare_line_ends,
         admin_http: given.admin.or(admin_http),
         routes: if replaced { given.routes.clone() } else { routes },
         limits,
@@ -187,9 +189,9 @@ fn journal(walk: &mut Walk, root: &DeTable<'_>, base: &Path) -> (PathBuf, std::t
     (dir.unwrap_or_else(default), retain.unwrap_or(RETAIN_DEFAULT))
 }
 
-fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64) {
+fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64, BareLineEnds) {
     let (mut listen, mut bytes) = (vec![LISTEN_WITH_FILE], MESSAGE_BYTES_DEFAULT);
-    let Some(section) = walk.section(root, "smtp") else { return (listen, bytes) };
+    let Some(section) = walk.section(root, "smtp") else { return (listen, bytes, BareLineEnds::default()) };
     walk.check_keys(section, &SMTP);
     if let Some(texts) = walk.strings(section, "listen", "[::]:25") {
         walk.check_not_empty(section, "listen", "nobody could reach us: name an address, such as \"[::]:25\"");
@@ -211,7 +213,12 @@ fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64) {
     if let Some(size) = walk.parsed(section, "max_message_size", "100MiB", in_bounds) {
         bytes = size;
     }
-    (listen, bytes)
+    let policy = |text: &str| {
+        let known = [BareLineEnds::Normalize, BareLineEnds::Reject];
+        known.into_iter().find(|known| known.as_str() == text).ok_or_else(|| "\"normalize\" or \"reject\"".to_owned())
+    };
+    let bare_line_ends = walk.parsed(section, "bare_line_ends", "normalize", policy).unwrap_or_default();
+    (listen, bytes, bare_line_ends)
 }
 
 fn admin(walk: &mut Walk, root: &DeTable<'_>, listen: &[SocketAddr]) -> Option<SocketAddr> {

@@ -28,6 +28,7 @@ pub(crate) use units::{duration, duration_text, quota_text, size, size_text};
 use flags::Given;
 use restante_envelope::DomainName;
 use restante_relay::{Floor, Quota};
+use restante_smtp::BareLineEnds;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -66,6 +67,8 @@ pub(crate) struct Config {
     pub(crate) listen: Vec<SocketAddr>,
     /// The largest content taken, in bytes.
     pub(crate) max_message_bytes: u64,
+    /// What becomes of content whose lines end otherwise than in CRLF.
+    pub(crate) bare_line_ends: BareLineEnds,
     /// Where HTTP is spoken, if at all.
     pub(crate) admin_http: Option<SocketAddr>,
     /// Whom we take mail for; never empty, and no domain is in two of them.
@@ -240,6 +243,7 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         retain: RETAIN_DEFAULT,
         listen: if given.listen.is_empty() { vec![LISTEN_FLAGS_ONLY] } else { given.listen.clone() },
         max_message_bytes: MESSAGE_BYTES_DEFAULT,
+        bare_line_ends: BareLineEnds::default(),
         admin_http: given.admin,
         routes: given.routes.clone(),
         limits: Limits::default(),

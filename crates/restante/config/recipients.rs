@@ -116,12 +116,12 @@ fn without_comment(line: &str) -> &str {
 /// Checks an address of `recipients`; what is wrong comes as message and help.
 pub(super) fn address(text: &str, domains: &[DomainName]) -> Result<String, (String, String)> {
     let help = "such as info@example.com; a file is named \"file:PATH\"";
-    let path = ForwardPath::parse(text).map_err(|why| (format!("`{text}` is no recipient: {why}"), help.to_owned()))?;
-    let ours =
-        path.domain().is_some_and(|domain| domains.iter().any(|ours| ours.as_str().eq_ignore_ascii_case(domain)));
+    let path =
+        ForwardPath::parse_utf8(text).map_err(|why| (format!("`{text}` is no recipient: {why}"), help.to_owned()))?;
+    let ours = path.domain_ascii().is_some_and(|domain| domains.iter().any(|ours| ours.as_str() == domain));
     // Without a good domain in the route, the domains are what is wrong.
     if ours || domains.is_empty() {
-        Ok(path.as_str().to_owned())
+        Ok(path.canonical())
     } else {
         Err((format!("`{text}` is in no domain of this route"), "move it, or add its domain".to_owned()))
     }

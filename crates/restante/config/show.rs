@@ -86,6 +86,7 @@ impl Lister<'_> {
         let listen = config.listen.iter().map(ToString::to_string).collect();
         self.add("smtp", "listen", texts(listen), given("--listen", !flags.listen.is_empty()));
         self.add("smtp", "max_message_size", Value::Text(units::size_text(config.max_message_bytes)), None);
+        self.add("smtp", "bare_line_ends", Value::Text(config.bare_line_ends.as_str().to_owned()), None);
         let (chain, key) = match &config.certificate {
             Some(files) => (Value::Text(absolute(&files.chain)), Value::Text(absolute(&files.key))),
             None => (Value::Unset("a self-signed certificate is made"), Value::Unset("as `certificate`")),

@@ -4,7 +4,7 @@
 
 use crate::clock;
 use restante_courier::{Connection, Mail, RecipientResult};
-use restante_envelope::{ForwardPath, Timestamp, TransactionId};
+use restante_envelope::{Recipient, Timestamp, TransactionId};
 use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
 use restante_relay::{Heard, Verdict, judge, received_header};
@@ -53,17 +53,18 @@ impl Message {
     }
 }
 
-fn paths<'a>(accepted: &'a Accepted, tried: &[RecipientIndex]) -> Vec<&'a ForwardPath> {
+fn recipients<'a>(accepted: &'a Accepted, tried: &[RecipientIndex]) -> Vec<&'a Recipient> {
     let recipients = &accepted.envelope.recipients;
-    let path_of = |index: &RecipientIndex| recipients.get(usize::from(*index)).map(|r| &r.forward_path);
-    tried.iter().filter_map(path_of).collect()
+    tried.iter().filter_map(|index| recipients.get(usize::from(*index))).collect()
 }
 
-fn mail<'a>(accepted: &'a Accepted, header: &'a [u8], paths: &'a [&'a ForwardPath]) -> Mail<'a> {
+fn mail<'a>(accepted: &'a Accepted, header: &'a [u8], recipients: &'a [&'a Recipient]) -> Mail<'a> {
     Mail {
         reverse_path: &accepted.envelope.reverse_path,
-        recipients: paths,
+        recipients,
         body: accepted.envelope.body,
+        smtputf8: accepted.envelope.smtputf8,
+        dsn: &accepted.envelope.dsn,
         trace_header: header,
         size_bytes: accepted.content_len,
     }
@@ -178,10 +179,10 @@ pub(crate) async fn attempt(
     seed: u64,
 ) -> Tried {
     let started = clock::now();
-    let next_paths = next.map(|next| paths(&next.accepted, &next.tried)).unwrap_or_default();
-    let next = next.map(|next| mail(&next.accepted, &next.header, &next_paths));
-    let paths = paths(&message.accepted, &message.tried);
-    let mail = mail(&message.accepted, &message.header, &paths);
+    let next_to = next.map(|next| recipients(&next.accepted, &next.tried)).unwrap_or_default();
+    let next = next.map(|next| mail(&next.accepted, &next.header, &next_to));
+    let to = recipients(&message.accepted, &message.tried);
+    let mail = mail(&message.accepted, &message.header, &to);
     let mut outgoing = Outgoing { content: &mut message.content, failed: None };
     let delivery = connection.deliver(&mail, &mut outgoing, next.as_ref()).await;
     if delivery.unheard {
@@ -199,6 +200,10 @@ pub(crate) async fn attempt(
             RecipientResult::Replied(reply) => Heard::Replied(reply),
             RecipientResult::Lost { why, .. } => Heard::Lost { why },
             RecipientResult::InDoubt { why } => Heard::InDoubt { why },
+            RecipientResult::NotOffered { why } => {
+                results.push((*index, Outcome::Held(Cause::Local(why))));
+                continue;
+            }
         };
         match judge(&heard, job.attempt.saturating_sub(1), job.id, seed, now) {
             Verdict::Record(outcome) => results.push((*index, outcome)),

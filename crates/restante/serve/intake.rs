@@ -7,17 +7,19 @@
 use super::journal::{Entry, NOT_YET, Refused, stored};
 use super::log::Line;
 use super::memory::Share;
+use super::relay::Request;
 use super::session::Door;
 use super::socket::READ_BYTES;
 use crate::clock;
-use restante_envelope::{Envelope, ForwardPath, RouteName, Trace};
+use restante_envelope::{DomainName, Envelope, ForwardPath, RouteName, Trace};
 use restante_journal::{BlobError, BlobName, BlobWriter, DirStorage, Prepared, Receipt, is_full, remove_blob};
 use restante_ledger::{Accepted, Fact};
-use restante_relay::{Admit, Claim, hold_for_loop};
-use restante_smtp::{Admission, EndOfData, Host, RefusedCommand, Resolution, Trouble};
+use restante_relay::{Admit, Claim, Flush, hold_for_loop};
+use restante_smtp::{Admission, EndOfData, Etrn, Host, RefusedCommand, Resolution, Trouble};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 /// A content of up to this many bytes is kept in one piece and stands in the journal; beyond, it is a blob. Writing it twice
@@ -28,6 +30,8 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Blobs written and synced at the same moment, of all sessions: with more, the disk's queue is full of them, and small mail
 /// waits behind it (figures in FORMAT.md section 1). With one, a disk that could take more idles between two syncs.
 pub(super) const DISK_TURNS: usize = 2;
+/// As often as ETRN has a route's primary looked at and its deferred mail tried.
+const ETRN_EVERY: Duration = Duration::from_secs(60);
 
 /// What a session asks of the daemon, and where its content goes.
 pub(super) struct Visitor<'a> {
@@ -309,6 +313,24 @@ impl Host for Visitor<'_> {
             Admit::UnknownRecipient => Admission::UnknownRecipient,
             Admit::SenderSpecifiedRoute => Admission::SenderSpecifiedRoute,
         }
+    }
+
+    fn etrn(&mut self, domain: &DomainName) -> Etrn {
+        let Some(route) = self.door.routes.borrow().of_domain(domain).cloned() else { return Etrn::NotOurs };
+        if self.door.space.waiting_bytes(&route) == 0 {
+            return Etrn::Nothing;
+        }
+        let Ok(mut asked_for) = self.door.asked_for.lock() else { return Etrn::Refused };
+        let now = clock::now();
+        // Anybody may ask: not more often than we would look by ourselves.
+        if asked_for.get(&route).is_none_or(|before| now.since(*before) >= ETRN_EVERY) {
+            let (answer, _nobody_waits) = oneshot::channel();
+            if self.door.relay.try_send(Request::Flush(Flush::Route(route.clone()), answer)).is_err() {
+                return Etrn::Refused;
+            }
+            asked_for.insert(route, now);
+        }
+        Etrn::Started
     }
 
     fn begin(&mut self, envelope: &Envelope, _trace: &Trace, declared_bytes: u64) -> Result<(), Trouble> {

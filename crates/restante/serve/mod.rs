@@ -63,7 +63,7 @@ use std::collections::HashSet;
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -401,6 +401,7 @@ impl Daemon {
         };
         let mut settings = restante_smtp::Settings::new(config.hostname.clone(), config.max_message_bytes);
         settings.starttls = true;
+        settings.bare_line_ends = config.bare_line_ends;
         let door = Arc::new(session::Door {
             settings: Arc::new(settings),
             routes: routes_of_now,
@@ -412,6 +413,8 @@ impl Daemon {
             log: log.handle,
             metrics: metrics.clone(),
             tls,
+            relay: request_sender.clone(),
+            asked_for: Mutex::default(),
             stopping: stopping.clone(),
         });
         let admin = Arc::new(admin::Admin {

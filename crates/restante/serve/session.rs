@@ -8,21 +8,24 @@ use super::journal::Journal;
 use super::log::{Line, LogHandle};
 use super::memory::Memory;
 use super::metrics::Metrics;
+use super::relay::Request;
 use super::socket::Socket;
 use super::space::Space;
 use super::tls::Tls;
 use crate::clock;
-use restante_envelope::Timestamp;
+use restante_envelope::{RouteName, Timestamp};
 use restante_journal::DirStorage;
 use restante_relay::Routes;
 use restante_smtp::{Session, Settings};
+use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// What all sessions share.
 pub(crate) struct Door {
@@ -38,6 +41,9 @@ pub(crate) struct Door {
     pub(crate) log: LogHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) tls: Arc<Tls>,
+    pub(crate) relay: mpsc::Sender<Request>,
+    /// When ETRN last asked for the mail of a route.
+    pub(crate) asked_for: Mutex<HashMap<RouteName, Timestamp>>,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
@@ -49,6 +55,11 @@ pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, do
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
     let mut visitor = Visitor::new(&door, client, number);
     visitor.log(Line::connect(client, number));
+    // A look that does not wait: who is faster than the greeting never meant to read it.
+    let mut first = [0];
+    if let Ok(Ok(1..)) = timeout(Duration::ZERO, stream.peek(&mut first)).await {
+        session.talked_too_soon(&mut visitor);
+    }
     let ended = converse(Socket::Clear(stream), &mut session, &mut visitor, &door).await;
     session.disconnected(&mut visitor);
     let counts = session.counts();

@@ -137,6 +137,11 @@ impl Space {
         self.loads.claim(routes)
     }
 
+    /// Bytes of content that wait on this route, frozen ones included.
+    pub(crate) fn waiting_bytes(&self, route: &RouteName) -> u64 {
+        self.loads.bytes(route)
+    }
+
     /// Whether this route holds too much, claims included.
     pub(crate) fn has_overrun(&self, route: &RouteName) -> bool {
         let held = self.loads.bytes(route);

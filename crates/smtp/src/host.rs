@@ -69,6 +69,16 @@ pub enum BareLineEnds {
     Reject,
 }
 
+impl BareLineEnds {
+    /// As the configuration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Normalize => "normalize",
+            Self::Reject => "reject",
+        }
+    }
+}
+
 /// What the session asks of, and hands to, its surroundings. Called synchronously from within `receive` and the like.
 ///
 /// A `begin` that returned `Ok` is followed by chunks and then by exactly one `end` or one `abort`.

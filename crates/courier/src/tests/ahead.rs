@@ -21,7 +21,7 @@ async fn deliver_before_from(
     next: &[&str],
     content: &mut dyn Content,
 ) -> Delivery {
-    let parse = |paths: &[&str]| -> Vec<ForwardPath> { paths.iter().map(|r| ForwardPath::parse(r).unwrap()).collect() };
+    let parse = |paths: &[&str]| -> Vec<Recipient> { paths.iter().map(|path| to(path)).collect() };
     let (recipients, next) = (parse(recipients), parse(next));
     let (recipients, next): (Vec<_>, Vec<_>) = (recipients.iter().collect(), next.iter().collect());
     let reverse_path = ReversePath::parse("s@example.test").unwrap();
@@ -29,6 +29,8 @@ async fn deliver_before_from(
         reverse_path: &reverse_path,
         recipients: &recipients,
         body: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: &PLAIN,
         trace_header: HEADER,
         size_bytes: CONTENT.len() as u64,
     };

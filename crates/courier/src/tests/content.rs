@@ -13,11 +13,13 @@ const HUGE_BYTES: usize = 32 * 1024 * 1024;
 async fn arrived(header: &[u8], content: &[u8]) -> Vec<u8> {
     let server = pipelining().pipelined(1, GO).content().send("250 taken\r\n").start().await;
     let mut connection = connected(&server).await;
-    let recipient = ForwardPath::parse("a@example.test").unwrap();
+    let recipient = to("a@example.test");
     let mail = Mail {
         reverse_path: &ReversePath::parse("s@example.test").unwrap(),
         recipients: &[&recipient],
         body: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: &PLAIN,
         trace_header: header,
         size_bytes: content.len() as u64,
     };

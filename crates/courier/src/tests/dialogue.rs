@@ -41,23 +41,38 @@ async fn two_transactions_share_a_connection() {
 
 #[tokio::test]
 async fn parameters_are_only_sent_where_they_were_offered() {
-    let recipient = ForwardPath::parse("\"a b\"@example.test").unwrap();
-    let mail = Mail {
-        reverse_path: &ReversePath::null(),
+    let mut recipient = to("\"a b\"@example.test");
+    recipient.dsn.notify = Notify::parse("SUCCESS,DELAY").ok();
+    recipient.dsn.original = OriginalRecipient::parse("rfc822;x+2By@z").ok();
+    let dsn = DsnRequest { ret: Some(Ret::Headers), envid: EnvelopeId::parse("QQ").ok() };
+    let reverse_path = ReversePath::null();
+    let plain = Mail {
+        reverse_path: &reverse_path,
         recipients: &[&recipient],
-        body: BodyType::EightBitMime,
+        body: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: &dsn,
         trace_header: b"",
         size_bytes: 3,
     };
-    let offered = ("250-x\r\n250-8bitmime\r\n250 SIZE\r\n", "MAIL FROM:<> SIZE=3 BODY=8BITMIME\r\n");
-    for (ehlo, command) in [offered, ("250 x\r\n", "MAIL FROM:<>\r\n")] {
+    let rcpt = "RCPT TO:<\"a b\"@example.test>";
+    let asked = format!("{rcpt} NOTIFY=SUCCESS,DELAY ORCPT=rfc822;x+2By@z\r\n");
+    let rcpt = format!("{rcpt}\r\n");
+    let eight_bit = Mail { body: BodyType::EightBitMime, ..plain };
+    let utf8 = Mail { smtputf8: true, ..eight_bit };
+    for (mail, ehlo, command, rcpt) in [
+        (plain, "250 x\r\n", "MAIL FROM:<>\r\n", &rcpt),
+        (eight_bit, "250-x\r\n250-8bitmime\r\n250 SIZE\r\n", "MAIL FROM:<> SIZE=3 BODY=8BITMIME\r\n", &rcpt),
+        (utf8, "250-x\r\n250-SMTPUTF8\r\n250 8BITMIME\r\n", "MAIL FROM:<> BODY=8BITMIME SMTPUTF8\r\n", &rcpt),
+        (plain, "250-x\r\n250 DSN\r\n", "MAIL FROM:<> RET=HDRS ENVID=QQ\r\n", &asked),
+    ] {
         let script = Script::new()
             .send("220 hi\r\n")
             .expect("EHLO")
             .send(ehlo)
             .expect_alone(command)
             .send("250 ok\r\n")
-            .expect_alone("RCPT TO:<\"a b\"@example.test>\r\n")
+            .expect_alone(rcpt)
             .send("250 ok\r\n")
             .expect_alone("DATA\r\n")
             .send("354 go\r\n")
@@ -68,6 +83,40 @@ async fn parameters_are_only_sent_where_they_were_offered() {
         assert_eq!(told(&connection.deliver(&mail, &mut InMemory(b"\xe9\r\n"), None).await.results), ["250 ok"]);
         connection.quit().await;
     }
+}
+
+#[tokio::test]
+async fn what_a_server_cannot_take_unaltered_is_not_sent_and_the_connection_goes_on() {
+    let script = Script::new()
+        .send("220 hi\r\n")
+        .expect("EHLO")
+        .send("250-x\r\n250 PIPELINING\r\n")
+        .pipelined(1, "250 ok\r\n250 ok\r\n354 go\r\n")
+        .content()
+        .send("250 taken\r\n");
+    let server = script.start().await;
+    let mut connection = connected(&server).await;
+    let (recipient, reverse_path) = (to("a@example.test"), ReversePath::parse("s@example.test").unwrap());
+    let plain = Mail {
+        reverse_path: &reverse_path,
+        recipients: &[&recipient],
+        body: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: &PLAIN,
+        trace_header: b"",
+        size_bytes: 3,
+    };
+    let eight_bit = Mail { body: BodyType::EightBitMime, ..plain };
+    let utf8 = Mail { smtputf8: true, ..plain };
+    for (mail, code) in [(eight_bit, "5.6.3 "), (utf8, "5.6.7 ")] {
+        let results = connection.deliver(&mail, &mut InMemory(b"\xe9\r\n"), None).await.results;
+        assert!(matches!(&results[..], [RecipientResult::NotOffered { why }] if why.starts_with(code)), "{results:?}");
+        assert!(connection.is_usable());
+    }
+    // Nor are its commands sent ahead.
+    let results = connection.deliver(&plain, &mut InMemory(b"a\r\n"), Some(&utf8)).await.results;
+    assert_eq!((told(&results), connection.is_promised()), (vec!["250 taken".to_owned()], false));
+    connection.quit().await;
 }
 
 #[tokio::test]

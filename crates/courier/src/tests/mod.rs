@@ -9,7 +9,9 @@ mod streaming;
 mod tls;
 
 use crate::{Connection, Content, Delivery, InMemory, Mail, RecipientResult, Settings, connect};
-use restante_envelope::{BodyType, ForwardPath, ReversePath};
+use restante_envelope::{
+    BodyType, DsnRequest, EnvelopeId, ForwardPath, Notify, OriginalRecipient, Recipient, Ret, ReversePath, RouteName,
+};
 use server::{Script, Server};
 
 const HEADER: &[u8] = b"Received: from a by b;\r\n\tnow\r\n";
@@ -28,6 +30,13 @@ async fn deliver_to(connection: &mut Connection, recipients: &[&str], content: &
     deliver_from(connection, recipients, &mut InMemory(content), content.len() as u64).await
 }
 
+/// Of whom nothing is asked.
+const PLAIN: DsnRequest = DsnRequest { ret: None, envid: None };
+
+fn to(path: &str) -> Recipient {
+    Recipient::new(ForwardPath::parse(path).unwrap(), RouteName::new("x"))
+}
+
 /// Delivers what `content` gives, announced as `size_bytes`.
 async fn deliver_from(
     connection: &mut Connection,
@@ -35,13 +44,15 @@ async fn deliver_from(
     content: &mut dyn Content,
     size_bytes: u64,
 ) -> Delivery {
-    let recipients: Vec<ForwardPath> = recipients.iter().map(|r| ForwardPath::parse(r).unwrap()).collect();
-    let recipients: Vec<&ForwardPath> = recipients.iter().collect();
+    let recipients: Vec<Recipient> = recipients.iter().map(|path| to(path)).collect();
+    let recipients: Vec<&Recipient> = recipients.iter().collect();
     let reverse_path = ReversePath::parse("s@example.test").unwrap();
     let mail = Mail {
         reverse_path: &reverse_path,
         recipients: &recipients,
         body: BodyType::SevenBit,
+        smtputf8: false,
+        dsn: &PLAIN,
         trace_header: HEADER,
         size_bytes,
     };
@@ -57,6 +68,7 @@ fn told(results: &[RecipientResult]) -> Vec<String> {
     let tell = |result: &RecipientResult| match result {
         RecipientResult::Replied(reply) => reply.to_string(),
         RecipientResult::Lost { why, .. } => format!("lost: {why}"),
+        RecipientResult::NotOffered { why } => format!("not offered: {why}"),
         RecipientResult::InDoubt { why } => format!("in doubt: {why}"),
     };
     results.iter().map(tell).collect()

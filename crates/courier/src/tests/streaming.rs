@@ -78,11 +78,13 @@ async fn content_without_a_header_that_cannot_be_read_is_not_an_empty_message() 
     {
         let server = pipelining().pipelined(1, GO).start().await;
         let mut connection = connected(&server).await;
-        let recipient = ForwardPath::parse(ONE[0]).unwrap();
+        let recipient = to(ONE[0]);
         let mail = Mail {
             reverse_path: &ReversePath::parse("s@example.test").unwrap(),
             recipients: &[&recipient],
             body: BodyType::SevenBit,
+            smtputf8: false,
+            dsn: &PLAIN,
             trace_header: b"",
             size_bytes,
         };

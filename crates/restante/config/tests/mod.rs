@@ -329,7 +329,12 @@ fn unknown_and_reserved_names_are_told_apart() {
         "2:2",
         "known here: hostname, journal, smtp, tls, admin, limits, log, route",
     );
-    assert_error("[smtp]\nport = 25", "unknown key `port` in [smtp]", "3:1", "known here: listen, max_message_size");
+    assert_error(
+        "[smtp]\nport = 25",
+        "unknown key `port` in [smtp]",
+        "3:1",
+        "known here: listen, max_message_size, bare_line_ends",
+    );
     assert_error("[journal]\nretian = \"7d\"", "unknown key `retian` in [journal]", "3:1", "did you mean `retain`?");
     assert_error("[admin]\nhtp = \"x\"", "unknown key `htp` in [admin]", "3:1", "did you mean `http`?");
     assert_error("[limits]\nexempts = []", "unknown key `exempts` in [limits]", "3:1", "did you mean `exempt`?");
@@ -490,15 +495,16 @@ fn the_shipped_file_loads_and_its_comments_tell_the_defaults() {
     assert_eq!(all.limits.floor, Floor { bytes: Some(1 << 30), percent: Some(5) });
     assert_eq!(all.routes[0].quota, Some(Quota::Bytes(10 << 30)));
     let settable = |config: &Config| {
-        let Config { retain, listen, max_message_bytes, mut limits, log, .. } = config.clone();
+        let Config { retain, listen, max_message_bytes, bare_line_ends, mut limits, log, .. } = config.clone();
         limits.floor = Floor::default();
-        (retain, listen, max_message_bytes, limits, log)
+        (retain, listen, max_message_bytes, bare_line_ends, limits, log)
     };
     assert_eq!(settable(&all), settable(&config));
     for key in [
         "retain",
         "listen",
         "max_message_size",
+        "bare_line_ends",
         "http",
         "max_connections",
         "per_client_connections",

@@ -103,6 +103,7 @@ pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
         ("[journal] retain", duration_text(old.retain), duration_text(new.retain)),
         ("[smtp] listen", joined(&old.listen), joined(&new.listen)),
         ("[smtp] max_message_size", size_text(old.max_message_bytes), size_text(new.max_message_bytes)),
+        ("[smtp] bare_line_ends", old.bare_line_ends.as_str().into(), new.bare_line_ends.as_str().into()),
         ("[admin] http", http(old), http(new)),
         ("[log]", log(old), log(new)),
     ];
