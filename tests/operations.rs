@@ -208,7 +208,7 @@ fn an_attempt_that_hangs_on_the_old_primary_does_not_blame_the_new_one() {
         let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
         (&stream).write_all(b"220 old.test\r\n").unwrap();
         assert!(lines.next().unwrap().unwrap().starts_with("EHLO"));
-        (&stream).write_all(b"250 old.test\r\n").unwrap();
+        (&stream).write_all(b"250-old.test\r\n250 8BITMIME\r\n").unwrap();
         assert!(lines.next().unwrap().unwrap().starts_with("MAIL"));
         stream
     });

@@ -16,6 +16,8 @@ mod damage;
 #[cfg(test)]
 mod delivery;
 #[cfg(test)]
+mod dialogues;
+#[cfg(test)]
 mod disk;
 #[cfg(test)]
 mod encryption;
@@ -60,9 +62,14 @@ mod replay;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+#[path = "dialogue/script.rs"]
+mod script;
+#[cfg(test)]
 mod scrub;
 #[cfg(test)]
 mod shapes;
+#[cfg(test)]
+mod smuggling;
 #[cfg(test)]
 mod storage;
 #[cfg(test)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 const RECIPIENTS_MAX: usize = 5;
 const MESSAGE_BYTES_MAX: u64 = 2_000;
 /// All that a session may hold between two calls, as `Debug` shows it: five characters for a byte of an unfinished line of
-/// 2,048 bytes, and an envelope of five recipients with the longest paths.
-const HELD_CHARS_MAX: usize = 5 * 2_048 + 8 * 1_024;
+/// 2,048 bytes, and an envelope of five recipients with the longest paths and ORCPTs.
+const HELD_CHARS_MAX: usize = 5 * 2_048 + 12 * 1_024;
 /// The shortest lines that are answered at all have two octets, and the longest answers are some hundred.
 const OUTPUT_PER_INPUT: usize = 128;
 

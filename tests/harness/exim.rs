@@ -1,17 +1,31 @@
 //! A real Exim of our own: its configuration, spool and log in a temporary directory; no daemon, it takes messages on its standard
 //! input and delivers when told. It refuses to touch the machine's Exim; `tests/get-exim` unpacks one for the suite.
 
-use super::{Finished, require_root, run, scratch, tool};
+use super::{Finished, eventually, require_root, run, scratch, tool};
 use std::fs::{self, File};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
 /// An Exim that relays everything to one server.
 pub struct Exim {
     directory: TempDir,
     binary: PathBuf,
+}
+
+/// An Exim that takes mail.
+pub struct Listener {
+    child: Child,
+    pub smtp: SocketAddr,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _gone = self.child.wait();
+    }
 }
 
 impl Exim {
@@ -58,6 +72,19 @@ impl Exim {
         let mut command = self.command(&["-odq", "-bS"]);
         let output = command.stdin(Stdio::from(File::open(path).unwrap())).output().unwrap();
         assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Takes mail by SMTP, and delivers nothing, until the value is dropped.
+    pub fn listen(&self) -> Listener {
+        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+        let smtp = reserved.local_addr().unwrap();
+        drop(reserved);
+        let address = format!("127.0.0.1.{}", smtp.port());
+        let mut command = self.command(&["-bdf", "-odq", "-oX", &address]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let listener = Listener { child, smtp };
+        eventually("Exim to listen", || TcpStream::connect(smtp).ok());
+        listener
     }
 
     /// Its spool directory.

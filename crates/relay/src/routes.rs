@@ -113,7 +113,7 @@ impl Routes {
             }
             // Sorted, so that admission finds an address among a hundred thousand by halving.
             if let Some(known) = &mut route.recipients {
-                known.iter_mut().for_each(|address| address.make_ascii_lowercase());
+                known.iter_mut().for_each(canonicalize);
                 known.sort_unstable();
                 known.dedup();
             }
@@ -154,6 +154,14 @@ impl Routes {
     }
 }
 
+/// As [`ForwardPath::canonical`]; what is no address is nobody's.
+fn canonicalize(address: &mut String) {
+    match ForwardPath::parse_utf8(address) {
+        Ok(path) if !address.is_ascii() => *address = path.canonical(),
+        _ => address.make_ascii_lowercase(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +192,23 @@ mod tests {
 
     fn taken_by(name: &str) -> Admit {
         Admit::Accept(RouteName::new(name))
+    }
+
+    #[test]
+    fn an_address_in_another_script_is_found_however_it_is_written() {
+        let known = ["j\u{f6}rg@B\u{fc}cher.test", "\u{7528}@xn--bcher-kva.test"];
+        let routes = Routes::new(vec![route("books", &["b\u{fc}cher.test"], Some(&known))]).unwrap();
+        let admit = |path: &str| routes.admit(&ForwardPath::parse_utf8(path).unwrap());
+        for path in [
+            "j\u{f6}rg@b\u{fc}cher.test",
+            "J\u{f6}RG@xn--BCHER-kva.test",
+            "\u{7528}@B\u{dc}CHER.test",
+            "postmaster@b\u{fc}cher.test",
+        ] {
+            assert_eq!(admit(path), taken_by("books"), "{path}");
+        }
+        assert_eq!(admit("jorg@b\u{fc}cher.test"), Admit::UnknownRecipient);
+        assert_eq!(admit("j\u{f6}rg@bucher.test"), Admit::NotOurs);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 /// 1000 at a time and come back with the rest after a 452.
 pub const RECIPIENTS_MAX: usize = 1_000;
 /// Mail transactions of one session (RFC 9422 section 4.1). One that goes on for ever is asked to come again, so that a change of
-/// limits or certificates reaches everybody some time.
-const MESSAGES_MAX: u32 = 1_000;
+/// limits or certificates reaches everybody some time; no queue that is being emptied is cut short by it.
+const MESSAGES_MAX: u32 = 100_000;
 /// Bytes of a message's header: what Exim takes, and ten times what Postfix does.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
 /// RFC 5321 section 4.5.3.2.7: at least five minutes for the next command. It is not renewed by single bytes: a whole
