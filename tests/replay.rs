@@ -304,14 +304,19 @@ fn who_is_refused_is_told_and_only_what_may_still_be_taken_is_tried_again() {
     assert!(partly.err.contains("to <box2@example.test>: 451 4.2.1 busy"), "{}", partly.err);
     let attempts = story.primary.attempts("box1@example.test");
     story.primary.answer("box2@example.test", "250 2.1.5 Ok");
-    let rest = story.replay("").expect_code(0).account();
-    assert_eq!(numbers(&rest)[2..], [1, RECIPIENTS - 1, 0]);
+    let rest = story.replay("").expect_code(3).account();
+    assert_eq!((&numbers(&rest)[2..], &rest["refused_before"]), (&[1, RECIPIENTS - 1, 0][..], &1.into()));
     assert_eq!(story.primary.attempts("box1@example.test"), attempts, "refused for good is refused for good");
     let lines = eventually("the log's lines", || {
         let lines = logged(story.data(), "replayed");
         (lines.len() as u64 == RECIPIENTS).then_some(lines)
     });
     assert_eq!(lines.iter().filter(|line| line["status"] == "refused").count(), 1);
+    // The mailbox is there again.
+    story.primary.answer("box1@example.test", "250 2.1.5 Ok");
+    let rest = story.replay("--retry-refused").expect_code(0).account();
+    assert_eq!(numbers(&rest)[2..], [1, RECIPIENTS - 1, 0]);
+    story.replay("").expect_code(0);
 
     // To another server, only what is asked for, and only to whom.
     let other = Sink::opened();
@@ -390,7 +395,7 @@ fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_and_what_has
     assert_eq!(numbers(&would), [2, 2, 0, 0, 2], "{would}");
     assert!(would["journal_begins_at"].is_string(), "who asks for 2020 is told that it is not all: {would}");
     let until = mark();
-    let done = replay(&["--until", &until, "--reason", "x"]).expect_code(0).account();
+    let done = replay(&["--until", &until, "--reason", "x"]).expect_code(3).account();
     assert_eq!(numbers(&done), [2, 2, 2, 0, 0], "{done}");
     let came = primary.received().split_off(32);
     let digests: Vec<&str> = came.iter().map(|received| received.sha256.as_str()).collect();

@@ -105,7 +105,10 @@ pub(crate) fn run(cli: &Cli, args: &Import, output: Output) -> anyhow::Result<u8
     std::thread::scope(|scope| {
         for _ in 0..WORKERS.min(items.len()) {
             scope.spawn(|| {
-                while let Some(item) = locked(&queue).next() {
+                loop {
+                    // Not in a `while let`, which would hold the queue until the message is taken.
+                    let next = locked(&queue).next();
+                    let Some(item) = next else { return };
                     run.one(item);
                     locked(&run.progress).advance(1, "");
                     if run.account().stopped.is_some() {

@@ -50,8 +50,9 @@ Exit codes:
 
 /// A segment may leave while the journal is read.
 const READS_MAX: usize = 4;
-/// Messages in a row of which the primary took none, and refused none for good: it takes nothing now.
-const UNMOVED_IN_A_ROW_MAX: u64 = 20;
+/// Messages in a row of which the primary took none, and refused none for good: it takes nothing now. Many, for they may all be one
+/// full mailbox's, and others come behind them.
+const UNMOVED_IN_A_ROW_MAX: u64 = 500;
 /// How often somebody who waits for the next second looks whether Ctrl-C was pressed.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
@@ -110,7 +111,7 @@ fn read(storage: &DirStorage, args: &Replay) -> Result<Read, ReplayError> {
 }
 
 fn read_once(storage: &DirStorage, args: &Replay) -> Result<Read, ReplayError> {
-    let mut both = past::Both { past: Past::new(args.job(), args.range()), ledger: Ledger::new() };
+    let mut both = past::Both { past: Past::new(args), ledger: Ledger::new() };
     let replay = restante_journal::replay(storage, Depth::Records, &mut both)?;
     Ok(((both.past, both.ledger), replay))
 }

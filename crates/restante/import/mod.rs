@@ -140,6 +140,10 @@ pub(crate) fn key(format: Format, name: &str, letter: &Letter) -> String {
 pub(crate) const ENDING: &str = ".import.localhost";
 
 fn contents(path: &Path) -> Result<Vec<u8>, Unreadable> {
+    // To open a FIFO would wait for whoever writes it.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(Unreadable::Missing("it is no plain file"));
+    }
     let file = File::open(path)?;
     let bytes = file.metadata()?.len();
     if bytes > FILE_BYTES_MAX {

@@ -12,7 +12,7 @@ use crate::clock;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use restante_index::Row;
-use restante_journal::{DirStorage, ReadError, Reader};
+use restante_journal::{DirStorage, ReadError, Reader, Storage as _};
 use serde_json::json;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
@@ -55,7 +55,9 @@ pub(crate) fn run(cli: &Cli, args: &Export, output: Output) -> anyhow::Result<u8
     let live = Live::ask(cli);
     let mut reader = Reader::new(source.storage().clone());
     let mut target = Target::open(args)?;
-    let mut progress = Progress::new(output, "export", Unit::Bytes, journal::segment_bytes(&data)?);
+    let blob_bytes: u64 = source.storage().list_blobs()?.iter().map(|blob| blob.bytes).sum();
+    let total = journal::segment_bytes(&data)?.saturating_add(blob_bytes);
+    let mut progress = Progress::new(output, "export", Unit::Bytes, total);
     let axis = Axis::new("at the mail of", [None, None]);
     let (mut messages, mut unreadable, mut is_damaged) = (0_u64, 0_u64, false);
     loop {

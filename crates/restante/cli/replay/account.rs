@@ -41,7 +41,7 @@ impl Plan<'_> {
     fn object(&self) -> Map<String, Value> {
         let choice = self.choice;
         let object = json!({"type": "replay", "job": self.job(), "messages": choice.messages,
-            "recipients": choice.recipients, "bytes": choice.bytes, "resumed": choice.resumed,
+            "recipients": choice.recipients, "bytes": choice.bytes, "resumed": choice.resumed, "refused_before": choice.refused_before,
             "unreadable": choice.unreadable, "gone": choice.gone,
             "journal_begins_at": choice.begins.map(|begins| begins.to_string())});
         if let Value::Object(object) = object { object } else { Map::new() }
@@ -110,6 +110,12 @@ impl Plan<'_> {
         let mut lines = Vec::new();
         if choice.resumed > 0 {
             lines.push(format!("{} done by this replay before, left out", count(choice.resumed, "recipient")));
+        }
+        if choice.refused_before > 0 {
+            let refused = count(choice.refused_before, "recipient");
+            lines.push(format!(
+                "{refused} of them were refused for good by the primary: --retry-refused offers them again"
+            ));
         }
         if choice.unreadable > 0 {
             lines.push(format!("{} not to be had: their messages are damaged", count(choice.unreadable, "recipient")));
@@ -201,6 +207,8 @@ impl Account {
             Some((code, _)) if *taken == 0 => *code,
             Some(_) => exit::PARTLY,
             None if refused + later + in_doubt + unreadable + choice.unreadable + choice.gone > 0 => exit::PARTLY,
+            // Not all of the range is there.
+            None if choice.refused_before > 0 || choice.begins.is_some() => exit::PARTLY,
             None => exit::DONE,
         }
     }

@@ -41,6 +41,9 @@ pub(crate) struct Replay {
     /// Once more what this replay has done already: 2 for the second time, 3 for the third
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) again: u16,
+    /// Offer again what the primary refused for good when this replay offered it
+    #[arg(long)]
+    pub(super) retry_refused: bool,
     /// The transaction with this ID; this and most of the others may be repeated
     #[arg(long = "id", value_name = "ID")]
     ids: Vec<TransactionId>,

@@ -6,7 +6,7 @@ use crate::cli::queue::Entry;
 use crate::cli::select::Selector;
 use crate::replay::Item;
 use crate::serve::index;
-use restante_envelope::{RouteName, Timestamp, TransactionId};
+use restante_envelope::{ReplyClass, RouteName, Timestamp, TransactionId};
 use restante_index::{RecipientRow, Row, Summary};
 use restante_journal::{DirStorage, Reader, Sink};
 use restante_ledger::{
@@ -32,10 +32,13 @@ struct Told {
 pub(super) struct Past {
     job: u64,
     range: Range,
+    retries_refused: bool,
     messages: HashMap<TransactionId, Told>,
     routes: Vec<RouteName>,
     /// What this replay has settled.
     done: BTreeSet<(TransactionId, RecipientIndex)>,
+    /// Those of them that the primary refused for good, the last time that they were offered.
+    refused: BTreeSet<(TransactionId, RecipientIndex)>,
     /// Delivered in the range, and nothing else is there of them.
     gone: BTreeSet<(TransactionId, RecipientIndex)>,
     /// The first time that a record of the journal tells, if segments left before it.
@@ -66,6 +69,8 @@ pub(super) struct Choice {
     pub(super) bytes: u64,
     /// Recipients that are done already.
     pub(super) resumed: u64,
+    /// Of these, those that the primary refused for good.
+    pub(super) refused_before: u64,
     /// Recipients of messages that are damaged.
     pub(super) unreadable: u64,
     /// Recipients of messages that have left the journal, or whose records are unreadable.
@@ -75,8 +80,8 @@ pub(super) struct Choice {
 }
 
 impl Past {
-    pub(super) fn new(job: u64, range: Range) -> Self {
-        Self { job, range, ..Self::default() }
+    pub(super) fn new(args: &Replay) -> Self {
+        Self { job: args.job(), range: args.range(), retries_refused: args.retry_refused, ..Self::default() }
     }
 
     fn met(&mut self, position: Position, at: Timestamp) {
@@ -119,8 +124,16 @@ impl Past {
     }
 
     fn replayed(&mut self, replayed: &Replayed) {
-        if replayed.job == self.job {
-            self.done.extend(replayed.results.iter().map(|(index, _)| (replayed.id, *index)));
+        if replayed.job != self.job {
+            return;
+        }
+        for (index, reply) in &replayed.results {
+            let recipient = (replayed.id, *index);
+            self.done.insert(recipient);
+            match reply.class() {
+                ReplyClass::Positive => self.refused.remove(&recipient),
+                _ => self.refused.insert(recipient),
+            };
         }
     }
 
@@ -128,9 +141,9 @@ impl Past {
     pub(super) fn choose(self, storage: &DirStorage, args: &Replay, selector: &Selector, now: Timestamp) -> Choice {
         let mut choice = Choice {
             gone: self.gone.iter().filter(|(id, _)| !selector.narrows() || args.names(*id)).count() as u64,
-            begins: self
-                .begins
+            begins: Some(self.begins.unwrap_or(now))
                 .filter(|begins| self.has_left && args.range().since.is_none_or(|since| since < *begins)),
+            refused_before: if args.retry_refused { 0 } else { self.refused.len() as u64 },
             ..Choice::default()
         };
         let mut reader = Reader::new(storage.clone());
@@ -154,6 +167,10 @@ impl Past {
         choice
     }
 
+    fn is_done(&self, recipient: (TransactionId, RecipientIndex)) -> bool {
+        self.done.contains(&recipient) && !(self.retries_refused && self.refused.contains(&recipient))
+    }
+
     fn plan(
         &self,
         choice: &mut Choice,
@@ -165,7 +182,7 @@ impl Past {
         choice.recipients += sent.len() as u64;
         choice.bytes += told.bytes;
         let mut left: Vec<RecipientIndex> =
-            sent.iter().map(|(index, _)| *index).filter(|index| !self.done.contains(&(id, *index))).collect();
+            sent.iter().map(|(index, _)| *index).filter(|index| !self.is_done((id, *index))).collect();
         left.sort_unstable();
         choice.resumed += (sent.len() - left.len()) as u64;
         if left.is_empty() {
@@ -222,7 +239,8 @@ impl Sink for Past {
                 self.replayed(replayed);
             }
             Fact::Served(served) => {
-                self.met(position, served.at);
+                // Written again in later segments, with the time of the start: it tells nothing of what is still there.
+                self.end = self.end.max(Some(position));
                 self.served = Some(served.clone());
             }
             Fact::Operated(operated) => self.met(position, operated.at),
