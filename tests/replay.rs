@@ -9,6 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -423,5 +424,23 @@ fn two_replays_that_take_turns_would_send_twice_what_both_were_asked_for() {
     assert_eq!(status.code(), Some(12), "{told}");
     assert!(told.contains("another replay wrote") && told.contains("run the same command again"), "{told}");
     assert_eq!(story.came().len(), 1);
+    daemon.stop();
+}
+
+#[test]
+fn a_daemon_that_is_stopped_while_the_primary_thinks_records_the_reply() {
+    let (story, mut daemon) = Story::begin();
+    let job = story.replay("--dry-run").expect_code(0).account()["job"].as_str().unwrap().to_owned();
+    let mut child = story.start_until("box4@example.test");
+    daemon.signal(Signal::TERM);
+    eventually("a daemon that stops", || TcpStream::connect(daemon.smtp).is_err().then_some(()));
+    story.primary.keep_waiting(None);
+    assert_eq!(daemon.wait(), Some(0));
+    let status = eventually("the command's end", || child.try_wait().unwrap());
+    assert_eq!(status.code(), Some(3), "some of it was done");
+    let mut daemon = Serve::new(story.data(), story.primary.port).start();
+    let done = story.replay("").expect_code(0).account();
+    assert_eq!(numbers(&done)[4], 0, "{done}");
+    story.assert_all_came(&[], &job);
     daemon.stop();
 }

@@ -72,6 +72,8 @@ pub(crate) async fn attempts(admin: &Admin) {
         while !admin.journal.has_failed() && admin.is_delivering().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
+        // A replay holds it until its message is recorded.
+        drop(admin.last_replayed.lock().await);
     };
     if tokio::time::timeout(ATTEMPTS, over).await.is_err() {
         tracing::info!("an attempt is still under way; it is tried again at the next start");
