@@ -1,16 +1,13 @@
 //! The dialogues of `tests/dialogue` against the real listener, in clear and inside TLS: that what the session says is what a client
 //! hears. What only a host or a clock that one can command can do, the session's own tests play alone.
 
-use crate::harness::{Client, Daemon, Serve, Sink, scratch};
+use crate::harness::tls::{Wire, encrypted, trusting};
+use crate::harness::{Serve, Sink, scratch};
 use crate::script::{Said, Script, Step, What, expect};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read, Write};
+use std::io::{BufRead as _, BufReader};
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Longer than any reply takes.
@@ -22,9 +19,6 @@ const NOT_HERE: [(&str, &str); 2] = [
 ];
 /// In the files, of one that takes 1,000 octets and no TLS.
 const PLAIN_LINE: &str = "250-SIZE 1000";
-
-trait Wire: Read + Write {}
-impl<T: Read + Write> Wire for T {}
 
 fn config(directory: &Path, primary: u16) -> std::path::PathBuf {
     let file = directory.join("restante.toml");
@@ -112,21 +106,12 @@ fn heard(said: &Said, wire: &mut BufReader<Box<dyn Wire>>, is_tls: bool) {
     expect(told, || next_line(wire));
 }
 
-fn encrypted(daemon: &Daemon, config: &Arc<ClientConfig>) -> Box<dyn Wire> {
-    let mut client = Client::ehlo(daemon.smtp);
-    assert_eq!(client.command("STARTTLS").unwrap().code, 220);
-    let tls = ClientConnection::new(Arc::clone(config), "mx2.test".try_into().unwrap()).unwrap();
-    Box::new(StreamOwned::new(tls, client.into_stream()))
-}
-
 #[test]
 fn a_client_hears_what_the_session_says_in_clear_and_inside_tls() {
     let directory = scratch();
     let primary = Sink::closed();
     let daemon = Serve::by_file(&directory.path().join("data"), &config(directory.path(), primary.port)).start();
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(daemon.data.join("tls-self-signed.pem")).unwrap()).unwrap();
-    let tls = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let tls = trusting(&daemon);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogue");
     let mut played = 0;
     for file in fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()) {
@@ -140,7 +125,7 @@ fn a_client_hears_what_the_session_says_in_clear_and_inside_tls() {
         let clear = TcpStream::connect(daemon.smtp).unwrap();
         clear.set_read_timeout(Some(PATIENCE)).unwrap();
         play(&name, &script, Box::new(clear), false);
-        play(&name, &script, encrypted(&daemon, &tls), true);
+        play(&name, &script, Box::new(encrypted(&daemon, "mx2.test", &tls)), true);
         played += 1;
     }
     assert!(played >= 20, "{played} of the dialogues can be played");

@@ -1,10 +1,9 @@
 //! What the daemon needs of memory and disk, in figures: idle, for each idle connection, for each pending message. A measurement:
 //! it asserts nothing of the figures, for they are the machine's and the allocator's as well.
 
+use crate::harness::tls::{self, trusting};
 use crate::harness::{Client, Daemon, Message, Serve, Sink, eventually, scratch};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpStream;
@@ -52,10 +51,7 @@ fn resident_at_rest(daemon: &Daemon) -> u64 {
 
 /// A connection that did STARTTLS and said EHLO inside.
 fn encrypted(daemon: &Daemon, config: &Arc<ClientConfig>) -> StreamOwned<ClientConnection, TcpStream> {
-    let mut client = Client::ehlo(daemon.smtp);
-    assert_eq!(client.command("STARTTLS").unwrap().code, 220);
-    let tls = ClientConnection::new(Arc::clone(config), "mx2.example.test".try_into().unwrap()).unwrap();
-    let mut stream = BufReader::new(StreamOwned::new(tls, client.into_stream()));
+    let mut stream = BufReader::new(tls::encrypted(daemon, "mx2.example.test", config));
     stream.get_mut().write_all(b"EHLO client.example.net\r\n").unwrap();
     let mut line = String::new();
     while !line.starts_with("250 ") {
@@ -63,13 +59,6 @@ fn encrypted(daemon: &Daemon, config: &Arc<ClientConfig>) -> StreamOwned<ClientC
         assert!(stream.read_line(&mut line).unwrap() > 0, "closed instead of a reply to EHLO");
     }
     stream.into_inner()
-}
-
-/// A configuration that trusts the daemon's own certificate.
-fn trusting(daemon: &Daemon) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(daemon.data.join("tls-self-signed.pem")).unwrap()).unwrap();
-    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
 }
 
 /// Sends messages until so many were ever sent; returns the bytes of their contents.

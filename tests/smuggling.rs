@@ -1,12 +1,10 @@
 //! SMTP smuggling (CVE-2023-51764 to -51766): whatever some server takes for an end of data, one message in is one message out, at a
 //! recording sink, a real Postfix and a real Exim behind us. Over DATA in one piece and byte by byte, over BDAT, and inside TLS.
 
+use crate::harness::tls::{Wire, encrypted, trusting};
 use crate::harness::{Client, Daemon, Serve, Sink, eventually, scratch};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
-use std::io::{BufRead as _, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use rustls::ClientConfig;
+use std::io::{BufRead as _, BufReader};
 use std::sync::Arc;
 
 /// None of them is CRLF.CRLF.
@@ -55,9 +53,6 @@ enum Way {
 
 const WAYS: [Way; 5] = [Way::Data, Way::DataByBytes, Way::Bdat, Way::BdatByBytes, Way::Tls];
 
-trait Wire: Read + Write {}
-impl<T: Read + Write> Wire for T {}
-
 fn content(n: usize, no_end: &[u8]) -> Vec<u8> {
     let head = format!("Message-ID: <whole.{n}@example.net>\r\nSubject: whole\r\n\r\nbody");
     [head.as_bytes(), no_end, SMUGGLED.as_bytes()].concat()
@@ -81,14 +76,11 @@ fn say(wire: &mut BufReader<Box<dyn Wire>>, bytes: &[u8], piece: usize) {
 }
 
 /// Sends one content, and sees that one 250 comes for it and nothing else.
-fn send(smtp: SocketAddr, tls: &Arc<ClientConfig>, way: Way, content: &[u8]) {
-    let mut client = Client::ehlo(smtp);
+fn send(daemon: &Daemon, tls: &Arc<ClientConfig>, way: Way, content: &[u8]) {
     let wire: Box<dyn Wire> = if way == Way::Tls {
-        assert_eq!(client.command("STARTTLS").unwrap().code, 220);
-        let session = ClientConnection::new(Arc::clone(tls), "mx2.example.test".try_into().unwrap()).unwrap();
-        Box::new(StreamOwned::new(session, client.into_stream()))
+        Box::new(encrypted(daemon, "mx2.example.test", tls))
     } else {
-        let stream: TcpStream = client.into_stream();
+        let stream = Client::ehlo(daemon.smtp).into_stream();
         stream.set_nodelay(true).unwrap();
         Box::new(stream)
     };
@@ -120,18 +112,16 @@ fn send(smtp: SocketAddr, tls: &Arc<ClientConfig>, way: Way, content: &[u8]) {
 
 /// Returns how many were sent.
 fn send_all(daemon: &Daemon) -> usize {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(daemon.data.join("tls-self-signed.pem")).unwrap()).unwrap();
-    let tls = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let tls = trusting(daemon);
     let mut n = 0;
     for way in WAYS {
         for no_end in NO_ENDS {
-            send(daemon.smtp, &tls, way, &content(n, no_end));
+            send(daemon, &tls, way, &content(n, no_end));
             n += 1;
         }
         // Within a chunk the true end of data is none, either.
         if matches!(way, Way::Bdat | Way::BdatByBytes) {
-            send(daemon.smtp, &tls, way, &content(n, b"\r\n.\r\n"));
+            send(daemon, &tls, way, &content(n, b"\r\n.\r\n"));
             n += 1;
         }
     }

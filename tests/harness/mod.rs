@@ -10,6 +10,7 @@ pub mod postfix;
 pub mod sink;
 #[cfg(test)]
 mod small;
+pub mod tls;
 pub mod trace;
 
 pub use client::{Client, Message, Reply, queued_id, stuffed};

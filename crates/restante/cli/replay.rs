@@ -43,8 +43,8 @@ Exit codes:
   0 done                     4 the selector matched nothing
   1 failed                   5 daemon unreachable
   2 usage                    6 configuration invalid
-  3 partly done: run the     7 not permitted
-    same command again       8 another replay, or another command, is at work
+  3 partly done, or a part   7 not permitted
+    is gone or was refused   8 another replay, or another command, is at work
  12 another replay wrote meanwhile: run it again
 130 interrupted: run the same command again";
 
