@@ -17,15 +17,16 @@ use restante_envelope::{RouteName, Timestamp};
 use restante_journal::DirStorage;
 use restante_relay::Routes;
 use restante_smtp::{Session, Settings};
+use socket2::SockRef;
 use std::collections::HashMap;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep};
 
 /// What all sessions share.
 pub(crate) struct Door {
@@ -55,9 +56,9 @@ pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, do
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
     let mut visitor = Visitor::new(&door, client, number);
     visitor.log(Line::connect(client, number));
-    // A look that does not wait: who is faster than the greeting never meant to read it.
-    let mut first = [0];
-    if let Ok(Ok(1..)) = timeout(Duration::ZERO, stream.peek(&mut first)).await {
+    // Who is faster than the greeting never meant to read it. A look at the socket itself, which does not wait: the runtime has not
+    // heard of it yet, and its shortest wait is a millisecond.
+    if let Ok(1..) = SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]) {
         session.talked_too_soon(&mut visitor);
     }
     let ended = converse(Socket::Clear(stream), &mut session, &mut visitor, &door).await;

@@ -202,6 +202,16 @@ fn a_connection_turned_away_says_why_and_closes() {
 }
 
 #[test]
+fn who_talks_before_the_greeting_gets_none() {
+    let (mut session, mut host) = (session(settings()), Recorder::default());
+    session.talked_too_soon(&mut host);
+    assert!(session.wants_close() && session.poll_timeout().is_none());
+    let said = String::from_utf8(std::mem::take(session.output())).unwrap();
+    assert!(said.starts_with("554 5.5.0 ") && is_well_formed(&said), "{said}");
+    assert_eq!(host.log, ["refused connect 554 -"]);
+}
+
+#[test]
 fn a_drip_of_bytes_does_not_hold_a_connection() {
     let (mut session, mut host) = (session(settings()), Recorder::default());
     let started = session.poll_timeout().unwrap();
