@@ -135,6 +135,28 @@ mod needs_root {
         daemon.stop();
     }
 
+    #[test]
+    fn a_disk_without_a_file_left_to_be_made_says_so_and_takes_mail_again_when_there_are_some() {
+        let directory = scratch();
+        let _small = Small::mount("64m,nr_inodes=300", directory.path());
+        let primary = Sink::closed();
+        let mut daemon = Serve::new(&directory.path().join("data"), primary.port).start();
+        assert_eq!(send(&daemon, &["x@example.test"], &Message::new("files", 1, 500)).0, 250);
+        let others = directory.path().join("others");
+        fs::create_dir(&others).unwrap();
+        let made = (0..).take_while(|n| fs::write(others.join(n.to_string()), "").is_ok()).count();
+        assert!(made > 100, "{made}");
+        let (code, text) = send(&daemon, &["x@example.test"], &Message::new("files", 2, 500));
+        assert_eq!(code, 452, "{text}");
+        assert_eq!(daemon.get("/healthz").0, 503);
+        let status = cli(&daemon.data, &["status"]).out;
+        assert!(status.contains("hardly a file left to be made"), "{status}");
+        fs::remove_dir_all(&others).unwrap();
+        assert_eq!(send(&daemon, &["x@example.test"], &Message::new("files", 3, 500)).0, 250);
+        assert_eq!(daemon.get("/healthz").0, 200);
+        daemon.stop();
+    }
+
     /// Others fill the disk to its last byte.
     fn fill(directory: &Path) {
         let (ballast, piece) = (directory.join("ballast"), vec![1; 1 << 20]);

@@ -63,8 +63,8 @@ fn a_second_reader_says_the_same_as_verify_of_every_golden_journal() {
     fixtures.sort();
     assert_eq!(
         fixtures.len(),
-        23,
-        "one for each letter from A to Q, a good one, three of format 2, replayed, and requests"
+        24,
+        "one for each letter from A to Q, a good one, three of format 2, replayed, requests, and carried"
     );
     for fixture in fixtures {
         let verified = run(restante().args(["verify", "--json", "--data"]).arg(&fixture));

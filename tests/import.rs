@@ -112,6 +112,37 @@ fn a_maildir_needs_to_be_told_whom_it_is_for_and_what_is_no_mail_stays() {
 }
 
 #[test]
+fn a_dry_run_promises_what_the_run_does_and_links_are_told() {
+    for (policy, code, told) in [("normalize", 3, [2, 2, 0, 0, 0, 0]), ("reject", 3, [2, 1, 0, 0, 1, 0])] {
+        let directory = scratch();
+        let (maildir, file) = (directory.path().join("maildir"), directory.path().join("restante.toml"));
+        fs::create_dir_all(maildir.join("new")).unwrap();
+        fs::create_dir_all(maildir.join("cur")).unwrap();
+        let text = "Delivered-To: box@example.test\n\nx\n";
+        fs::write(maildir.join("new/1.a.host"), text).unwrap();
+        fs::write(maildir.join("new/2.b.host"), text.replace("\n\nx", "\n\nbare\rCR")).unwrap();
+        std::os::unix::fs::symlink(maildir.join("new/1.a.host"), maildir.join("cur/3.c.host:2,S")).unwrap();
+        let data = directory.path().join("data");
+        let config = format!(
+            "hostname = \"mx2.example.test\"\n[journal]\ndir = {data:?}\n[smtp]\nbare_line_ends = \"{policy}\"\n\
+             [[route]]\nname = \"ours\"\ndomains = [\"example.test\"]\nprimary = [\"127.0.0.1:1\"]\n"
+        );
+        fs::write(&file, config).unwrap();
+        let daemon = Serve::by_file(&data, &file).start();
+        let planned = import(&daemon, "maildir", &maildir, &["--dry-run"]).expect_code(code);
+        let finished = import(&daemon, "maildir", &maildir, &[]).expect_code(code);
+        assert_eq!((counts(&planned.account()), counts(&finished.account())), (told, told), "{policy}");
+        let why = |finished: &Finished| -> Vec<String> {
+            let refused = finished.json().into_iter().filter(|line| line["type"] == "refused");
+            refused.map(|line| line["why"].to_string()).collect()
+        };
+        assert_eq!(why(&planned), why(&finished));
+        let left: Vec<Value> = finished.json().into_iter().filter(|line| line["type"] == "left").collect();
+        assert!(left.len() == 1 && left[0].to_string().contains("symbolic link"), "{left:?}");
+    }
+}
+
+#[test]
 fn without_a_daemon_nothing_is_taken_and_it_says_so() {
     let directory = scratch();
     let maildir = directory.path().join("maildir");

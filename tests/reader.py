@@ -123,9 +123,13 @@ def path(other):
     return take
 
 
+def hides(text):
+    return HIDDEN.search(text) is not None or any(ord(c) & 0xFFFE == 0xFFFE for c in text)
+
+
 def is_mailbox(path):
     local, _, domain = path.rpartition("@")
-    if len(path.encode()) > 254 or len(local.encode()) > 64 or not LOCAL_PART.fullmatch(local):
+    if len(path.encode()) > 254 or len(local.encode()) > 64 or hides(path) or not LOCAL_PART.fullmatch(local):
         return False
     try:
         domain = domain if domain.isascii() else domain.encode("idna").decode()
@@ -161,6 +165,14 @@ def carried(stream):
     return fields
 
 
+def past(fields, stream):
+    """4.12, of the bytes that are left, if any are."""
+    replays = many(U16, record(job=U64, taken=number(1, 0, 1)))
+    for told in many(U16, record(recipient=U16, sent=U64, replays=replays))(stream):
+        if told.recipient >= len(fields.states) or fields.states[told.recipient].state != SENT:
+            raise Wrong
+
+
 def asked(fields, stream):
     fields.utf8 = number(1, 0, 1)(stream)
     number(1, 0, 1, 2)(stream)
@@ -173,12 +185,13 @@ def asked(fields, stream):
         kind, _, address = original.partition(";")
         encoding = UTF8_XTEXT if kind.lower() == "utf-8" else XTEXT
         fits = len(original.encode()) <= 500 and ADDRESS_TYPE.fullmatch(kind) and encoding.fullmatch(address)
+        fits = fits and not hides(original)
         if original and not (fits and all(is_shown(int(c, 16)) for c in re.findall(r"\\x\{(\w+)\}", address))):
             raise Wrong
 
 
 def is_shown(code):
-    return code < 0x110000 and not 0xD800 <= code < 0xE000 and re.fullmatch(f"[ -~{BEYOND}]", chr(code)) is not None
+    return code < 0x110000 and not 0xD800 <= code < 0xE000 and re.fullmatch(f"[ -~{BEYOND}]", chr(code)) is not None and not hides(chr(code))
 
 
 def optional(item):
@@ -186,8 +199,12 @@ def optional(item):
 
 
 U8, U16, U32, U64, U128 = map(number, (1, 2, 4, 8, 16))
-# Beyond ASCII what neither steers nor hides; whether it was asked for is seen to in 4.11.
-BEYOND = r"\xa0-\u061b\u061d-\u180d\u180f-\u200a\u2010-\u2027\u202f-\u205f\u2070-\ufefe\uff00-\ufff8\ufffc-\U000dffff\U000e0080-\U0010ffff"
+# Beyond ASCII what neither steers nor hides is for `hides`; whether it was asked for, for 4.11.
+BEYOND = r"\xa0-\U0010ffff"
+HIDDEN = re.compile(
+    r"[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb"
+    r"\ufdd0-\ufdef\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
+)
 ATEXT = rf"[A-Za-z0-9!#$%&'*+/=?^_`{{|}}~{BEYOND}-]"
 LOCAL_PART = re.compile(rf'\.*{ATEXT}({ATEXT}|\.)*|"([ !#-[\]-~{BEYOND}]|\\[ -~])*"')
 XTEXT = re.compile(r"([!-*,-<>-~]|\+(2[0-9A-F]|[3-6][0-9A-F]|7[0-9A-E]))+")
@@ -251,6 +268,8 @@ def decode(frame, meta):
         fields.utf8 = 0
         if frame.flags & ASKED:
             asked(fields, stream)
+        if frame.kind == CARRIED and stream.tell() < len(meta):
+            past(fields, stream)
         paths = chain([fields.reverse_path], (r.forward_path for r in fields.recipients))
         if not fields.utf8 and not all(map(str.isascii, paths)):
             raise Wrong

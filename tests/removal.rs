@@ -1,7 +1,7 @@
 //! `queue bounce|remove|undo`: nothing is given up but what the plan showed, and nothing of it is lost before `retain`.
 
 use crate::harness::client::sha256;
-use crate::harness::{Client, Daemon, Finished, Message, Serve, Sink, cli, eventually, queued_id, scratch};
+use crate::harness::{Client, Daemon, Finished, Message, Serve, Sink, cli, eventually, logged, queued_id, scratch};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
@@ -45,12 +45,6 @@ fn assert_balance(data: &Path, expected: [u64; 4]) {
     let counts = ["pending", "sent", "bounced", "removed"].map(|key| account[key].as_u64().unwrap());
     assert_eq!(counts, expected, "{account}");
     assert_eq!(account["accepted"].as_u64(), Some(expected.iter().sum()), "{account}");
-}
-
-fn logged(data: &Path, event: &str) -> Vec<Value> {
-    let log = fs::read_to_string(data.join("log/delivery.jsonl")).unwrap_or_default();
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|line| line["ev"] == event).collect()
 }
 
 #[test]

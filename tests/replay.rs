@@ -2,12 +2,12 @@
 //! doing, whatever is killed on the way.
 
 use crate::harness::client::sha256;
-use crate::harness::{Client, Daemon, Finished, Message, Received, Serve, Sink, cli, eventually, queued_id};
+use crate::harness::{Client, Daemon, Finished, Message, Received, Serve, Sink, cli, eventually, logged, queued_id};
 use crate::harness::{restante, scratch};
 use crate::retention::{blobs, config, first_segment};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::TcpStream;
 use std::path::Path;
@@ -22,12 +22,6 @@ fn offer(daemon: &Daemon, to: &[&str], n: usize) -> (String, String) {
     let message = Message::new("replay", n as u64, 700);
     let reply = Client::ehlo(daemon.smtp).send("a@example.net", to, &message.content).unwrap();
     (queued_id(&reply), sha256(&message.content))
-}
-
-fn logged(data: &Path, event: &str) -> Vec<Value> {
-    let log = fs::read_to_string(data.join("log/delivery.jsonl")).unwrap_or_default();
-    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    lines.filter(|line| line["ev"] == event).collect()
 }
 
 /// The instant between two deliveries, which no delivery shares.
@@ -369,12 +363,53 @@ fn a_slip_is_refused_and_a_range_that_moves_is_not_begun() {
     replay("--id 7ZZZZZZZZZZZZZZZZZZZZZZZZZ --reason x").expect_code(4);
 }
 
+/// Thirty messages, in front of which a segment moves what stays in it: most of it must have had its time.
+fn send_what_goes(client: &mut Client) {
+    for n in 0..30 {
+        let message = Message::new("gone", n, if n % 10 == 0 { 400 << 10 } else { 3_000 });
+        queued_id(&client.send("a@example.net", &["gone@example.test"], &message.content).unwrap());
+    }
+}
+
 #[test]
-fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_and_what_has_left_is_said() {
+fn a_message_that_moves_while_it_waits_for_its_turn_is_not_called_damaged() {
     let directory = scratch();
     let data = directory.path().join("data");
     let primary = Sink::opened();
     primary.answer("stuck@example.test", "450 4.2.1 not now");
+    let mut daemon = Serve::by_file(&data, &config(directory.path(), "0", primary.port)).start();
+    let mut client = Client::ehlo(daemon.smtp);
+    for (n, to) in (0..).zip(["first@example.test", "second@example.test"]) {
+        let message = Message::new("moves", n, 500);
+        queued_id(&client.send("a@example.net", &["stuck@example.test", to], &message.content).unwrap());
+        eventually("its delivery", || (logged(&data, "sent").len() > n as usize).then_some(()));
+    }
+    let until = mark();
+    primary.keep_waiting(Some("first@example.test"));
+    let mut command = restante();
+    let words = ["replay", "--since", "2020-01-01", "--until", &until, "--reason", "x", "--json", "--data"];
+    command.args(words).arg(&data);
+    let mut replay = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("the first at the primary", || (primary.waiting() == 1).then_some(()));
+    let first = first_segment(&data);
+    send_what_goes(&mut client);
+    eventually("the first segment has left", || (first_segment(&data) != first).then_some(()));
+    primary.keep_waiting(None);
+    let status = eventually("the end of the replay", || replay.try_wait().unwrap());
+    let mut told = String::new();
+    std::io::Read::read_to_string(&mut replay.stdout.take().unwrap(), &mut told).unwrap();
+    assert_eq!((status.code(), numbers(&serde_json::from_str(&told).unwrap())), (Some(0), [2, 2, 2, 0, 0]), "{told}");
+    assert_eq!(["first@example.test", "second@example.test"].map(|to| primary.deliveries_to(to)), [2, 2]);
+    daemon.stop();
+}
+
+#[test]
+fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_once_and_what_has_left_is_said() {
+    let directory = scratch();
+    let data = directory.path().join("data");
+    let primary = Sink::opened();
+    primary.answer("stuck@example.test", "450 4.2.1 not now");
+    primary.answer("box@example.test", "450 4.2.1 not now");
     let mut daemon = Serve::by_file(&data, &config(directory.path(), "0", primary.port)).start();
     let both = [Message::new("both", 1, 500), Message::new("both", 2, 400 << 10)];
     let mut client = Client::ehlo(daemon.smtp);
@@ -382,16 +417,22 @@ fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_and_what_has
         let to = ["stuck@example.test", "box@example.test"];
         queued_id(&client.send("a@example.net", &to, &message.content).unwrap());
     }
+    eventually("their deferral", || (logged(&data, "deferred").len() == 4).then_some(()));
+    // It is by the delivery that they are in a range: this is later than when they came.
+    let since = mark();
+    primary.answer("box@example.test", "250 2.1.5 Ok");
+    cli(&data, &["queue", "flush", "--all"]).expect_code(0);
     primary.wait_for(2);
-    let first = first_segment(&data);
-    for n in 0..30 {
-        // A segment moves what stays in it only if most of it has had its time.
-        let message = Message::new("gone", n, if n % 10 == 0 { 400 << 10 } else { 3_000 });
-        queued_id(&client.send("a@example.net", &["gone@example.test"], &message.content).unwrap());
-    }
-    primary.wait_for(32);
-    eventually("the first segment has left", || (first_segment(&data) != first && blobs(&data) == 1).then_some(()));
+    let mut pass = |taken: usize| {
+        let first = first_segment(&data);
+        send_what_goes(&mut client);
+        primary.wait_for(taken + 30);
+        eventually("the first segment has left", || (first_segment(&data) != first && blobs(&data) == 1).then_some(()));
+    };
+    pass(2);
     let replay = |more: &[&str]| cli(&data, &[&["replay", "--since", "2020-01-01", "--json"], more].concat());
+    let by_delivery = cli(&data, &["replay", "--since", &since, "--dry-run", "--json"]).expect_code(0).account();
+    assert_eq!(numbers(&by_delivery), [2, 2, 0, 0, 2], "{by_delivery}");
     let would = replay(&["--dry-run"]).expect_code(0).account();
     assert_eq!(numbers(&would), [2, 2, 0, 0, 2], "{would}");
     assert!(would["journal_begins_at"].is_string(), "who asks for 2020 is told that it is not all: {would}");
@@ -399,9 +440,17 @@ fn what_had_to_move_within_the_journal_is_replayed_from_where_it_is_and_what_has
     let done = replay(&["--until", &until, "--reason", "x"]).expect_code(3).account();
     assert_eq!(numbers(&done), [2, 2, 2, 0, 0], "{done}");
     let came = primary.received().split_off(32);
-    let digests: Vec<&str> = came.iter().map(|received| received.sha256.as_str()).collect();
-    assert_eq!(digests, both.each_ref().map(|message| sha256(&message.content)));
+    // They are replayed in the order of their delivery, which is nobody's to say of two that were delivered beside each other.
+    let digests: BTreeSet<&str> = came.iter().map(|received| received.sha256.as_str()).collect();
+    let expected = both.each_ref().map(|message| sha256(&message.content));
+    assert_eq!(digests, expected.iter().map(String::as_str).collect());
     assert!(came.iter().all(|received| received.to == ["box@example.test"]), "{came:?}");
+    // The record of the replay leaves, and a third time they move; what was done stays known, and when they were sent.
+    (0..2).for_each(|round| pass(34 + 30 * round));
+    let again = replay(&["--until", &until, "--reason", "x"]).expect_code(3).account();
+    assert_eq!(numbers(&again), [2, 2, 0, 2, 0], "{again}");
+    let by_delivery = cli(&data, &["replay", "--since", &since, "--until", &until, "--dry-run", "--json"]);
+    assert_eq!(numbers(&by_delivery.expect_code(0).account()), [2, 2, 0, 0, 2]);
     daemon.stop();
 }
 

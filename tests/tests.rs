@@ -20,6 +20,8 @@ mod dialogues;
 #[cfg(test)]
 mod disk;
 #[cfg(test)]
+mod door;
+#[cfg(test)]
 mod encryption;
 #[cfg(test)]
 mod encryption_out;
@@ -66,6 +68,8 @@ mod retention;
 mod script;
 #[cfg(test)]
 mod scrub;
+#[cfg(test)]
+mod senders;
 #[cfg(test)]
 mod shapes;
 #[cfg(test)]

@@ -12,7 +12,7 @@ use restante_journal::{
     State, replay,
 };
 use restante_ledger::{
-    Accepted, Action, Attempted, Base, Carried, Fact, Ledger, Operated, Outcome, Position, RecipientIndex,
+    Accepted, Action, Attempted, Base, Carried, Deliveries, Fact, Ledger, Operated, Outcome, Position, RecipientIndex,
     RecipientState, Standing, Timings, Transaction,
 };
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -29,6 +29,8 @@ pub(crate) struct Messages {
     sent: BTreeMap<TransactionId, Transaction>,
     /// The last word on recipients that are not sent.
     whys: HashMap<TransactionId, BTreeMap<RecipientIndex, String>>,
+    /// For replays here: what was sent there was sent then.
+    deliveries: Deliveries,
 }
 
 impl Messages {
@@ -51,6 +53,7 @@ impl Messages {
 
 impl Sink for Messages {
     fn fact(&mut self, position: Position, fact: &Fact) {
+        self.deliveries.apply(fact);
         match fact {
             Fact::Attempted(attempted) => {
                 for (index, outcome) in &attempted.results {
@@ -85,6 +88,7 @@ impl Sink for Messages {
         self.ledger.lost(position, id, recipients);
     }
     fn damaged_carried(&mut self, position: Position, carried: &Carried) {
+        self.deliveries.apply_carried(carried);
         self.ledger.damaged_carried(position, carried);
     }
     fn unnamed(&mut self, segment: u64, transactions: u64, recipients: u64) {
@@ -261,7 +265,13 @@ impl Source {
         let standing = |(index, theirs): (RecipientIndex, &restante_ledger::RecipientEntry)| {
             let here = ours.and_then(|ours| ours.recipients.get(usize::from(index)));
             let entry = here.filter(|entry| entry.state != RecipientState::Quarantined).unwrap_or(theirs);
-            Standing { attempts: entry.attempts, state: entry.state, why: self.messages.why(id, index) }
+            let sent = Some(entry).filter(|entry| entry.state == RecipientState::Sent);
+            Standing {
+                attempts: entry.attempts,
+                state: entry.state,
+                why: self.messages.why(id, index),
+                past: sent.map(|_| self.messages.deliveries.past(id, index)).unwrap_or_default(),
+            }
         };
         (0..).zip(&theirs.recipients).map(standing).collect()
     }

@@ -13,6 +13,7 @@ use restante_journal::{DirStorage, Reader};
 use restante_ledger::{Accepted, Attempted, Cause, NextHop, Outcome, Position, RecipientIndex, Replayed};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Messages in a row under which the connection broke: then it is not the messages.
 const BROKEN_IN_A_ROW_MAX: u32 = 3;
@@ -20,6 +21,10 @@ const BROKEN_IN_A_ROW_MAX: u32 = 3;
 const TRIES: u32 = 2;
 /// Recipients named in one account; the counts tell of all.
 const NAMED_MAX: usize = 20;
+
+/// Whoever delivers a list stops after this, for whoever waits to tell how far it is, and to hear Ctrl-C: a slow primary takes
+/// seconds for each message.
+pub(crate) const TURN: Duration = Duration::from_secs(1);
 
 /// By whose order.
 #[derive(Debug, Clone)]
@@ -43,6 +48,8 @@ pub(crate) struct Item {
 /// What a few messages came to, in recipients.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Tally {
+    /// Messages that had their turn: the first so many of those that were given.
+    pub(crate) tried: u64,
     /// Messages of which something is recorded now.
     pub(crate) moved: u64,
     pub(crate) taken: u64,
@@ -65,6 +72,7 @@ pub(crate) struct Tally {
 
 impl Tally {
     pub(crate) fn add(&mut self, other: Self) {
+        self.tried += other.tried;
         self.moved += other.moved;
         self.taken += other.taken;
         self.refused += other.refused;
@@ -80,7 +88,7 @@ impl Tally {
 
     pub(crate) fn to_json(&self) -> Value {
         let left: Vec<Value> = self.left.iter().map(|(primary, why)| json!([primary, why])).collect();
-        json!({"type": "replay", "moved": self.moved, "taken": self.taken, "refused": self.refused, "later": self.later,
+        json!({"type": "replay", "tried": self.tried, "moved": self.moved, "taken": self.taken, "refused": self.refused, "later": self.later,
             "in_doubt": self.in_doubt, "unreadable": self.unreadable, "named": self.named, "left": left,
             "end": self.end.map(|end| end.to_string()), "stopped": self.stopped})
     }
@@ -95,6 +103,7 @@ impl Tally {
             Some((primary, text(pair.get(1)?)?))
         };
         Self {
+            tried: number("tried"),
             moved: number("moved"),
             taken: number("taken"),
             refused: number("refused"),
@@ -155,7 +164,7 @@ impl Round {
 
     /// Offers one message; once more where the connection breaks before its content was out.
     pub(crate) async fn offer(&mut self, item: &Item) -> Offered {
-        let mut offered = Offered::default();
+        let mut offered = Offered { tally: Tally { tried: 1, ..Tally::default() }, ..Offered::default() };
         let recipients = item.recipients.len() as u64;
         let Some(primary) = self.primaries.get_mut(item.primary).filter(|primary| !primary.is_left) else {
             offered.tally.later = recipients;
@@ -190,7 +199,7 @@ impl Round {
             }
             primary.connection = None;
         }
-        if offered.fact.is_none() && offered.tally == Tally::default() {
+        if offered.fact.is_none() && offered.tally == (Tally { tried: 1, ..Tally::default() }) {
             offered.tally.later = recipients;
             offered.tally.named.push(format!("{}: {why}", item.id));
             primary.broken_in_a_row += 1;
@@ -253,6 +262,7 @@ fn judged(order: &Order, item: &Item, tried: Tried, message: &Message) -> Result
         return Err(tried.broke.unwrap_or_else(|| "the connection ended".to_owned()));
     };
     let mut offered = Offered { about: Some(message.accepted.clone()), ..Offered::default() };
+    offered.tally.tried = 1;
     let tally = &mut offered.tally;
     let mut replies = Vec::new();
     for (index, outcome) in results {
@@ -301,12 +311,24 @@ mod tests {
         let end = Some(Position { segment: 3, offset: 4096 });
         let left = vec![(1, "connection refused".to_owned())];
         let (named, stopped) = (vec!["x".to_owned()], Some("full".to_owned()));
-        let tally =
-            Tally { moved: 1, taken: 2, refused: 3, later: 4, in_doubt: 5, unreadable: 6, named, left, end, stopped };
+        let tally = Tally {
+            tried: 7,
+            moved: 1,
+            taken: 2,
+            refused: 3,
+            later: 4,
+            in_doubt: 5,
+            unreadable: 6,
+            named,
+            left,
+            end,
+            stopped,
+        };
         assert_eq!(Tally::from_json(&tally.to_json()), tally);
         assert_eq!(Tally::from_json(&json!({"left": [[-1, "x"], 7], "end": "1"})), Tally::default());
         let mut sum = Tally::default();
         (0..9).for_each(|_| sum.add(tally.clone()));
+        assert_eq!(sum.tried, 63);
         assert_eq!((sum.taken, sum.unreadable, sum.left.len(), sum.end), (18, 54, 9, end));
     }
 }

@@ -1,6 +1,15 @@
 //! Any bytes, cut anywhere, against the SMTP session: what it says is replies, each message is taken at most once, and it
-//! holds no more than a line and an envelope.
+//! holds no more than a line and an envelope. Some of them also against the model that the session's own tests have.
 #![no_main]
+
+#[path = "../../crates/smtp/tests/session/host.rs"]
+mod host;
+#[path = "../../crates/smtp/tests/session/model.rs"]
+mod model;
+#[path = "../../crates/smtp/tests/session/played.rs"]
+mod played;
+#[path = "../../crates/smtp/tests/session/spoken.rs"]
+mod spoken;
 
 use libfuzzer_sys::fuzz_target;
 use restante_envelope::{Envelope, ForwardPath, RouteName, Trace, TransactionId};
@@ -90,13 +99,46 @@ fn taken(output: &[u8]) -> u32 {
     taken
 }
 
+/// What the session says is what the model says. Limits are small: beyond 1,024 bytes of one header the model knows less.
+fn compare(mut choices: Choices<'_>) {
+    let (how, limits) = (choices.byte(), choices.byte());
+    let flag = |bit: u8| how & 1 << bit != 0;
+    let rules = model::Rules {
+        max_message_bytes: [10, 40, 200, 1_000][usize::from(limits & 3)],
+        max_recipients: 1 + usize::from(limits >> 2 & 1),
+        max_messages: [1, 4, 100, 100][usize::from(limits >> 3 & 3)],
+        max_header_bytes: [10, 30, 1_000, 1_000][usize::from(limits >> 5 & 3)],
+        is_strict: flag(0),
+        starttls: flag(1),
+        xclient: flag(2),
+        begins: vec![!flag(3), !flag(4)],
+        commits: vec![!flag(5), !flag(6)],
+    };
+    let (mut input, mut ends) = (Vec::new(), std::collections::BTreeSet::new());
+    while !choices.is_empty() {
+        let length = usize::from(choices.byte()) + 1;
+        input.extend_from_slice(choices.bytes(length));
+        ends.insert(input.len());
+    }
+    let real = played::play(&rules, &input, &ends);
+    assert_eq!(real, model::talk(&rules, &input, ends), "{}", input.escape_ascii());
+}
+
 fuzz_target!(|input: &[u8]| {
     let mut choices = Choices(input);
+    if input.first().is_some_and(|how| how & 4 != 0) {
+        choices.byte();
+        return compare(choices);
+    }
     let mut settings = Settings::new("mx2.test".to_owned(), MESSAGE_BYTES_MAX);
     settings.max_recipients = RECIPIENTS_MAX;
-    settings.starttls = choices.byte() & 1 != 0;
+    let how = choices.byte();
+    settings.starttls = how & 1 != 0;
     let (mut now, mut host) = (fuzz::now(), Mailbox::default());
     let mut session = Session::new(Arc::new(settings), "192.0.2.7:4321".parse().expect("an address"), 7, now);
+    if how & 2 != 0 {
+        session.allow_xclient();
+    }
     let (mut stored, mut said, mut heard) = (0, 0, 0);
     while !choices.is_empty() {
         let how = choices.byte();

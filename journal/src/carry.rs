@@ -7,7 +7,7 @@ use crate::frame::Kind;
 use crate::record::{DEFERRED, HOLD, Prepared, QUARANTINED, SENT, decode_accepted, encode_accepted};
 use crate::requests;
 use restante_envelope::{Timestamp, TransactionId};
-use restante_ledger::{Accepted, Carried, RecipientState, Standing};
+use restante_ledger::{Accepted, Carried, Past, RecipientState, ReplayMark, Standing};
 
 /// Beside the codes of an attempt's outcomes, which are states as well.
 const DUE: u8 = 0;
@@ -66,7 +66,48 @@ pub(crate) fn encode(carried: &Carried) -> Vec<u8> {
     }
     let accepted = &carried.accepted;
     put.0.extend(encode_accepted(&accepted.envelope, &accepted.trace, accepted.hold.as_deref()));
+    put_pasts(&mut put, &carried.recipients);
     put.0
+}
+
+/// Of the few that have one (FORMAT.md section 4.12).
+fn put_pasts(put: &mut Put, recipients: &[Standing]) {
+    let has_past =
+        |(_, standing): &(u16, &Standing)| standing.state == RecipientState::Sent && !standing.past.is_empty();
+    let told: Vec<(u16, &Standing)> = (0..).zip(recipients).filter(has_past).collect();
+    if told.is_empty() {
+        return;
+    }
+    put.count(told.len());
+    for (index, Standing { past, .. }) in told {
+        put.u16(index);
+        put.u64(past.sent_at.map_or(0, Timestamp::unix_ms));
+        put.count(past.replays.len());
+        for mark in &past.replays {
+            put.u64(mark.job);
+            put.u8(mark.taken.into());
+        }
+    }
+}
+
+fn take_pasts(take: &mut Take<'_>, recipients: &mut [Standing]) -> Result<(), Malformed> {
+    if take.0.is_empty() {
+        return Ok(());
+    }
+    let told = take.list16(|t| {
+        let (index, sent_at) = (t.u16()?, t.u64()?);
+        let replays = t.list16(|t| {
+            let (job, taken) = (t.u64()?, t.u8()?);
+            if taken > 1 { Err(Malformed) } else { Ok(ReplayMark { job, taken: taken == 1 }) }
+        })?;
+        let sent_at = Some(Timestamp::from_unix_ms(sent_at)).filter(|at| *at != Timestamp::default());
+        Ok((index, Past { sent_at, replays }))
+    })?;
+    for (index, past) in told {
+        let standing = recipients.get_mut(usize::from(index)).filter(|s| s.state == RecipientState::Sent);
+        standing.ok_or(Malformed)?.past = past;
+    }
+    Ok(())
 }
 
 /// How a recipient stands: a code, and of a deferred one when it is tried again.
@@ -104,13 +145,14 @@ pub(crate) fn decode(
     content_len: u64,
     has_requests: bool,
 ) -> Result<Carried, Malformed> {
-    let recipients = take.list16(|t| {
+    let mut recipients = take.list16(|t| {
         let (attempts, state) = (t.u16()?, take_state(t)?);
-        Ok(Standing { attempts, state, why: t.text16()?.to_owned() })
+        Ok(Standing { attempts, state, why: t.text16()?.to_owned(), past: Past::default() })
     })?;
     let accepted = decode_accepted(take, id, content_len, has_requests)?;
     if accepted.envelope.recipients.len() != recipients.len() {
         return Err(Malformed);
     }
+    take_pasts(take, &mut recipients)?;
     Ok(Carried { accepted, recipients })
 }

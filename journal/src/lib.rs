@@ -53,7 +53,7 @@ pub use leave::{CarriedBlobs, Removed, remove_left};
 pub use reader::{ReadError, Reader, Stored};
 pub use record::Prepared;
 pub use recovery::{set_aside, sync_last_segment};
-pub use replay::{Depth, Replay, ReplayError, Sink, Start, replay, replay_from, start};
+pub use replay::{Depth, Replay, ReplayError, Sink, Start, replay, replay_before, replay_from, start};
 pub use report::{Damage, DamageKind, Report, State};
 pub use scrub::{Scrubbed, scrub};
 pub use segment::is_full;

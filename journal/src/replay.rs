@@ -10,7 +10,7 @@ use crate::storage::{SegmentFile, Storage, is_lost};
 use crate::window::{Window, read_around};
 use crate::{at, os_error, summary};
 use restante_envelope::TransactionId;
-use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Ledger, Position};
+use restante_ledger::{Accepted, Base, Carried, Deliveries, Fact, Gist, Ledger, Position};
 use std::collections::HashSet;
 use std::io;
 use std::ops::RangeInclusive;
@@ -55,6 +55,19 @@ impl Start for Ledger {
     fn gist(&mut self, position: Position, gist: &Gist) {
         self.recall(position, gist);
     }
+}
+
+impl Sink for Deliveries {
+    fn fact(&mut self, _: Position, fact: &Fact) {
+        self.apply(fact);
+    }
+    fn damaged(&mut self, _: Position, _: &Accepted) {}
+    fn lost(&mut self, _: Position, _: TransactionId, _: u16) {}
+    fn damaged_carried(&mut self, _: Position, carried: &Carried) {
+        self.apply_carried(carried);
+    }
+    fn unnamed(&mut self, _: u64, _: u64, _: u64) {}
+    fn begins_after(&mut self, _: &Base) {}
 }
 
 impl Sink for Ledger {
@@ -216,6 +229,17 @@ pub fn replay_from<S: Storage, K: Sink + ?Sized>(
     sink: &mut K,
 ) -> Result<Replay, ReplayError> {
     replay_range(storage, first, u64::MAX, depth, sink)
+}
+
+/// Reads the segments in front of `end`, for whoever wants to know what leaves with them. As with [`replay_from`], the counts
+/// and the report are of what was read.
+pub fn replay_before<S: Storage, K: Sink + ?Sized>(
+    storage: &S,
+    end: u64,
+    depth: Depth,
+    sink: &mut K,
+) -> Result<Replay, ReplayError> {
+    replay_range(storage, 1, end.saturating_sub(1), depth, sink)
 }
 
 /// As [`replay_from`], no further than segment `last`: what follows it only tells how it ended.

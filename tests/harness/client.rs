@@ -3,8 +3,17 @@
 
 use super::PATIENCE;
 use sha2::{Digest, Sha256};
+use socket2::{Domain, Socket, Type};
 use std::io::{self, BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+
+/// A connection from this address of ours.
+pub fn connect_from(from: impl Into<IpAddr>, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from.into(), 0).into())?;
+    socket.connect(&to.into())?;
+    Ok(socket.into())
+}
 
 /// A reply, of one line or more.
 #[derive(Debug, Clone)]
@@ -40,7 +49,11 @@ pub struct Client {
 impl Client {
     /// Connects and reads the greeting; an error for any greeting but 220.
     pub fn connect(to: SocketAddr) -> io::Result<Self> {
-        let stream = TcpStream::connect(to)?;
+        Self::over(TcpStream::connect(to)?)
+    }
+
+    /// As [`Client::connect`], on a connection on which nothing was heard yet.
+    pub fn over(stream: TcpStream) -> io::Result<Self> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;

@@ -28,13 +28,26 @@ impl Drop for Listener {
     }
 }
 
+impl Drop for Exim {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- Exim said:\n{}{}---", self.log("main"), self.log("panic"));
+        }
+    }
+}
+
 impl Exim {
     /// Relays to this port of 127.0.0.1, when it is told to.
     pub fn new(next: u16) -> Self {
+        Self::configured(next, "accept", "")
+    }
+
+    /// The same, with other words of the ACL for RCPT, and more options of the transport.
+    pub fn configured(next: u16, rcpt: &str, transport: &str) -> Self {
         require_root();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         run(&mut tool(root.join("tests/get-exim").to_str().unwrap())).expect_code(0);
-        let directory = scratch();
+        let (directory, binary) = (scratch(), root.join("target/peers/exim/usr/sbin/exim4"));
         let home = directory.path().display().to_string();
         fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
         for name in ["spool", "log"] {
@@ -42,16 +55,17 @@ impl Exim {
             run(tool("chown").args(["Debian-exim", &format!("{home}/{name}")])).expect_code(0);
         }
         let text = format!(
-            "primary_hostname = exim.example.net\nspool_directory = {home}/spool\nlog_file_path = {home}/log/%s\n\
+            "primary_hostname = exim.example.net\nexim_path = {}\nspool_directory = {home}/spool\nlog_file_path = {home}/log/%s\n\
              pid_file_path = {home}/exim.pid\nexim_user = Debian-exim\nexim_group = Debian-exim\nkeep_environment =\n\
              split_spool_directory = true\nhost_lookup =\nrfc1413_query_timeout = 0s\ntrusted_users = root\n\
-             acl_smtp_rcpt = rcpt\nacl_not_smtp = data\n\
-             begin acl\nrcpt:\n  accept\ndata:\n  accept set acl_m_note = two\\nlines\n\
+             acl_smtp_rcpt = rcpt\nacl_not_smtp = data\ndsn_advertise_hosts = *\ntls_advertise_hosts =\n\
+             begin acl\nrcpt:\n  {rcpt}\ndata:\n  accept set acl_m_note = two\\nlines\n\
              begin routers\nprimary:\n  driver = manualroute\n  route_list = * 127.0.0.1::{next}\n  self = send\n  transport = out\n\
-             begin transports\nout:\n  driver = smtp\n  message_linelength_limit = 1G\nbegin retry\n* * F,2h,1s\n"
+             begin transports\nout:\n  driver = smtp\n  message_linelength_limit = 1G\n  {transport}\nbegin retry\n* * F,2h,1s\n",
+            binary.display()
         );
         fs::write(format!("{home}/conf"), text).unwrap();
-        Self { directory, binary: root.join("target/peers/exim/usr/sbin/exim4") }
+        Self { directory, binary }
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -85,6 +99,11 @@ impl Exim {
         let listener = Listener { child, smtp };
         eventually("Exim to listen", || TcpStream::connect(smtp).ok());
         listener
+    }
+
+    /// What one of its logs says: `main`, `reject`, `panic`. Nothing if there is none.
+    pub fn log(&self, name: &str) -> String {
+        fs::read_to_string(self.directory.path().join("log").join(name)).unwrap_or_default()
     }
 
     /// Its spool directory.

@@ -6,6 +6,7 @@ pub mod daemon;
 pub mod exim;
 pub mod ledger;
 pub mod load;
+pub mod opensmtpd;
 pub mod postfix;
 pub mod sink;
 #[cfg(test)]
@@ -126,6 +127,15 @@ pub fn restante() -> Command {
 /// `restante ARGS --data DATA`, to its end.
 pub fn cli(data: &Path, args: &[&str]) -> Finished {
     run(restante().args(args).arg("--data").arg(data))
+}
+
+/// The delivery log's lines of one kind. A line whose end is not there yet is one that is being written: a reader of a file that
+/// grows may see its first half, as `tail -f` may.
+pub fn logged(data: &Path, event: &str) -> Vec<Value> {
+    let log = std::fs::read(data.join("log/delivery.jsonl")).unwrap_or_default();
+    let lines = log.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n"));
+    let lines = lines.map(|line| serde_json::from_slice::<Value>(line).unwrap());
+    lines.filter(|line| line["ev"] == event).collect()
 }
 
 /// A tool of the machine; where it is missing, [`run`] says how to install it.

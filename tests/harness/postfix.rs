@@ -27,7 +27,8 @@ virtual unix - n n - - virtual
 anvil unix - - n - 1 anvil
 proxymap unix - - n - - proxymap
 scache unix - - n - 1 scache
-tlsmgr unix - - n 1000 1 tlsmgr
+tlsproxy unix - - n - 0 tlsproxy
+pickup unix n - n 60 1 pickup
 postlog unix-dgram n - n - 1 postlogd
 ";
 
@@ -44,6 +45,8 @@ pub enum Role {
     Sender(u16),
     /// The same, and never in clear.
     SenderOverTls(u16),
+    /// The same as a sender in clear, with more lines of main.cf.
+    SenderWith(u16, String),
 }
 
 /// A running Postfix; stopped with the value.
@@ -80,6 +83,7 @@ impl Postfix {
                  virtual_uid_maps = static:{NOBODY}\nvirtual_gid_maps = static:{NOBODY}\n"
             ),
             Role::Sender(next) => format!("relayhost = [127.0.0.1]:{next}\n"),
+            Role::SenderWith(next, ref lines) => format!("relayhost = [127.0.0.1]:{next}\n{lines}"),
             Role::SenderOverTls(next) => {
                 format!("relayhost = [127.0.0.1]:{next}\nsmtp_tls_security_level = encrypt\n")
             }
@@ -126,6 +130,16 @@ impl Postfix {
         command
     }
 
+    /// `sendmail ARGS`, with a message of LF lines.
+    pub fn sendmail(&self, args: &[&str], message: &[u8]) {
+        let path = self.directory.path().join("message");
+        fs::write(&path, message).unwrap();
+        let mut command = tool("sendmail");
+        command.arg("-C").arg(self.directory.path().join("etc")).args(args).stdin(fs::File::open(path).unwrap());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    }
+
     /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.directory.path().join("maillog")).unwrap_or_default()
@@ -157,5 +171,8 @@ impl Postfix {
 impl Drop for Postfix {
     fn drop(&mut self) {
         self.stop();
+        if std::thread::panicking() {
+            eprintln!("--- Postfix said:\n{}---", self.log());
+        }
     }
 }

@@ -15,6 +15,8 @@ pub struct Received {
     pub from: String,
     /// The recipients we accepted, in order.
     pub to: Vec<String>,
+    /// The parameters of MAIL, and of RCPT for each of them.
+    pub parameters: (Vec<String>, Vec<Vec<String>>),
     /// What stands in front of the content: the trace headers.
     pub trace: String,
     /// With its angle brackets; the content is taken to begin with this header. The transaction's ID instead, for a sink that
@@ -38,6 +40,7 @@ struct State {
     spoken_to_ahead: usize,
     /// Closes behind the reply to each message.
     one_each: bool,
+    offers_dsn: bool,
     /// Whoever's messages get no reply to their end for now.
     kept_waiting: Option<String>,
     waiting: usize,
@@ -106,6 +109,12 @@ impl Sink {
     /// Hangs up behind the reply to each message, and offers no PIPELINING.
     pub fn taking_one_message_a_connection(self) -> Self {
         self.state().one_each = true;
+        self
+    }
+
+    /// Offers DSN (RFC 3461).
+    pub fn offering_dsn(self) -> Self {
+        self.state().offers_dsn = true;
         self
     }
 
@@ -240,7 +249,7 @@ fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Resul
     let mut input = BufReader::new(stream.try_clone()?);
     let mut output = stream;
     let mut from = None;
-    let mut to: Vec<String> = Vec::new();
+    let mut to: Vec<(String, Vec<String>)> = Vec::new();
     let mut say = |line: &str| output.write_all(format!("{line}\r\n").as_bytes());
     say("220 primary.example.test ESMTP")?;
     loop {
@@ -248,13 +257,14 @@ fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Resul
         let upper = line.to_ascii_uppercase();
         if upper.starts_with("EHLO ") {
             let pipelining = if state.lock().unwrap().one_each { "" } else { "250-PIPELINING\r\n" };
+            let dsn = if state.lock().unwrap().offers_dsn { "250-DSN\r\n" } else { "" };
             say(&format!(
-                "250-primary.example.test\r\n{pipelining}250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 0\r\n250 ENHANCEDSTATUSCODES"
+                "250-primary.example.test\r\n{pipelining}{dsn}250-8BITMIME\r\n250-SMTPUTF8\r\n250-SIZE 0\r\n250 ENHANCEDSTATUSCODES"
             ))?;
         } else if upper.starts_with("HELO ") {
             say("250 primary.example.test")?;
         } else if upper.starts_with("MAIL FROM:") {
-            (from, to) = (Some(path_of(&line)?), Vec::new());
+            (from, to) = (Some((path_of(&line)?, parameters_of(&line))), Vec::new());
             say("250 2.1.0 Ok")?;
         } else if upper.starts_with("RCPT TO:") {
             let address = path_of(&line)?;
@@ -264,7 +274,7 @@ fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Resul
                 state.rcpt.get(&address).cloned().unwrap_or_else(|| "250 2.1.5 Ok".to_owned())
             };
             if reply.starts_with('2') {
-                to.push(address);
+                to.push((address, parameters_of(&line)));
             }
             say(&reply)?;
         } else if upper == "DATA" {
@@ -282,8 +292,8 @@ fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Resul
                 }
             }
             wait(&to, state, goes_on);
-            let sender = from.take().ok_or_else(|| Broken::Violation("DATA without MAIL".to_owned()))?;
-            let reply = record(data, sender, std::mem::take(&mut to), state)?;
+            let from = from.take().ok_or_else(|| Broken::Violation("DATA without MAIL".to_owned()))?;
+            let reply = record(data, from, std::mem::take(&mut to), state)?;
             if reply.is_empty() {
                 return Ok(());
             }
@@ -304,19 +314,26 @@ fn converse(stream: TcpStream, state: &Mutex<State>, goes_on: &Condvar) -> Resul
     }
 }
 
-fn wait(to: &[String], state: &Mutex<State>, goes_on: &Condvar) {
+fn wait(to: &[(String, Vec<String>)], state: &Mutex<State>, goes_on: &Condvar) {
     let mut state = state.lock().unwrap();
     state.waiting += 1;
-    let is_kept = |state: &mut State| state.kept_waiting.as_ref().is_some_and(|address| to.contains(address));
+    let is_kept =
+        |state: &mut State| state.kept_waiting.as_ref().is_some_and(|address| to.iter().any(|(to, _)| to == address));
     goes_on.wait_while(state, is_kept).unwrap().waiting -= 1;
 }
 
 /// Stores the message, unless told to refuse it, and returns the reply.
-fn record(data: Vec<u8>, from: String, to: Vec<String>, state: &Mutex<State>) -> Result<String, Broken> {
+fn record(
+    data: Vec<u8>,
+    (from, asked): (String, Vec<String>),
+    to: Vec<(String, Vec<String>)>,
+    state: &Mutex<State>,
+) -> Result<String, Broken> {
     let by_transaction = state.lock().unwrap().by_transaction;
     let split = if by_transaction { split_behind_received(data) } else { split(&data) };
     let mut received = split.ok_or_else(|| Broken::Violation("no Message-ID or Received line".to_owned()))?;
-    (received.from, received.to) = (from, to);
+    let (to, asked_of) = to.into_iter().unzip();
+    (received.from, received.to, received.parameters) = (from, to, (asked, asked_of));
     let mut state = state.lock().unwrap();
     if let Some(reply) = &state.data
         && !reply.starts_with('2')
@@ -338,8 +355,16 @@ pub fn split(data: &[u8]) -> Option<Received> {
             let content = &data[start..];
             let message_id = String::from_utf8_lossy(&line[11..]).trim().to_owned();
             let trace = String::from_utf8_lossy(&data[..start]).into_owned();
-            let (from, to) = (String::new(), Vec::new());
-            return Some(Received { from, to, trace, message_id, sha256: sha256(content), content: content.to_vec() });
+            let (from, to, parameters) = (String::new(), Vec::new(), Default::default());
+            return Some(Received {
+                from,
+                to,
+                parameters,
+                trace,
+                message_id,
+                sha256: sha256(content),
+                content: content.to_vec(),
+            });
         }
         if line == b"\r\n" || line == b"\n" {
             return None;
@@ -357,13 +382,31 @@ fn split_behind_received(mut data: Vec<u8>) -> Option<Received> {
     let content = data.split_off(trace_bytes);
     let trace = String::from_utf8(data).ok().filter(|trace| trace.starts_with("Received: from "))?;
     let id = trace.split_once(" id ")?.1.get(..26)?.to_owned();
-    let (from, to) = (String::new(), Vec::new());
-    Some(Received { from, to, trace, message_id: id, sha256: sha256(&content), content })
+    let (from, to, parameters) = (String::new(), Vec::new(), Default::default());
+    Some(Received { from, to, parameters, trace, message_id: id, sha256: sha256(&content), content })
+}
+
+/// What stands in the angle brackets, and behind them. A local part in quotes may hold one, and so may a parameter.
+fn path_and_rest(line: &str) -> Option<(&str, &str)> {
+    let (_, inner) = line.split_once('<')?;
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let end = inner.bytes().position(|b| {
+        let ends = b == b'>' && !is_quoted;
+        is_quoted ^= b == b'"' && !is_escaped;
+        is_escaped = b == b'\\' && !is_escaped;
+        ends
+    })?;
+    Some((&inner[..end], &inner[end + 1..]))
 }
 
 fn path_of(line: &str) -> Result<String, Broken> {
-    let path = line.split_once('<').and_then(|(_, rest)| rest.rsplit_once('>'));
-    path.map(|(path, _)| path.to_owned()).ok_or_else(|| Broken::Violation(format!("no path in {line:?}")))
+    let path = path_and_rest(line).map(|(path, _)| path.to_owned());
+    path.ok_or_else(|| Broken::Violation(format!("no path in {line:?}")))
+}
+
+fn parameters_of(line: &str) -> Vec<String> {
+    let rest = path_and_rest(line).map_or("", |(_, rest)| rest);
+    rest.split_whitespace().map(str::to_owned).collect()
 }
 
 /// One line without its CRLF. A CR or LF that is not part of a CRLF is a violation.

@@ -55,6 +55,11 @@ impl EnvelopeId {
         if fits { Ok(Self(value.into())) } else { Err(DsnError("ENVID")) }
     }
 
+    /// From what it stands for, as a queue of another server has it.
+    pub fn from_text(text: &str) -> Result<Self, DsnError> {
+        Self::parse(&encoded(text))
+    }
+
     /// Still in xtext.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -140,10 +145,25 @@ impl OriginalRecipient {
             && kind.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         let is_address = match kind.eq_ignore_ascii_case("utf-8") {
             true => is_utf8_xtext(address),
-            false => is_xtext(address),
+            false => is_xtext_of_utf8(address),
         };
         let fits = value.len() <= ORCPT_BYTES_MAX && is_kind && !address.is_empty() && is_address;
         if fits { Ok(Self(value.into())) } else { Err(malformed) }
+    }
+
+    /// From type and address as they are, as a queue of another server has them.
+    pub fn from_text(text: &str) -> Result<Self, DsnError> {
+        let (kind, address) = text.split_once(';').ok_or(DsnError("ORCPT"))?;
+        if !kind.eq_ignore_ascii_case("utf-8") {
+            return Self::parse(&format!("{kind};{}", encoded(address)));
+        }
+        let is_plain = |c: char| c.is_ascii_graphic() && !matches!(c, '\\' | '+' | '=');
+        let escaped = address.chars().fold(String::new(), |text, c| match is_plain(c) {
+            true => text + c.encode_utf8(&mut [0; 4]),
+            // RFC 6533 section 3: so it may be given to any server.
+            false => text + &format!("\\x{{{:02X}}}", u32::from(c)),
+        });
+        Self::parse(&format!("{kind};{escaped}"))
     }
 
     /// Type and address, still encoded.
@@ -170,29 +190,46 @@ pub struct RecipientDsn {
     pub original: Option<OriginalRecipient>,
 }
 
-/// `xchar` and `+XX`, with nothing but printable ASCII encoded in it (RFC 3461 section 4): what is decoded goes into the header
-/// of a notification.
-fn is_xtext(text: &str) -> bool {
-    let mut bytes = text.bytes();
+/// `xchar` and `+XX` (RFC 3461 section 4), decoded; none if it is no xtext.
+fn decoded(text: &str) -> Option<Vec<u8>> {
+    let (mut bytes, mut decoded) = (text.bytes(), Vec::with_capacity(text.len()));
     while let Some(b) = bytes.next() {
-        match b {
-            b'+' => {
-                let hex = |b: Option<u8>| match b {
-                    Some(b @ b'0'..=b'9') => Some(b - b'0'),
-                    Some(b @ b'A'..=b'F') => Some(b - b'A' + 10),
-                    _ => None,
-                };
-                let (Some(high), Some(low)) = (hex(bytes.next()), hex(bytes.next())) else { return false };
-                if !(b' '..=b'~').contains(&(high << 4 | low)) {
-                    return false;
-                }
-            }
-            b'=' => return false,
-            b'!'..=b'~' => {}
-            _ => return false,
-        }
+        let hex = |b: Option<u8>| match b {
+            Some(b @ b'0'..=b'9') => Some(b - b'0'),
+            Some(b @ b'A'..=b'F') => Some(b - b'A' + 10),
+            _ => None,
+        };
+        decoded.push(match b {
+            b'+' => hex(bytes.next())? << 4 | hex(bytes.next())?,
+            b'=' => return None,
+            b'!'..=b'~' => b,
+            _ => return None,
+        });
     }
-    true
+    Some(decoded)
+}
+
+/// Nothing but printable ASCII is encoded in it: what is decoded goes into the header of a notification.
+fn is_xtext(text: &str) -> bool {
+    decoded(text).is_some_and(|bytes| bytes.iter().all(|b| (b' '..=b'~').contains(b)))
+}
+
+/// The same, or UTF-8: Postfix sends `rfc822;j+C3+B6rg@..` of its own accord with mail for a UTF-8 address.
+fn is_xtext_of_utf8(text: &str) -> bool {
+    let text = decoded(text).and_then(|bytes| String::from_utf8(bytes).ok());
+    text.is_some_and(|text| text.chars().all(is_harmless))
+}
+
+/// Any text as xtext, for who has it decoded.
+fn encoded(text: &str) -> String {
+    text.bytes().fold(String::with_capacity(text.len()), |mut xtext, b| {
+        match b {
+            b'+' | b'=' => xtext.push_str(if b == b'+' { "+2B" } else { "+3D" }),
+            b'!'..=b'~' => xtext.push(char::from(b)),
+            _ => xtext.push_str(&format!("+{b:02X}")),
+        }
+        xtext
+    })
 }
 
 /// `utf-8-addr-xtext` or `utf-8-addr-unitext`: characters as they are, or as `\x{HEX}`.
@@ -261,6 +298,8 @@ mod tests {
         for good in [
             "rfc822;Bob@Example.COM",
             "RFC822;a+2Bb@x",
+            // As Postfix has it.
+            "rfc822;j+C3+B6rg@x.test",
             "x400;/c=us/".replace('=', "+3D").as_str(),
             "utf-8;j\\x{F6}rg@x.test",
             "UTF-8;j\u{f6}rg@x.test",
@@ -277,6 +316,10 @@ mod tests {
             "rfc822;a b",
             "rfc822;j\u{f6}rg@x",
             "rfc822;a+0Ab",
+            "rfc822;a+7Fb",
+            "rfc822;a+C2+85b",
+            "rfc822;a+E2+80+AEb",
+            "rfc822;a+C3",
             "utf-8;a\\b",
             "utf-8;\\x{A}",
             "utf-8;\\x{0A}",
@@ -289,6 +332,21 @@ mod tests {
             long.as_str(),
         ] {
             assert_eq!(OriginalRecipient::parse(bad), Err(DsnError("ORCPT")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_a_queue_has_in_clear_is_encoded_for_a_command() {
+        assert_eq!(EnvelopeId::from_text("q+1 =z").unwrap().as_str(), "q+2B1+20+3Dz");
+        for (clear, xtext) in [
+            ("rfc822;\"a b\"@x.test", "rfc822;\"a+20b\"@x.test"),
+            ("rfc822;j\u{f6}rg@x.test", "rfc822;j+C3+B6rg@x.test"),
+            ("utf-8;a+j\u{f6}\\rg@x.test", "utf-8;a\\x{2B}j\\x{F6}\\x{5C}rg@x.test"),
+        ] {
+            assert_eq!(OriginalRecipient::from_text(clear).unwrap().as_str(), xtext);
+        }
+        for bad in ["", "a@b", "rfc822;a\nb", "rfc822;a\u{202e}", "utf-8;a\u{85}"] {
+            assert!(OriginalRecipient::from_text(bad).is_err() && EnvelopeId::from_text("a\rb").is_err(), "{bad:?}");
         }
     }
 

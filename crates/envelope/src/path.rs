@@ -152,15 +152,16 @@ impl ForwardPath {
         })
     }
 
-    /// In lower case, as far as that is ASCII, with the domain in A-labels: the same for all ways to write the address.
+    /// In lower case, as far as that is ASCII, without quotes where none are needed, with the domain in A-labels: the same for all
+    /// ways to write the address.
     pub fn canonical(&self) -> String {
-        let local = self.local_part().to_ascii_lowercase();
+        let local = plainest(self.local_part()).to_ascii_lowercase();
         self.domain_ascii().map_or(local.clone(), |domain| format!("{local}@{domain}"))
     }
 
     /// Whether this is the mailbox that RFC 5321 section 4.5.1 requires every domain to have.
     pub fn is_postmaster(&self) -> bool {
-        self.local_part().eq_ignore_ascii_case("postmaster")
+        plainest(self.local_part()).eq_ignore_ascii_case("postmaster")
     }
 
     /// Whether the local part asks the next server to route the mail elsewhere: `user%other`, `other!user`,
@@ -212,6 +213,22 @@ fn is_dot_string(local: &str) -> bool {
 /// RFC 6531 section 3.3, less what nobody sees: an address is shown in logs and on terminals.
 fn is_utf8_non_ascii(c: char) -> bool {
     !c.is_ascii() && is_harmless(c)
+}
+
+/// RFC 5321 section 4.1.2: all ways to quote a local part mean the same. This is the one that quotes least.
+fn plainest(local: &str) -> Cow<'_, str> {
+    let Some(inner) = local.strip_prefix('"').and_then(|l| l.strip_suffix('"')) else { return Cow::Borrowed(local) };
+    let (mut plain, mut quoted, mut chars) = (String::new(), String::from('"'), inner.chars());
+    while let Some(c) = chars.next() {
+        let c = if c == '\\' { chars.next().unwrap_or(c) } else { c };
+        plain.push(c);
+        if matches!(c, '"' | '\\') {
+            quoted.push('\\');
+        }
+        quoted.push(c);
+    }
+    quoted.push('"');
+    Cow::Owned(if is_dot_string(&plain) { plain } else { quoted })
 }
 
 /// The domain in A-labels (RFC 5891); none if it has none. ASCII stays as it is.
@@ -321,9 +338,16 @@ mod tests {
             assert_eq!(ReversePath::parse_utf8(text).unwrap().as_str(), text);
         }
         assert_eq!(DomainName::parse("B\u{fc}cher.test").unwrap().as_str(), "xn--bcher-kva.test");
-        for text in
-            ["a\u{202e}b@x.test", "a\u{85}b@x.test", "a\u{200b}@x.test", "\"\u{2028}\"@x.test", "\"\\\u{f6}\"@x.test"]
-        {
+        for text in [
+            "a\u{ad}b@x.test",
+            "a\u{ffff}@x.test",
+            "a\u{3164}@x.test",
+            "a\u{202e}b@x.test",
+            "a\u{85}b@x.test",
+            "a\u{200b}@x.test",
+            "\"\u{2028}\"@x.test",
+            "\"\\\u{f6}\"@x.test",
+        ] {
             assert_eq!(ForwardPath::parse_utf8(text), Err(PathError::LocalPart), "{text:?}");
         }
         for text in [
@@ -337,6 +361,25 @@ mod tests {
             assert_eq!(ForwardPath::parse_utf8(text), Err(PathError::Domain), "{text:?}");
         }
         assert_eq!(ForwardPath::parse_utf8(&format!("{}@x.test", "\u{f6}".repeat(33))), Err(PathError::TooLong));
+    }
+
+    #[test]
+    fn quotes_do_not_make_another_mailbox() {
+        for (text, canonical) in [
+            ("\"Bob\"@x.test", "bob@x.test"),
+            ("\"b\\ob\"@x.test", "bob@x.test"),
+            ("\"b..ob\"@x.test", "b..ob@x.test"),
+            ("\"b ob\"@x.test", "\"b ob\"@x.test"),
+            ("\"b\\ \\ob\"@x.test", "\"b ob\"@x.test"),
+            ("\"b\\\"\\\\\"@x.test", "\"b\\\"\\\\\"@x.test"),
+            ("\"\"@x.test", "\"\"@x.test"),
+        ] {
+            let path = ForwardPath::parse(text).unwrap();
+            assert_eq!((path.canonical().as_str(), path.as_str()), (canonical, text));
+            assert_eq!(ForwardPath::parse(canonical).unwrap().canonical(), canonical);
+        }
+        assert!(ForwardPath::parse("\"Post\\master\"@x.test").unwrap().is_postmaster());
+        assert!(!ForwardPath::parse("\"post master\"@x.test").unwrap().is_postmaster());
     }
 
     #[test]

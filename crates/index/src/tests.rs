@@ -8,8 +8,8 @@ use restante_envelope::{
     TransactionId,
 };
 use restante_ledger::{
-    Accepted, Action, Attempted, Carried, Cause, Fact, Ledger, Operated, Outcome, Position, RecipientState, Standing,
-    Timings,
+    Accepted, Action, Attempted, Carried, Cause, Fact, Ledger, Operated, Outcome, Past, Position, RecipientState,
+    Standing, Timings,
 };
 use rusqlite::params_from_iter;
 use std::path::Path;
@@ -195,7 +195,8 @@ fn what_was_given_up_is_found_among_all_that_is_settled_until_it_is_undone() {
 #[test]
 fn a_lost_message_that_another_journal_gave_back_is_listed_by_its_sender_and_recipients() {
     let lost = Event::Lost { id: id(1), recipients: 2 };
-    let standing = |n| Standing { attempts: n, state: RecipientState::Hold, why: "as it was".into() };
+    let standing =
+        |n| Standing { attempts: n, state: RecipientState::Hold, why: "as it was".into(), past: Past::default() };
     let again = Carried { accepted: accepted(1, 2, None), recipients: vec![standing(1), standing(2)] };
     let batch = changes(vec![lost, Event::Fact(Fact::Carried(again))]);
     for cut in [1, 2] {
@@ -407,7 +408,7 @@ fn carried(ledger: &Ledger, who: u128, arrived: &mut u128, index: u16, is_damage
         },
         |states| (who, states),
     );
-    let standing = |(attempts, state)| Standing { attempts, state, why: "as it was".into() };
+    let standing = |(attempts, state)| Standing { attempts, state, why: "as it was".into(), past: Past::default() };
     let recipients: Vec<_> = states.into_iter().map(standing).collect();
     let accepted = accepted(who, u16::try_from(recipients.len()).unwrap(), None);
     let carried = Carried { accepted, recipients };

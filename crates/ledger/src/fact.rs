@@ -1,6 +1,6 @@
 //! The durable records, as values. How they look as bytes is `journal/FORMAT.md`'s business.
 
-use crate::RecipientState;
+use crate::{Past, RecipientState};
 use restante_envelope::{Envelope, Reply, Timestamp, Trace, TransactionId};
 use std::fmt;
 use std::net::IpAddr;
@@ -217,6 +217,8 @@ pub struct Standing {
     pub state: RecipientState,
     /// The last reply, or why it is on hold, in words; empty if nobody knew.
     pub why: String,
+    /// Of one that was sent, what the records tell that leave the journal; the newer ones follow in it still.
+    pub past: Past,
 }
 
 /// Recipients that had been sent, offered once more by an operator's order. How they stand is not changed by it.

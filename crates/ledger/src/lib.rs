@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod balance;
+mod deliveries;
 mod fact;
 mod gist;
 mod id_map;
@@ -24,6 +25,7 @@ mod retention;
 mod transaction;
 
 pub use balance::Balance;
+pub use deliveries::{Deliveries, Past, ReplayMark};
 pub use fact::{
     Accepted, Action, Attempted, Carried, Cause, Fact, NextHop, Operated, Outcome, Position, RecipientIndex, Replayed,
     RouteRecord, Served, Standing, Timings,

@@ -224,7 +224,7 @@ impl Balance {
 mod tests {
     use super::*;
     use crate::{
-        Accepted, Action, Attempted, Carried, Cause, Fact, Ledger, Operated, Outcome, Position, Standing, Timings,
+        Accepted, Action, Attempted, Carried, Cause, Fact, Ledger, Operated, Outcome, Past, Position, Standing, Timings,
     };
     use proptest::prelude::*;
     use restante_envelope::{
@@ -328,8 +328,12 @@ mod tests {
             let Some(first) = self.live.leaving(self.segment, HOUR, self.now()) else { return };
             for id in self.live.stragglers(first) {
                 let transaction = self.live.get(id).unwrap();
-                let standing =
-                    |r: &crate::RecipientEntry| Standing { attempts: r.attempts, state: r.state, why: String::new() };
+                let standing = |r: &crate::RecipientEntry| Standing {
+                    attempts: r.attempts,
+                    state: r.state,
+                    why: String::new(),
+                    past: Past::default(),
+                };
                 let recipients: Vec<_> = transaction.recipients.iter().map(standing).collect();
                 let accepted = accepted(id.to_bits(), recipients.len() as u16, transaction.accepted_at);
                 self.write(Told::Fact(Fact::Carried(Carried { accepted, recipients })));

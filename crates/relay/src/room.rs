@@ -13,6 +13,8 @@ const FLOOR_BYTES_MIN: u64 = 256 << 20;
 const FLOOR_BYTES_MAX: u64 = 4 << 30;
 /// ..and of a small disk this part.
 const FLOOR_PART_OF_SMALL: u64 = 8;
+/// Files that mail leaves to be made: the next segments, index, logs. Each large message is one, too.
+const FREE_FILES_MIN: u64 = 32;
 /// Once below the floor, so much above it is room again: a sixteenth of it. Mail does not stop and go with each message.
 const HYSTERESIS_PART: u64 = 16;
 /// One route of several, where nothing is configured, holds at most this part of the room there is for mail.
@@ -30,6 +32,15 @@ pub struct Disk {
     pub bytes: u64,
     /// What is free for us.
     pub free_bytes: u64,
+    /// Files that may still be made; none where the file system sets no number.
+    pub free_files: Option<u64>,
+}
+
+impl Disk {
+    /// Whether hardly a file can be made on it any more.
+    pub fn lacks_files(&self) -> bool {
+        self.free_files.is_some_and(|files| files < 2 * FREE_FILES_MIN)
+    }
 }
 
 /// What mail leaves free, as configured: the larger of the two.
@@ -56,7 +67,9 @@ impl Floor {
     pub fn lets(&self, disk: Disk, bytes: u64, was_low: bool) -> bool {
         let floor = self.on(disk.bytes);
         let again = if was_low { floor / HYSTERESIS_PART } else { 0 };
+        let files_again = if was_low { FREE_FILES_MIN } else { 0 };
         disk.free_bytes >= floor.saturating_add(again).saturating_add(bytes)
+            && disk.free_files.is_none_or(|files| files >= FREE_FILES_MIN + files_again)
     }
 }
 
@@ -134,7 +147,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     fn disk(bytes: u64, free_bytes: u64) -> Disk {
-        Disk { bytes, free_bytes }
+        Disk { bytes, free_bytes, free_files: None }
     }
 
     #[test]
@@ -152,6 +165,17 @@ mod tests {
         assert_eq!(floor(Some(GIB), Some(5)), 5 * GIB);
         assert_eq!(floor(Some(9 * GIB), Some(5)), 9 * GIB);
         assert_eq!((floor(Some(0), None), floor(None, Some(100))), (0, 100 * GIB));
+    }
+
+    #[test]
+    fn a_disk_on_which_no_file_can_be_made_takes_no_mail_however_much_is_free() {
+        let floor = Floor::default();
+        let with = |free_files| Disk { free_files, ..disk(GIB, GIB) };
+        assert!(floor.lets(with(None), 0, true) && !with(None).lacks_files());
+        for (files, is_low, lets) in [(31, false, false), (32, false, true), (32, true, false), (64, true, true)] {
+            assert_eq!(floor.lets(with(Some(files)), 0, is_low), lets, "{files}");
+        }
+        assert!(with(Some(63)).lacks_files() && !with(Some(64)).lacks_files());
     }
 
     #[test]

@@ -157,7 +157,7 @@ impl Routes {
 /// As [`ForwardPath::canonical`]; what is no address is nobody's.
 fn canonicalize(address: &mut String) {
     match ForwardPath::parse_utf8(address) {
-        Ok(path) if !address.is_ascii() => *address = path.canonical(),
+        Ok(path) if !address.is_ascii() || address.starts_with('"') => *address = path.canonical(),
         _ => address.make_ascii_lowercase(),
     }
 }
@@ -181,7 +181,7 @@ mod tests {
     fn routes() -> Routes {
         Routes::new(vec![
             route("office", &["example.com", "example.org"], None),
-            route("school", &["school.test"], Some(&["Zoe@school.test", "info@School.test"])),
+            route("school", &["school.test"], Some(&["Zoe@school.test", "\"inf\\o\"@School.test"])),
         ])
         .unwrap()
     }
@@ -247,7 +247,11 @@ mod tests {
         assert_eq!(admit("INFO@school.TEST"), taken_by("school"));
         assert_eq!(admit("zoe@school.test"), taken_by("school"));
         assert_eq!(admit("Postmaster@school.test"), taken_by("school"));
-        for path in ["inf@school.test", "info2@school.test", "\"info\"@school.test"] {
+        // RFC 5321 section 4.1.2: quotes make no other mailbox.
+        for path in ["\"info\"@school.test", "\"i\\nfo\"@school.test", "\"postmaster\"@school.test"] {
+            assert_eq!(admit(path), taken_by("school"), "{path}");
+        }
+        for path in ["inf@school.test", "info2@school.test", "\"in fo\"@school.test"] {
             assert_eq!(admit(path), Admit::UnknownRecipient, "{path}");
         }
     }

@@ -6,6 +6,7 @@
 mod mbox;
 pub(crate) mod selected;
 
+use super::asked;
 use anyhow::{Context as _, bail};
 use restante_envelope::{BodyType, Recipient, Timestamp, TransactionId};
 use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
@@ -155,16 +156,18 @@ fn describe(accepted: &Accepted, how: &[How]) -> Value {
     let (envelope, trace) = (&accepted.envelope, &accepted.trace);
     let recipients = envelope.recipients.iter().zip(how);
     let describe = |(recipient, how): (&Recipient, &How)| {
-        json!({
+        let mut to = json!({
             "addr": recipient.forward_path.as_str(),
             "route": recipient.route.as_str(),
             "state": how.state,
             "attempts": how.attempts,
             "next_at": how.next_at.map(|at| at.to_string()),
-        })
+        });
+        to.as_object_mut().into_iter().for_each(|to| asked::of_recipient(&recipient.dsn, to));
+        to
     };
     let to: Vec<_> = recipients.map(describe).collect();
-    json!({
+    let mut object = json!({
         "type": "transaction",
         "id": accepted.id.to_string(),
         "from": envelope.reverse_path.as_str(),
@@ -183,7 +186,9 @@ fn describe(accepted: &Accepted, how: &[How]) -> Value {
             "protocol": trace.protocol.as_str(),
             "session": format!("{:x}", trace.session),
         },
-    })
+    });
+    object.as_object_mut().into_iter().for_each(|object| asked::of_message(envelope, object));
+    object
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::progress::{Progress, Unit};
 use super::words;
 use crate::import::{Format, Item, Letter, Listing, key, list, read};
 use clap::Args;
+use restante_envelope::{EnvelopeId, OriginalRecipient, RecipientDsn, Ret};
 use restante_smtp::RECIPIENTS_MAX;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -186,6 +187,8 @@ impl Run<'_> {
     /// How many recipients were taken, and how many refused.
     fn hand_over(&self, item: &Item, letter: &Letter, recipients: &[String]) -> Result<(u64, u64), NoAnswer> {
         let is_eight_bit = letter.content.iter().any(|b| !b.is_ascii());
+        let asked = |to: &String| letter.asked.get(to).map(dsn_json);
+        let needs_utf8 = std::iter::once(&letter.reverse_path).chain(recipients).any(|path| !path.is_ascii());
         let envelope = json!({
             "key": key(self.args.format, &item.name, letter),
             "from": letter.reverse_path,
@@ -193,6 +196,11 @@ impl Run<'_> {
             "hold": letter.hold,
             "bytes": letter.content.len(),
             "body": if is_eight_bit { "8BITMIME" } else { "7BIT" },
+            "smtputf8": letter.smtputf8 || needs_utf8,
+            "ret": letter.dsn.ret.map(Ret::as_str),
+            "envid": letter.dsn.envid.as_ref().map(EnvelopeId::as_str),
+            "asked": recipients.iter().map(asked).collect::<Vec<_>>(),
+            "has_bare": has_bare_line_ends(&letter.content),
         });
         let mut body = envelope.to_string().into_bytes();
         body.push(b'\n');
@@ -218,6 +226,21 @@ impl Run<'_> {
         }
         Ok((taken.len() as u64, refused.len() as u64))
     }
+}
+
+/// What is asked for a recipient, as a command has it.
+fn dsn_json(dsn: &RecipientDsn) -> Value {
+    json!({"notify": dsn.notify.map(|notify| notify.to_string()),
+        "orcpt": dsn.original.as_ref().map(OriginalRecipient::as_str)})
+}
+
+/// A CR or an LF alone: a dry run sends no content by which the daemon could know.
+fn has_bare_line_ends(content: &[u8]) -> bool {
+    let is_bare = |at: usize| match content.get(at) {
+        Some(b'\r') => content.get(at + 1) != Some(&b'\n'),
+        _ => at.checked_sub(1).and_then(|before| content.get(before)) != Some(&b'\r'),
+    };
+    memchr::memchr2_iter(b'\r', b'\n', content).any(is_bare)
 }
 
 impl Account {
@@ -273,14 +296,46 @@ impl Account {
 
 /// The process that still works on this queue.
 fn running(format: Format, path: &Path) -> Option<u32> {
-    let (file, program) = match format {
-        Format::Postfix => ("pid/master.pid", "master"),
-        Format::Exim => ("exim-daemon.pid", "exim"),
+    let (files, program) = match format {
+        Format::Postfix => (vec![path.join("pid/master.pid")], "master"),
+        // Its own default, and where Debian has it: for the machine's own spool alone.
+        Format::Exim => {
+            let debian = path.starts_with("/var/spool/exim4").then(|| PathBuf::from("/run/exim4/exim.pid"));
+            (std::iter::once(path.join("exim-daemon.pid")).chain(debian).collect(), "exim")
+        }
         Format::Maildir => return None,
     };
-    let pid: u32 = std::fs::read_to_string(path.join(file)).ok()?.trim().parse().ok()?;
+    files.iter().find_map(|file| process(file, program))
+}
+
+/// The process whose number is in this file, if it is there and of that name.
+fn process(file: &Path, program: &str) -> Option<u32> {
+    let pid: u32 = std::fs::read_to_string(file).ok()?.trim().parse().ok()?;
     // `12 (master) S ...`; a Z is one that ended, and that nobody asked about yet.
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (name, state) = stat.split_once('(')?.1.rsplit_once(") ")?;
     (name.starts_with(program) && !state.starts_with('Z')).then_some(pid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_end_that_is_none_is_seen_wherever_it_stands() {
+        for bare in ["\r", "\n", "a\rb\r\n", "a\r\r\n", "\na\r\n", "a\r\n\n", "a\r\nb\r"] {
+            assert!(has_bare_line_ends(bare.as_bytes()), "{bare:?}");
+        }
+        assert!(["", "a", "\r\n", "a\r\n\r\nb"].iter().all(|whole| !has_bare_line_ends(whole.as_bytes())));
+    }
+
+    #[test]
+    fn a_process_that_is_another_does_not_stop_an_import() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("exim-daemon.pid");
+        std::fs::write(&file, format!("{}\n", std::process::id())).unwrap();
+        let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+        assert_eq!(process(&file, name.trim()), Some(std::process::id()));
+        assert_eq!(running(Format::Exim, directory.path()), None, "no Exim");
+    }
 }

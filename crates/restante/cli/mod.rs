@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod args;
+mod asked;
 pub(crate) mod backup;
 mod client;
 pub(crate) mod config;

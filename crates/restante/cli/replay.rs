@@ -214,14 +214,16 @@ fn deliver_all(
     let axis = Axis::new("replaying", ends);
     let mut left = BTreeSet::new();
     let (mut unmoved, mut named) = (0, 0);
-    for some in planned.chunks(usize::from(args.rate)) {
+    let mut rest = planned;
+    while let Some(some) = rest.get(..rest.len().min(args.rate.into())).filter(|some| !some.is_empty()) {
         let began = Instant::now();
         if interrupts.is_pressed() {
             account.interrupted = true;
             return;
         }
-        let items: Vec<Item> =
-            some.iter().filter(|one| !left.contains(&one.item.primary)).map(|one| one.item.clone()).collect();
+        let is_offered = |(_, one): &(usize, &Planned)| !left.contains(&one.item.primary);
+        let offered = some.iter().enumerate().filter(is_offered);
+        let (places, items): (Vec<usize>, Vec<Item>) = offered.map(|(nth, one)| (nth, one.item.clone())).unzip();
         let tally = match items.is_empty() {
             true => Tally::default(),
             false => match hand.deliver(&items, interrupts) {
@@ -239,8 +241,12 @@ fn deliver_all(
         unmoved = match tally.later + tally.in_doubt {
             _ if tally.moved > 0 => 0,
             0 => unmoved,
-            _ => unmoved + items.len() as u64,
+            _ => unmoved + tally.tried,
         };
+        // Those behind the last that had its turn are next.
+        let done = usize::try_from(tally.tried).ok().and_then(|tried| places.get(tried)).copied().unwrap_or(some.len());
+        let (some, tried) = (some.get(..done).unwrap_or(some), tally.tried);
+        rest = rest.get(done..).unwrap_or_default();
         account.tally.add(tally);
         for name in account.tally.named.iter().skip(named) {
             output.note(&printable(&format!("restante: {name}")));
@@ -258,9 +264,8 @@ fn deliver_all(
             return;
         }
         // As long as these may take at this pace.
-        let second = Duration::from_secs(1).mul_f64(items.len() as f64 / f64::from(args.rate));
-        let is_last = some.last().map(|last| &last.item) == planned.last().map(|last| &last.item);
-        while !is_last && began.elapsed() < second && !interrupts.is_pressed() {
+        let second = Duration::from_secs(1).mul_f64(tried as f64 / f64::from(args.rate));
+        while !rest.is_empty() && began.elapsed() < second && !interrupts.is_pressed() {
             std::thread::sleep(LOOK_EVERY.min(second));
         }
     }

@@ -9,7 +9,7 @@ use super::routes::{self, Ourselves};
 use super::walk::{Keys, Walk};
 use super::{
     CertificateFiles, Config, DATA_DIR_DEFAULT, LISTEN_WITH_FILE, Limits, LogSettings, MESSAGE_BYTES_DEFAULT,
-    RETAIN_DEFAULT, Surroundings, units,
+    RETAIN_DEFAULT, Surroundings, Trusted, units,
 };
 use restante_smtp::BareLineEnds;
 use std::fs::File;
@@ -32,6 +32,8 @@ const LOG_BYTES_MIN: u64 = 128 << 20;
 const PERCENT: RangeInclusive<u32> = 0..=90;
 /// Each connection is a file descriptor and a buffer or two.
 const CONNECTIONS: RangeInclusive<u32> = 1..=100_000;
+/// 0 is no limit.
+const A_MINUTE: RangeInclusive<u32> = 0..=10_000_000;
 
 pub(super) const ROOT: Keys = Keys {
     title: "",
@@ -39,13 +41,26 @@ pub(super) const ROOT: Keys = Keys {
     reserved: &["metrics", "status", "notify", "dns", "cluster"],
 };
 const JOURNAL: Keys = Keys { title: "[journal]", known: &["dir", "retain"], reserved: &[] };
-const SMTP: Keys = Keys { title: "[smtp]", known: &["listen", "max_message_size", "bare_line_ends"], reserved: &[] };
+const SMTP: Keys = Keys {
+    title: "[smtp]",
+    known: &["listen", "max_message_size", "bare_line_ends", "proxy", "xclient"],
+    reserved: &[],
+};
 const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
 const TLS: Keys = Keys { title: "[tls]", known: &["certificate", "key"], reserved: &[] };
 const LOG: Keys = Keys { title: "[log]", known: &["max_size", "keep"], reserved: &[] };
 const LIMITS: Keys = Keys {
     title: "[limits]",
-    known: &["max_connections", "per_client_connections", "exempt", "min_free", "min_free_percent"],
+    known: &[
+        "max_connections",
+        "per_client_connections",
+        "per_network_connections",
+        "connections_per_minute",
+        "messages_per_minute",
+        "exempt",
+        "min_free",
+        "min_free_percent",
+    ],
     reserved: &[],
 };
 
@@ -124,7 +139,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
     walk.check_keys(root, &ROOT);
     let hostname = hostname(walk, root, given, around);
     let (dir, retain) = journal(walk, root, base);
-    let (listen, max_message_bytes, bare_line_ends) = smtp(walk, root);
+    let (listen, max_message_bytes, bare_line_ends, trusted) = smtp(walk, root);
     let admin_http = admin(walk, root, &listen);
     let limits = limits(walk, root);
     let certificate = tls(walk, root, base);
@@ -149,6 +164,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
         admin_http: given.admin.or(admin_http),
         routes: if replaced { given.routes.clone() } else { routes },
         limits,
+        trusted,
         certificate,
         log,
         file: None,
@@ -189,9 +205,11 @@ fn journal(walk: &mut Walk, root: &DeTable<'_>, base: &Path) -> (PathBuf, std::t
     (dir.unwrap_or_else(default), retain.unwrap_or(RETAIN_DEFAULT))
 }
 
-fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64, BareLineEnds) {
+fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64, BareLineEnds, Trusted) {
     let (mut listen, mut bytes) = (vec![LISTEN_WITH_FILE], MESSAGE_BYTES_DEFAULT);
-    let Some(section) = walk.section(root, "smtp") else { return (listen, bytes, BareLineEnds::default()) };
+    let Some(section) = walk.section(root, "smtp") else {
+        return (listen, bytes, BareLineEnds::default(), Trusted::default());
+    };
     walk.check_keys(section, &SMTP);
     if let Some(texts) = walk.strings(section, "listen", "[::]:25") {
         walk.check_not_empty(section, "listen", "nobody could reach us: name an address, such as \"[::]:25\"");
@@ -218,7 +236,9 @@ fn smtp(walk: &mut Walk, root: &DeTable<'_>) -> (Vec<SocketAddr>, u64, BareLineE
         known.into_iter().find(|known| known.as_str() == text).ok_or_else(|| "\"normalize\" or \"reject\"".to_owned())
     };
     let bare_line_ends = walk.parsed(section, "bare_line_ends", "normalize", policy).unwrap_or_default();
-    (listen, bytes, bare_line_ends)
+    let mut of = |key| networks(walk, section, key).unwrap_or_default();
+    let trusted = Trusted { proxy: of("proxy"), xclient: of("xclient") };
+    (listen, bytes, bare_line_ends, trusted)
 }
 
 fn admin(walk: &mut Walk, root: &DeTable<'_>, listen: &[SocketAddr]) -> Option<SocketAddr> {
@@ -293,17 +313,31 @@ fn limits(walk: &mut Walk, root: &DeTable<'_>) -> Limits {
     if let Some(number) = walk.whole_number(section, "per_client_connections", CONNECTIONS) {
         limits.per_client_connections = number;
     }
+    if let Some(number) = walk.whole_number(section, "per_network_connections", CONNECTIONS) {
+        limits.per_network_connections = number;
+    }
+    if let Some(number) = walk.whole_number(section, "connections_per_minute", A_MINUTE) {
+        limits.connections_per_minute = number;
+    }
+    if let Some(number) = walk.whole_number(section, "messages_per_minute", A_MINUTE) {
+        limits.messages_per_minute = number;
+    }
     limits.floor.bytes = walk.parsed(section, "min_free", "1GiB", units::size);
     let percent = walk.whole_number(section, "min_free_percent", PERCENT);
     limits.floor.percent = percent.and_then(|percent| u8::try_from(percent).ok());
-    if let Some(texts) = walk.strings(section, "exempt", "192.0.2.0/24") {
-        limits.exempt.clear();
-        for (text, span) in texts {
-            match text.parse::<Network>() {
-                Ok(network) => limits.exempt.push(network),
-                Err(help) => walk.error(span, "bad address in `exempt`", help),
-            }
-        }
+    if let Some(exempt) = networks(walk, section, "exempt") {
+        limits.exempt = exempt;
     }
     limits
+}
+
+fn networks(walk: &mut Walk, section: &DeTable<'_>, key: &'static str) -> Option<Vec<Network>> {
+    let mut networks = Vec::new();
+    for (text, span) in walk.strings(section, key, "192.0.2.0/24")? {
+        match text.parse::<Network>() {
+            Ok(network) => networks.push(network),
+            Err(help) => walk.error(span, format!("bad address in `{key}`"), help),
+        }
+    }
+    Some(networks)
 }

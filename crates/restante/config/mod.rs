@@ -45,6 +45,12 @@ const MESSAGE_BYTES_DEFAULT: u64 = 100 << 20;
 const CONNECTIONS_DEFAULT: u32 = 2_500;
 /// Far above what one honest sender opens; 25 such clients still leave room for others.
 const PER_CLIENT_CONNECTIONS_DEFAULT: u32 = 100;
+/// A large sender's /24 has several machines at work; ten such networks do not fill the house.
+const PER_NETWORK_CONNECTIONS_DEFAULT: u32 = 250;
+/// 20 a second, a minute's worth at once: more than any sender needs who has mail for a few domains.
+const CONNECTIONS_PER_MINUTE_DEFAULT: u32 = 1_200;
+/// 100 a second, a minute's worth at once: a list that writes to all mailboxes of a large domain is through in a minute.
+const MESSAGES_PER_MINUTE_DEFAULT: u32 = 6_000;
 /// Two years of a small server's mail, or a bad week of a large one's.
 const LOG_BYTES_DEFAULT: u64 = 2 << 30;
 /// Who asks where a mail went asks within three months.
@@ -75,6 +81,7 @@ pub(crate) struct Config {
     pub(crate) routes: Vec<Route>,
     /// How much of us one client, or all together, may use.
     pub(crate) limits: Limits,
+    pub(crate) trusted: Trusted,
     /// The certificate for STARTTLS; without one a self-signed one is made.
     pub(crate) certificate: Option<CertificateFiles>,
     /// How much of the delivery log is kept.
@@ -124,6 +131,15 @@ pub(crate) struct Route {
     pub(crate) quota: Option<Quota>,
 }
 
+/// Who is believed what it says of others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Trusted {
+    /// Load balancers: their connections begin with a PROXY header.
+    pub(crate) proxy: Vec<Network>,
+    /// Clients that may use XCLIENT.
+    pub(crate) xclient: Vec<Network>,
+}
+
 /// Connections, and room.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limits {
@@ -131,7 +147,13 @@ pub(crate) struct Limits {
     pub(crate) max_connections: u32,
     /// At once, of one client.
     pub(crate) per_client_connections: u32,
-    /// Clients to which the limits per client do not apply.
+    /// At once, of one network: a /24 of IPv4, a /64 of IPv6.
+    pub(crate) per_network_connections: u32,
+    /// Of one network, new ones; 0 is no limit.
+    pub(crate) connections_per_minute: u32,
+    /// Of one network; 0 is no limit.
+    pub(crate) messages_per_minute: u32,
+    /// Clients to which the limits per client and network do not apply.
     pub(crate) exempt: Vec<Network>,
     /// What mail leaves free on the journal's file system.
     pub(crate) floor: Floor,
@@ -142,6 +164,9 @@ impl Default for Limits {
         Self {
             max_connections: CONNECTIONS_DEFAULT,
             per_client_connections: PER_CLIENT_CONNECTIONS_DEFAULT,
+            per_network_connections: PER_NETWORK_CONNECTIONS_DEFAULT,
+            connections_per_minute: CONNECTIONS_PER_MINUTE_DEFAULT,
+            messages_per_minute: MESSAGES_PER_MINUTE_DEFAULT,
             exempt: Network::LOOPBACK.to_vec(),
             floor: Floor::default(),
         }
@@ -247,6 +272,7 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         admin_http: given.admin,
         routes: given.routes.clone(),
         limits: Limits::default(),
+        trusted: Trusted::default(),
         certificate: None,
         log: LogSettings::default(),
         file: None,

@@ -87,6 +87,9 @@ impl Lister<'_> {
         self.add("smtp", "listen", texts(listen), given("--listen", !flags.listen.is_empty()));
         self.add("smtp", "max_message_size", Value::Text(units::size_text(config.max_message_bytes)), None);
         self.add("smtp", "bare_line_ends", Value::Text(config.bare_line_ends.as_str().to_owned()), None);
+        for (key, networks) in [("proxy", &config.trusted.proxy), ("xclient", &config.trusted.xclient)] {
+            self.add("smtp", key, texts(networks.iter().map(ToString::to_string).collect()), None);
+        }
         let (chain, key) = match &config.certificate {
             Some(files) => (Value::Text(absolute(&files.chain)), Value::Text(absolute(&files.key))),
             None => (Value::Unset("a self-signed certificate is made"), Value::Unset("as `certificate`")),
@@ -98,6 +101,13 @@ impl Lister<'_> {
         let limits = &config.limits;
         self.add("limits", "max_connections", Value::Number(limits.max_connections.into()), None);
         self.add("limits", "per_client_connections", Value::Number(limits.per_client_connections.into()), None);
+        for (key, number) in [
+            ("per_network_connections", limits.per_network_connections),
+            ("connections_per_minute", limits.connections_per_minute),
+            ("messages_per_minute", limits.messages_per_minute),
+        ] {
+            self.add("limits", key, Value::Number(number.into()), None);
+        }
         self.add("limits", "exempt", texts(limits.exempt.iter().map(ToString::to_string).collect()), None);
         let floor = limits.floor;
         let unset = Value::Unset("a fiftieth, 256MiB to 4GiB; of a small disk an eighth");

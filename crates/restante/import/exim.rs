@@ -5,7 +5,8 @@
 
 use super::{Item, Letter, Listing, Unreadable, append_with_crlf, contents, push_once, walk};
 use anyhow::bail;
-use std::collections::HashSet;
+use restante_envelope::{DsnRequest, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::Path;
 
@@ -21,7 +22,7 @@ pub(super) fn list(path: &Path) -> anyhow::Result<Listing> {
     }
     let (mut seen, mut listing) = (Vec::new(), Listing::default());
     walk(&input, 0, &mut seen)?;
-    for mut file in seen {
+    for mut file in listing.plain(seen) {
         if let Some(id) = file.item.name.strip_suffix(H) {
             file.item.name = id.to_owned();
             listing.items.push(file.item);
@@ -104,7 +105,7 @@ pub(super) fn parse(id: &str, head: &[u8], data: &[u8], since: &[u8]) -> Result<
     let (options, first) = options(&mut lines)?;
     let mut delivered = tree(&mut lines, first)?;
     delivered.extend(since.split(|b| *b == b'\n').filter_map(|line| std::str::from_utf8(line).ok()).map(canonical));
-    let listed = recipients(&mut lines)?;
+    let (listed, mut asked) = recipients(&mut lines)?;
     let all = listed.len();
     let recipients: Vec<String> = listed.into_iter().filter(|to| !delivered.contains(&canonical(to))).collect();
     let mut content = Vec::with_capacity(head.len() + data.len() + data.len() / 32);
@@ -123,14 +124,22 @@ pub(super) fn parse(id: &str, head: &[u8], data: &[u8], since: &[u8]) -> Result<
     } else {
         append_with_crlf(body, &mut content);
     }
-    let hold = options.frozen.map(|at| format!("it was frozen in the Exim spool that it was imported from, at {at}"));
-    Ok(Letter { reverse_path, delivered: all - recipients.len(), recipients, hold, arrived, content })
+    let hold = options
+        .frozen
+        .as_deref()
+        .map(|at| format!("it was frozen in the Exim spool that it was imported from, at {at}"));
+    asked.retain(|to, _| recipients.contains(to));
+    let delivered = all - recipients.len();
+    let Options { dsn, smtputf8, .. } = options;
+    Ok(Letter { reverse_path, delivered, recipients, asked, dsn, smtputf8, hold, arrived, content })
 }
 
 #[derive(Default)]
 struct Options {
     frozen: Option<String>,
     is_wire_format: bool,
+    smtputf8: bool,
+    dsn: DsnRequest,
 }
 
 /// All of them; the line behind the last comes back.
@@ -150,6 +159,20 @@ fn options<'a>(lines: &mut Lines<'a>) -> Result<(Options, &'a [u8]), Unreadable>
                 options.frozen = Some(at.unwrap_or_else(|| "a time that it does not tell".to_owned()));
             }
             b"spool_file_wireformat" => options.is_wire_format = true,
+            b"smtputf8" => options.smtputf8 = true,
+            // In xtext, as it came.
+            b"dsn_envid" => {
+                let text = words.next().map(String::from_utf8_lossy).unwrap_or_default();
+                let malformed = |_| Unreadable::Dsn { what: "-dsn_envid", shown: text.escape_debug().to_string() };
+                options.dsn.envid = Some(EnvelopeId::parse(&text).map_err(malformed)?);
+            }
+            b"dsn_ret" => {
+                options.dsn.ret = match words.next().unwrap_or_default() {
+                    b"1" => Some(Ret::Full),
+                    b"2" => Some(Ret::Headers),
+                    _ => return lines.wrong("-dsn_ret is neither 1 nor 2"),
+                }
+            }
             // A variable: its value has lines of its own, and the last word says how long it is.
             b"acl" | b"aclc" | b"aclm" => {
                 let len = words.next_back().and_then(|len| std::str::from_utf8(len).ok()?.parse::<usize>().ok());
@@ -186,19 +209,47 @@ fn tree(lines: &mut Lines<'_>, first: &[u8]) -> Result<HashSet<String>, Unreadab
     }
 }
 
-/// As many as the first line says, and the empty line behind them.
-fn recipients(lines: &mut Lines<'_>) -> Result<Vec<String>, Unreadable> {
+/// As many as the first line says, the empty line behind them, and what is asked for each.
+fn recipients(lines: &mut Lines<'_>) -> Result<(Vec<String>, HashMap<String, RecipientDsn>), Unreadable> {
     let Ok(count) = lines.text()?.trim().parse::<usize>() else {
         return lines.wrong("here should stand how many recipients there are");
     };
-    let (mut recipients, mut known) = (Vec::new(), HashSet::new());
+    let (mut recipients, mut known, mut asked) = (Vec::new(), HashSet::new(), HashMap::new());
     for _ in 0..count {
-        push_once(&mut recipients, &mut known, address(lines.text()?).to_owned());
+        let line = lines.text()?;
+        let address = address(line);
+        let Some(dsn) = dsn(line.get(address.len()..).unwrap_or_default()) else {
+            return lines.wrong("what is asked for this recipient (NOTIFY, ORCPT) cannot be read");
+        };
+        if dsn != RecipientDsn::default() {
+            asked.insert(address.to_owned(), dsn);
+        }
+        push_once(&mut recipients, &mut known, address.to_owned());
     }
     if !lines.next()?.is_empty() {
         return lines.wrong("there are more recipients than it says");
     }
-    Ok(recipients)
+    Ok((recipients, asked))
+}
+
+/// Behind an address: ` ORCPT LENGTH,NOTIFY ERRORS-TO LENGTH,PARENT#FLAGS`, the first two words if a flag says so. Bits of NOTIFY:
+/// 2 never, 4 success, 8 failure, 16 delay.
+fn dsn(rest: &str) -> Option<RecipientDsn> {
+    let flags = rest.rsplit_once('#').map_or(Some(0), |(_, flags)| flags.parse::<u32>().ok())?;
+    if flags & 2 == 0 {
+        return Some(RecipientDsn::default());
+    }
+    let (original, behind) = rest.strip_prefix(' ')?.split_once(' ')?;
+    let (_length, bits) = behind.split_once(' ')?.0.split_once(',')?;
+    let notify = match bits.parse::<u8>().ok()? >> 1 {
+        0 => None,
+        bits => Some(Notify::from_bits(bits)?),
+    };
+    let original = match original {
+        "" => None,
+        original => Some(OriginalRecipient::parse(original).ok()?),
+    };
+    Some(RecipientDsn { notify, original })
 }
 
 /// What may stand behind an address, for Exim's own use, stands behind a space that is in no quotes.
@@ -283,6 +334,31 @@ mod tests {
         }
         let error = parse(ID, head.replace("YY", "ZZ").as_bytes(), data.as_bytes(), b"").unwrap_err().to_string();
         assert_eq!(error, "line 14 of -H: that is no list of those who have it already");
+    }
+
+    #[test]
+    fn what_the_sender_wants_to_hear_is_read() {
+        let head =
+            head().replace("-deliver_firsttime\n", "-deliver_firsttime\n-dsn_envid q+2B1\n-dsn_ret 2\n-smtputf8\n");
+        let asked =
+            "\"q d\"@example.test rfc822;q+2Br@x 10,20  0,-1#3\nplain@example.test  0,2 a@example.net 13,-1#3\n";
+        let head = head.replace("\"q d\"@example.test\nplain@example.test a@example.net 13,-1#1\n", asked);
+        let data = format!("{ID}-D\n");
+        let letter = parse(ID, head.as_bytes(), data.as_bytes(), b"plain@example.test\n").unwrap();
+        assert!(letter.smtputf8 && letter.dsn.ret == Some(Ret::Headers));
+        assert_eq!(letter.dsn.envid.as_ref().unwrap().as_str(), "q+2B1");
+        // Who has it already has no wishes any more.
+        assert_eq!(letter.asked.len(), 1);
+        let RecipientDsn { notify, original } = &letter.asked["\"q d\"@example.test"];
+        assert_eq!(
+            (notify.unwrap().to_string(), original.as_ref().unwrap().as_str()),
+            ("SUCCESS,DELAY".into(), "rfc822;q+2Br@x")
+        );
+        for (good, bad) in
+            [("10,20", "10,6"), ("rfc822;q", "rfc822q"), ("_ret 2", "_ret 3"), ("q+2B1", "q+0A1"), ("#3", "#x")]
+        {
+            assert!(parse(ID, head.replace(good, bad).as_bytes(), data.as_bytes(), b"").is_err(), "{bad}");
+        }
     }
 
     #[test]

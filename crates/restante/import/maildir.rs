@@ -20,7 +20,7 @@ pub(super) fn list(path: &Path) -> anyhow::Result<Listing> {
     for part in ["new", "cur"] {
         walk(&path.join(part), 0, &mut seen)?;
     }
-    for mut file in seen {
+    for mut file in listing.plain(seen) {
         // Flags come and go; what is in front of them is the message's name for good.
         let (name, flags) = file.item.name.rsplit_once(":2,").unwrap_or((&file.item.name, ""));
         if flags.contains('T') {

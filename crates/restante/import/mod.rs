@@ -7,7 +7,9 @@ mod exim;
 mod maildir;
 mod postfix;
 
+use restante_envelope::{DsnRequest, RecipientDsn};
 use sha2::{Digest as _, Sha256};
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -49,6 +51,12 @@ pub(crate) struct Letter {
     pub(crate) reverse_path: String,
     /// Those that have not got it yet, as written, each once.
     pub(crate) recipients: Vec<String>,
+    /// What the sender wants to hear of one of them; of those that are not here, nothing was said.
+    pub(crate) asked: HashMap<String, RecipientDsn>,
+    /// What the sender wants to hear of the message.
+    pub(crate) dsn: DsnRequest,
+    /// The sender gave SMTPUTF8.
+    pub(crate) smtputf8: bool,
     /// How many have.
     pub(crate) delivered: usize,
     /// Why it is not to be sent, if an operator or the source itself froze it.
@@ -72,6 +80,12 @@ pub(crate) enum Unreadable {
     Line { file: &'static str, line: usize, what: &'static str },
     #[error("{0}")]
     Missing(&'static str),
+    #[error(
+        "at byte {at}: the {what} {shown} is no UTF-8 text, and no server could be told of it; nothing of the message was taken: deliver it there, or remove it"
+    )]
+    NoText { at: usize, what: &'static str, shown: String },
+    #[error("its {what} is none that RFC 3461 allows: {shown}; nothing of the message was taken")]
+    Dsn { what: &'static str, shown: String },
 }
 
 /// A file that may be a message.
@@ -104,6 +118,16 @@ pub(crate) fn list(format: Format, path: &Path) -> anyhow::Result<Listing> {
     }?;
     listing.items.sort();
     Ok(listing)
+}
+
+impl Listing {
+    /// Takes what is a plain file; the rest is told.
+    fn plain(&mut self, seen: Vec<Seen>) -> Vec<Seen> {
+        let (files, others): (Vec<Seen>, Vec<Seen>) = seen.into_iter().partition(|seen| seen.is_file);
+        let why = "it is a symbolic link, or another thing that is no plain file: import follows none";
+        self.left.extend(others.into_iter().map(|other| (other.item.path, why)));
+        files
+    }
 }
 
 /// Reads a message. `to` is for those that come without an envelope.
@@ -155,13 +179,14 @@ fn contents(path: &Path) -> Result<Vec<u8>, Unreadable> {
     Ok(read)
 }
 
-/// A file below a directory.
+/// A file, or what is none, below a directory.
 struct Seen {
     item: Item,
     mode: u32,
+    is_file: bool,
 }
 
-/// All files below `directory`; none if it is not there.
+/// All files below `directory`, and whatever else is no directory; none if it is not there.
 fn walk(directory: &Path, depth: usize, seen: &mut Vec<Seen>) -> io::Result<()> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -176,10 +201,10 @@ fn walk(directory: &Path, depth: usize, seen: &mut Vec<Seen>) -> io::Result<()> 
         };
         if metadata.is_dir() && depth < DEPTH_MAX {
             walk(&entry.path(), depth + 1, seen)?;
-        } else if metadata.is_file() {
+        } else {
             let name = entry.file_name().to_string_lossy().into_owned();
             let item = Item { modified: metadata.modified()?, path: entry.path(), name, hold: None };
-            seen.push(Seen { item, mode: metadata.permissions().mode() });
+            seen.push(Seen { item, mode: metadata.permissions().mode(), is_file: metadata.is_file() });
         }
     }
     Ok(())

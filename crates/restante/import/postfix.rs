@@ -6,7 +6,8 @@
 
 use super::{Letter, Listing, Unreadable, push_once, walk};
 use anyhow::bail;
-use std::collections::HashSet;
+use restante_envelope::{DsnRequest, EnvelopeId, Notify, OriginalRecipient, RecipientDsn, Ret};
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// A queue file that is complete has this; Postfix sets it with the last write.
@@ -26,7 +27,7 @@ pub(super) fn list(path: &Path) -> anyhow::Result<Listing> {
     for (queue, hold) in [("incoming", None), ("active", None), ("deferred", None), ("hold", Some(ON_HOLD))] {
         let mut seen = Vec::new();
         walk(&path.join(queue), 0, &mut seen)?;
-        for mut file in seen {
+        for mut file in listing.plain(seen) {
             file.item.hold = hold;
             if file.mode & 0o777 == COMPLETE {
                 listing.items.push(file.item);
@@ -153,6 +154,11 @@ struct Envelope {
     arrived: String,
     recipients: Vec<String>,
     known: HashSet<String>,
+    asked: HashMap<String, RecipientDsn>,
+    /// Stands in front of the recipient it is about.
+    next: RecipientDsn,
+    dsn: DsnRequest,
+    smtputf8: bool,
     delivered: usize,
     /// To whom all of it goes instead.
     redirected: Option<String>,
@@ -161,18 +167,65 @@ struct Envelope {
 
 impl Envelope {
     fn record(&mut self, kind: u8, data: &[u8], records: &Records<'_>) -> Result<(), Unreadable> {
-        let text = || match std::str::from_utf8(data) {
+        let text = |what| match std::str::from_utf8(data) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => records.malformed("an address is no text"),
+            Err(_) => Err(Unreadable::NoText { at: records.at, what, shown: data.escape_ascii().to_string() }),
         };
         match kind {
-            b'S' => self.sender = Some(text()?),
-            b'T' => self.arrived = text()?.trim().to_owned(),
-            b'R' => push_once(&mut self.recipients, &mut self.known, text()?),
-            b'D' => self.delivered += 1,
-            b'>' => self.redirected = Some(text()?),
+            b'S' => self.sender = Some(quoted(text("sender")?)),
+            b'T' => self.arrived = text("time of arrival")?.trim().to_owned(),
+            b'R' => {
+                let (recipient, asked) = (quoted(text("recipient")?), std::mem::take(&mut self.next));
+                if asked != RecipientDsn::default() {
+                    self.asked.entry(recipient.clone()).or_insert(asked);
+                }
+                push_once(&mut self.recipients, &mut self.known, recipient);
+            }
+            b'D' => {
+                self.next = RecipientDsn::default();
+                self.delivered += 1;
+            }
+            b'>' => self.redirected = Some(quoted(text("address that it is redirected to")?)),
+            // The sixth number: what was found that needs SMTPUTF8, or that the sender gave it.
+            b'C' => {
+                let number = data.split(|b| *b == b' ').filter(|word| !word.is_empty()).nth(5);
+                self.smtputf8 = number.is_some_and(|number| number != b"0");
+            }
+            b'A' => self.attribute(data)?,
             b'K' => self.is_killed = true,
-            // Attributes, original recipients, options: of use to Postfix alone.
+            // Original recipients, options: of use to Postfix alone.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Decoded there, so that they are encoded here.
+    fn attribute(&mut self, data: &[u8]) -> Result<(), Unreadable> {
+        let data = String::from_utf8_lossy(data);
+        let Some((name, value)) = data.split_once('=') else { return Ok(()) };
+        let malformed = |what| Unreadable::Dsn { what, shown: value.escape_debug().to_string() };
+        match name {
+            "envelope_id" => {
+                let id = EnvelopeId::from_text(value).map_err(|_| malformed("envelope_id"))?;
+                self.dsn.envid = Some(id);
+            }
+            "ret_flags" => {
+                self.dsn.ret = match value {
+                    "0" => None,
+                    "1" => Some(Ret::Full),
+                    "2" => Some(Ret::Headers),
+                    _ => return Err(malformed("ret_flags")),
+                }
+            }
+            "notify_flags" => {
+                self.next.notify = match value.parse::<u8>() {
+                    Ok(0) => None,
+                    Ok(bits) => Some(Notify::from_bits(bits).ok_or_else(|| malformed("notify_flags"))?),
+                    Err(_) => return Err(malformed("notify_flags")),
+                }
+            }
+            // Postfix makes one of each recipient, and without a check: one that cannot be said costs no mail.
+            "dsn_orig_rcpt" => self.next.original = OriginalRecipient::from_text(value).ok(),
             _ => {}
         }
         Ok(())
@@ -184,13 +237,28 @@ impl Envelope {
         };
         if let Some(instead) = self.redirected.filter(|_| !self.recipients.is_empty()) {
             self.recipients = vec![instead];
+            self.asked.clear();
         }
         if self.is_killed {
             self.delivered += std::mem::take(&mut self.recipients).len();
         }
-        let Self { arrived, recipients, delivered, .. } = self;
-        Ok(Letter { reverse_path, recipients, delivered, arrived, ..letter })
+        let Self { arrived, recipients, asked, dsn, smtputf8, delivered, .. } = self;
+        Ok(Letter { reverse_path, recipients, asked, dsn, smtputf8, delivered, arrived, ..letter })
     }
+}
+
+/// An address as a command has it. Postfix keeps local parts without their quotes: `a b@example.test`.
+fn quoted(address: String) -> String {
+    let Some((local, domain)) = address.rsplit_once('@') else { return address };
+    let is_atext = |c: char| c.is_ascii_alphanumeric() || !c.is_ascii() || "!#$%&'*+-/=?^_`{|}~".contains(c);
+    if local.split('.').all(|atom| !atom.is_empty() && atom.chars().all(is_atext)) {
+        return address;
+    }
+    let escaped = local.chars().fold(String::new(), |text, c| match c {
+        '"' | '\\' => format!("{text}\\{c}"),
+        c => format!("{text}{c}"),
+    });
+    format!("\"{escaped}\"@{domain}")
 }
 
 #[cfg(test)]
@@ -247,6 +315,48 @@ mod tests {
         for len in 0..bytes.len() {
             assert!(parse(&bytes[..len]).is_err(), "cut at {len}");
         }
+    }
+
+    #[test]
+    fn what_the_sender_wants_to_hear_is_read_and_stays_with_its_recipient() {
+        let bytes = file(&[
+            (b'C', b"            300             944               4              22             300               5"),
+            (b'A', b"envelope_id=q+1 z"),
+            (b'A', b"ret_flags=2"),
+            (b'S', b"a b@example.net"),
+            (b'A', b"notify_flags=10"),
+            (b'A', b"dsn_orig_rcpt=rfc822;q+r=s@x"),
+            (b'D', b"had@example.test"),
+            (b'R', b"none@example.test"),
+            (b'A', b"notify_flags=1"),
+            (b'A', b"dsn_orig_rcpt=rfc822;\"x\\\"y\"@example.test"),
+            (b'R', b"x\"y@example.test"),
+            (b'M', b""),
+            (b'X', b""),
+            (b'E', b""),
+        ]);
+        let letter = parse(&bytes).unwrap();
+        assert!(letter.smtputf8 && letter.dsn.ret == Some(Ret::Headers));
+        assert_eq!((letter.dsn.envid.unwrap().as_str(), &*letter.reverse_path), ("q+2B1+20z", "\"a b\"@example.net"));
+        assert_eq!(letter.recipients, ["none@example.test", "\"x\\\"y\"@example.test"]);
+        assert_eq!(letter.asked.len(), 1);
+        let asked = &letter.asked["\"x\\\"y\"@example.test"];
+        assert_eq!(asked.notify, Some(Notify::Never));
+        assert_eq!(asked.original.as_ref().unwrap().as_str(), "rfc822;\"x\\\"y\"@example.test");
+    }
+
+    #[test]
+    fn what_cannot_be_said_to_another_server_is_named() {
+        let of = |more: (u8, &[u8])| {
+            let rest = [(b'R', b"c@example.test".as_slice()), (b'M', b""), (b'X', b""), (b'E', b"")];
+            parse(&file(&[&[SIZE, (b'S', b"a@b.test"), more][..], &rest].concat())).unwrap_err().to_string()
+        };
+        let recipient = of((b'R', b"j\xf6rg@example.test"));
+        assert!(recipient.contains("the recipient j\\xf6rg@example.test is no UTF-8"), "{recipient}");
+        assert!(of((b'A', b"envelope_id=a\nb")).contains("envelope_id is none"), "{}", of((b'A', b"envelope_id=a\nb")));
+        assert!(
+            of((b'A', b"notify_flags=3")).contains("notify_flags") && of((b'A', b"ret_flags=7")).contains("ret_flags")
+        );
     }
 
     #[test]

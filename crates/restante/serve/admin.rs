@@ -85,6 +85,8 @@ impl Admin {
         } else if self.journal.is_full() && free < ROOM_AGAIN_BYTES {
             // Without mail nobody tries the disk again: that there is room now is as good.
             Some(format!("the disk is full, {} are free", words::bytes(free)))
+        } else if !self.space.takes(0) && self.space.lacks_files() {
+            Some("the file system has hardly a file left to be made (df -i): remove some".to_owned())
         } else if !self.space.takes(0) {
             let floor = words::bytes(self.space.floor_bytes());
             Some(format!("the disk has {} free, and mail leaves {floor} of it free", words::bytes(free)))

@@ -24,10 +24,13 @@ use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Bytes;
-use restante_envelope::{ForwardPath, ReversePath, Trace, TransactionId};
+use restante_envelope::{
+    DsnRequest, EnvelopeId, ForwardPath, Notify, OriginalRecipient, RecipientDsn, Ret, ReversePath, Trace,
+    TransactionId,
+};
 use restante_journal::{Depth, DirStorage, ReplayError, Sink, replay};
 use restante_ledger::{Accepted, Base, Carried, Fact, Position};
-use restante_smtp::{Admission, Host as _, RECIPIENTS_MAX, Resolution, Session};
+use restante_smtp::{Admission, BareLineEnds, Host as _, RECIPIENTS_MAX, Resolution, Session};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::collections::{BTreeMap, HashMap};
@@ -36,8 +39,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use tokio::sync::Mutex;
 
-/// In front of the content: so many recipients, each of an address's length and its quotes, and the rest.
-const ENVELOPE_BYTES_MAX: usize = RECIPIENTS_MAX * 600 + 4_096;
+/// In front of the content: so many recipients, each of an address's length and its quotes and what is asked for it, and the rest.
+const ENVELOPE_BYTES_MAX: usize = RECIPIENTS_MAX * 1_200 + 4_096;
 /// A segment may leave while the journal is read.
 const READS_MAX: usize = 4;
 /// A sentence of ours.
@@ -110,12 +113,18 @@ struct Letter {
     hold: Option<String>,
     bytes: u64,
     is_eight_bit: bool,
+    smtputf8: bool,
+    has_bare: bool,
+    dsn: DsnRequest,
+    /// As many as recipients, or none at all.
+    asked: Vec<RecipientDsn>,
 }
 
 impl Letter {
     fn parse(line: &[u8]) -> Option<Self> {
         let object: Value = serde_json::from_slice(line).ok()?;
         let text = |key: &str| object.get(key).and_then(Value::as_str);
+        let is = |key: &str| object.get(key).and_then(Value::as_bool) == Some(true);
         let recipients: Option<Vec<String>> =
             object.get("to")?.as_array()?.iter().map(|to| to.as_str().map(str::to_owned)).collect();
         let is_key = |b: u8| b.is_ascii_alphanumeric() || b".-_".contains(&b);
@@ -125,15 +134,37 @@ impl Letter {
             recipients: recipients.filter(|all| all.len() <= RECIPIENTS_MAX)?,
             hold: text("hold").filter(|why| why.len() <= HOLD_BYTES_MAX).map(str::to_owned),
             bytes: object.get("bytes")?.as_u64()?,
-            is_eight_bit: object.get("body").and_then(Value::as_str) == Some("8BITMIME"),
+            is_eight_bit: text("body") == Some("8BITMIME"),
+            smtputf8: is("smtputf8"),
+            has_bare: is("has_bare"),
+            dsn: DsnRequest {
+                ret: text("ret").map(Ret::parse).transpose().ok()?,
+                envid: text("envid").map(EnvelopeId::parse).transpose().ok()?,
+            },
+            asked: object
+                .get("asked")
+                .and_then(Value::as_array)
+                .into_iter()
+                .flatten()
+                .map(asked)
+                .collect::<Option<_>>()?,
         })
     }
+}
+
+/// What is asked for a recipient; null for nothing. None: that is nothing that can be asked.
+fn asked(object: &Value) -> Option<RecipientDsn> {
+    let text = |key: &str| object.get(key).and_then(Value::as_str);
+    Some(RecipientDsn {
+        notify: text("notify").map(Notify::parse).transpose().ok()?,
+        original: text("orcpt").map(OriginalRecipient::parse).transpose().ok()?,
+    })
 }
 
 /// What becomes of a message's recipients.
 #[derive(Default)]
 struct Sorted {
-    taken: Vec<ForwardPath>,
+    taken: Vec<(ForwardPath, RecipientDsn)>,
     known: Vec<ForwardPath>,
     refused: Vec<(String, String)>,
     routes: BTreeMap<String, u64>,
@@ -168,7 +199,7 @@ async fn one(admin: Arc<Admin>, mut body: Body, is_dry: bool) -> Result<Value, R
     let mut visitor = Visitor::new(door, OURSELVES, clock::entropy());
     visitor.declare(letter.bytes);
     let mut sorted = sort(&admin, &letter, &mut visitor, is_dry).await?;
-    let taken: Vec<Name> = sorted.taken.iter().map(|to| name(&letter.key, to)).collect();
+    let taken: Vec<Name> = sorted.taken.iter().map(|(to, _)| name(&letter.key, to)).collect();
     let outcome = match sorted.taken.is_empty() {
         true => Ok(Spoken::Nothing),
         false => speak(door, &mut visitor, &letter, &sorted.taken, (&mut body, content), is_dry).await,
@@ -192,14 +223,15 @@ async fn one(admin: Arc<Admin>, mut body: Body, is_dry: bool) -> Result<Value, R
         Spoken::Nothing => None,
         Spoken::Refused(why) => {
             let taken = std::mem::take(&mut sorted.taken);
-            sorted.refused.extend(taken.into_iter().map(|to| (to.to_string(), why.clone())));
+            sorted.refused.extend(taken.into_iter().map(|(to, _)| (to.to_string(), why.clone())));
             sorted.routes.clear();
             None
         }
     };
-    let texts = |paths: &[ForwardPath]| paths.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let taken: Vec<String> = sorted.taken.iter().map(|(to, _)| to.to_string()).collect();
+    let known: Vec<String> = sorted.known.iter().map(ToString::to_string).collect();
     let refused: Vec<Value> = sorted.refused.iter().map(|(addr, why)| json!({"addr": addr, "why": why})).collect();
-    Ok(json!({"type": "import", "id": id, "taken": texts(&sorted.taken), "known": texts(&sorted.known),
+    Ok(json!({"type": "import", "id": id, "taken": taken, "known": known,
         "refused": refused, "routes": sorted.routes}))
 }
 
@@ -236,9 +268,12 @@ async fn sort(admin: &Admin, letter: &Letter, visitor: &mut Visitor<'_>, is_dry:
     let all = all.get_or_insert_default();
     let mut sorted = Sorted::default();
     // Checked before it goes into a command; the session would refuse it in the same words.
-    let sender = ReversePath::parse(&letter.reverse_path).err().map(|error| format!("its sender: {error}"));
-    for text in &letter.recipients {
-        let path = match ForwardPath::parse(text) {
+    let is_utf8 = letter.smtputf8;
+    let sender = if is_utf8 { ReversePath::parse_utf8 } else { ReversePath::parse }(&letter.reverse_path);
+    let forward_path = if is_utf8 { ForwardPath::parse_utf8 } else { ForwardPath::parse };
+    let sender = sender.err().map(|error| format!("its sender: {error}"));
+    for (number, text) in letter.recipients.iter().enumerate() {
+        let path = match forward_path(text) {
             Ok(path) => path,
             Err(error) => {
                 sorted.refused.push((text.clone(), error.to_string()));
@@ -255,7 +290,7 @@ async fn sort(admin: &Admin, letter: &Letter, visitor: &mut Visitor<'_>, is_dry:
             None => match visitor.admit(&path) {
                 Admission::Accept(route) => {
                     *sorted.routes.entry(route.as_str().to_owned()).or_default() += 1;
-                    sorted.taken.push(path);
+                    sorted.taken.push((path, letter.asked.get(number).cloned().unwrap_or_default()));
                     continue;
                 }
                 Admission::NotOurs => "no route is configured for its domain".to_owned(),
@@ -267,7 +302,7 @@ async fn sort(admin: &Admin, letter: &Letter, visitor: &mut Visitor<'_>, is_dry:
         sorted.refused.push((text.clone(), refused));
     }
     if !is_dry {
-        all.extend(sorted.taken.iter().map(|to| (name(&letter.key, to), false)));
+        all.extend(sorted.taken.iter().map(|(to, _)| (name(&letter.key, to), false)));
     }
     Ok(sorted)
 }
@@ -285,15 +320,12 @@ async fn speak(
     door: &Arc<Door>,
     visitor: &mut Visitor<'_>,
     letter: &Letter,
-    recipients: &[ForwardPath],
+    recipients: &[(ForwardPath, RecipientDsn)],
     (body, first): (&mut Body, Bytes),
     is_dry: bool,
 ) -> Result<Spoken, Refusal> {
     let mut session = Session::new(door.settings.clone(), OURSELVES, clock::entropy(), clock::now());
-    let body_type = if letter.is_eight_bit { "8BITMIME" } else { "7BIT" };
-    let mut commands = vec![format!("EHLO {}", letter.key)];
-    commands.push(format!("MAIL FROM:<{}> SIZE={} BODY={body_type}", letter.reverse_path, letter.bytes));
-    commands.extend(recipients.iter().map(|to| format!("RCPT TO:<{to}>")));
+    let mut commands = commands(letter, recipients);
     if !is_dry {
         commands.push("DATA".to_owned());
     }
@@ -307,7 +339,14 @@ async fn speak(
     }
     if is_dry {
         session.disconnected(visitor);
-        return Ok(Spoken::Nothing);
+        // What the session itself would say at the end of the content, which a dry run does not send.
+        let is_strict = door.settings.bare_line_ends == BareLineEnds::Reject;
+        return Ok(match letter.has_bare && is_strict {
+            true => {
+                Spoken::Refused("554 5.6.0 message contains bare <CR> or <LF>; lines must end in <CR><LF>".to_owned())
+            }
+            false => Spoken::Nothing,
+        });
     }
     visitor.hold(letter.hold.clone());
     let mut stuffing = Stuffing::default();
@@ -347,6 +386,22 @@ async fn speak(
         Some(id) => Ok(Spoken::Stored(id)),
         None => unless_trouble(said(&mut session)),
     }
+}
+
+/// Up to the last recipient, with all that was asked.
+fn commands(letter: &Letter, recipients: &[(ForwardPath, RecipientDsn)]) -> Vec<String> {
+    let body_type = if letter.is_eight_bit { "8BITMIME" } else { "7BIT" };
+    let mut mail = format!("MAIL FROM:<{}> SIZE={} BODY={body_type}", letter.reverse_path, letter.bytes);
+    mail += if letter.smtputf8 { " SMTPUTF8" } else { "" };
+    mail.extend(letter.dsn.ret.map(|ret| format!(" RET={}", ret.as_str())));
+    mail.extend(letter.dsn.envid.as_ref().map(|id| format!(" ENVID={}", id.as_str())));
+    let rcpt = |(to, dsn): &(ForwardPath, RecipientDsn)| {
+        let mut rcpt = format!("RCPT TO:<{to}>");
+        rcpt.extend(dsn.notify.map(|notify| format!(" NOTIFY={notify}")));
+        rcpt.extend(dsn.original.as_ref().map(|original| format!(" ORCPT={}", original.as_str())));
+        rcpt
+    };
+    [format!("EHLO {}", letter.key), mail].into_iter().chain(recipients.iter().map(rcpt)).collect()
 }
 
 fn said(session: &mut Session) -> String {

@@ -300,7 +300,11 @@ fn routes_of(envelope: &Envelope) -> Vec<&RouteName> {
 impl Host for Visitor<'_> {
     fn mail(&mut self, declared_bytes: u64) -> Result<(), Trouble> {
         self.declare(declared_bytes);
-        if self.has_room() { Ok(()) } else { Err(Trouble::Storage) }
+        match self.has_room() {
+            false => Err(Trouble::Storage),
+            true if !self.door.crowd.takes_message(self.client.ip()) => Err(Trouble::TooFast),
+            true => Ok(()),
+        }
     }
 
     /// Here, where each recipient has an answer of its own, and not at the end, is who is full told from who is not.
@@ -331,6 +335,10 @@ impl Host for Visitor<'_> {
             asked_for.insert(route, now);
         }
         Etrn::Started
+    }
+
+    fn xclient(&mut self, client: SocketAddr) {
+        self.client = client;
     }
 
     fn begin(&mut self, envelope: &Envelope, _trace: &Trace, declared_bytes: u64) -> Result<(), Trouble> {

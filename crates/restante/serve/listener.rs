@@ -1,10 +1,13 @@
-//! Accepts connections and counts them: in all, and per client. Turns the surplus away with a 421.
+//! Accepts connections and counts all there are; where every place is taken, one who is silent makes way, or the new one is told
+//! 421. What one client or network may have is the crowd's to say.
 
-use super::session::{self, Door};
+use super::session::{self, Door, Guest};
 use crate::clock;
 use crate::config::Limits;
-use restante_smtp::{RefusedConnection, Session};
+use restante_smtp::RefusedConnection;
+use rustix::io::Errno;
 use std::collections::HashMap;
+use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -12,7 +15,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
@@ -21,10 +23,10 @@ use tokio::task::{Id, JoinError, JoinSet};
 const BACKLOG: i32 = 4_096;
 /// After an accept that failed for want of file descriptors: the next one would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// A client that is turned away has this long to take its 421.
-const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Clients being turned away at once; beyond that a connection is closed without a word.
-const TURNED_AWAY_MAX: usize = 256;
+pub(super) const TURNED_AWAY_MAX: usize = 256;
+/// Clients that were told to make way, and are not gone yet: so many are there above the limit, at most.
+pub(super) const LEAVING_MAX: u32 = 256;
 
 /// Opens a listening socket.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
@@ -41,13 +43,9 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 /// Accepts on all listeners until told to stop, then waits for the sessions to end.
 pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: watch::Receiver<Limits>) {
     let mut stop = pin!(session::stop(door.stopping.clone()));
-    let mut guests = Guests {
-        limits,
-        per_client: HashMap::new(),
-        sessions: JoinSet::new(),
-        clients: HashMap::new(),
-        turned_away: JoinSet::new(),
-    };
+    let mut guests =
+        Guests { limits, sessions: JoinSet::new(), clients: HashMap::new(), turned_away: JoinSet::new(), leaving: 0 };
+    let mut spare = Spare::new();
     let mut number = clock::now().unix_ms();
     loop {
         tokio::select! {
@@ -60,7 +58,11 @@ pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: wa
                 }
                 Err(error) => {
                     tracing::warn!("cannot accept a connection: {error}");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    let of_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+                    match of_files.contains(&error.raw_os_error()) {
+                        true => spare.relieve(&listeners).await,
+                        false => tokio::time::sleep(ACCEPT_PAUSE).await,
+                    }
                 }
             },
             Some(ended) = guests.sessions.join_next_with_id() => guests.gone(ended, &door),
@@ -87,44 +89,69 @@ async fn accept(listeners: &[TcpListener]) -> io::Result<(TcpStream, SocketAddr)
 }
 
 /// An IPv4 client on an IPv6 socket is an IPv4 client.
-fn canonical(client: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(client: SocketAddr) -> SocketAddr {
     SocketAddr::new(client.ip().to_canonical(), client.port())
 }
 
 struct Guests {
     limits: watch::Receiver<Limits>,
-    per_client: HashMap<IpAddr, u32>,
     sessions: JoinSet<()>,
     /// Whose session a task is: it is known even of one that panicked.
     clients: HashMap<Id, IpAddr>,
     turned_away: JoinSet<()>,
+    /// Told to make way for another, and not gone yet, as far as anybody knows.
+    leaving: u32,
 }
 
 impl Guests {
     fn admit(&mut self, stream: TcpStream, client: SocketAddr, number: u64, door: &Arc<Door>) {
         let ip = client.ip();
+        let is_proxy = door.trusted.proxy.iter().any(|network| network.contains(ip));
+        let place =
+            match self.has_room(door).and_then(|()| if is_proxy { Ok(None) } else { door.crowd.enter(ip).map(Some) }) {
+                Ok(place) => place,
+                Err(why) => return self.turn_away(stream, client, why, door),
+            };
+        door.metrics.connection_opened();
+        let guest = Arc::new(Guest::new(clock::now()));
+        let seat = door.crowd.seat(number, ip, guest.clone());
+        let served = session::serve(stream, client, number, (place, guest), door.clone());
+        let task = self.sessions.spawn(async move {
+            let _seat = seat;
+            served.await;
+        });
+        self.clients.insert(task.id(), ip);
+    }
+
+    /// Where all places are taken, one who is silent makes way.
+    fn has_room(&mut self, door: &Door) -> Result<(), RefusedConnection> {
         let all = u32::try_from(self.sessions.len()).unwrap_or(u32::MAX);
-        let of_client = self.per_client.get(&ip).copied().unwrap_or(0);
-        let surplus = {
-            let limits = self.limits.borrow();
-            let exempt = limits.exempt.iter().any(|network| network.contains(ip));
-            all >= limits.max_connections || (!exempt && of_client >= limits.per_client_connections)
-        };
-        if surplus {
-            door.metrics.connection_refused();
-            if self.turned_away.len() < TURNED_AWAY_MAX {
-                self.turned_away.spawn(turn_away(stream, client, door.clone()));
-            }
+        self.leaving = self.leaving.min(all);
+        let limit = self.limits.borrow().max_connections;
+        if all - self.leaving < limit {
+            return Ok(());
+        }
+        if self.leaving >= LEAVING_MAX || !door.crowd.send_one_off(clock::now()) {
+            return Err(RefusedConnection::Crowded);
+        }
+        door.metrics.connection_sent_off();
+        self.leaving += 1;
+        Ok(())
+    }
+
+    fn turn_away(&mut self, mut stream: TcpStream, client: SocketAddr, why: RefusedConnection, door: &Arc<Door>) {
+        if self.turned_away.len() >= TURNED_AWAY_MAX {
+            door.metrics.connection_refused(why);
             return;
         }
-        *self.per_client.entry(ip).or_insert(0) += 1;
-        door.metrics.connection_opened();
-        let task = self.sessions.spawn(session::serve(stream, client, number, door.clone()));
-        self.clients.insert(task.id(), ip);
+        let door = door.clone();
+        self.turned_away.spawn(async move { session::turn_away(&mut stream, client, why, &door).await });
     }
 
     fn gone(&mut self, ended: Result<(Id, ()), JoinError>, door: &Arc<Door>) {
         door.metrics.connection_closed();
+        // Perhaps another one: who was told goes soon, and is not counted twice for long.
+        self.leaving = self.leaving.saturating_sub(1);
         let id = match &ended {
             Ok((id, ())) => *id,
             Err(error) => error.id(),
@@ -133,21 +160,22 @@ impl Guests {
         if let Err(error) = ended {
             tracing::error!("a session of {ip} ended by a defect of ours, please report it: {error}");
         }
-        if let Some(count) = self.per_client.get_mut(&ip) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_client.remove(&ip);
-            }
-        }
     }
 }
 
-async fn turn_away(mut stream: TcpStream, client: SocketAddr, door: Arc<Door>) {
-    let mut session = Session::refuse(door.settings.clone(), client, RefusedConnection::TooManyConnections);
-    let greeting = std::mem::take(session.output());
-    let _gone = tokio::time::timeout(TURN_AWAY_TIMEOUT, async {
-        stream.write_all(&greeting).await?;
-        stream.shutdown().await
-    })
-    .await;
+/// A descriptor kept for the moment when there is no other: with it a connection can be taken and closed, instead of standing
+/// in the kernel's queue in front of all others.
+struct Spare(Option<File>);
+
+impl Spare {
+    fn new() -> Self {
+        Self(File::open("/dev/null").ok())
+    }
+
+    async fn relieve(&mut self, listeners: &[TcpListener]) {
+        drop(self.0.take());
+        let closing = async { drop(accept(listeners).await) };
+        let _none_waits = tokio::time::timeout(ACCEPT_PAUSE, closing).await;
+        *self = Self::new();
+    }
 }

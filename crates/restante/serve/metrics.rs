@@ -4,7 +4,7 @@ use super::space::OnDisk;
 use restante_envelope::{ReplyClass, RouteName};
 use restante_ledger::{Action, Fact, Outcome};
 use restante_relay::RouteStatus;
-use restante_smtp::{Counts, RefusedCommand};
+use restante_smtp::{Counts, RefusedCommand, RefusedConnection};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
@@ -16,7 +16,8 @@ use std::time::Duration;
 pub(crate) struct Metrics {
     connections_open: AtomicU64,
     connections_total: AtomicU64,
-    connections_refused: AtomicU64,
+    connections_refused: [AtomicU64; RefusedConnection::ALL.len()],
+    connections_sent_off: AtomicU64,
     commands_refused: AtomicU64,
     received_bytes: AtomicU64,
     local_trouble: AtomicU64,
@@ -78,8 +79,16 @@ impl Metrics {
         self.connections_open.fetch_sub(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn connection_refused(&self) {
-        self.connections_refused.fetch_add(1, Ordering::Relaxed);
+    pub(crate) fn connection_refused(&self, why: RefusedConnection) {
+        for (_, count) in
+            RefusedConnection::ALL.iter().zip(&self.connections_refused).filter(|(known, _)| **known == why)
+        {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn connection_sent_off(&self) {
+        self.connections_sent_off.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn connections(&self) -> u64 {
@@ -238,6 +247,11 @@ impl Metrics {
             let series = format!("restante_operations_total{{action=\"{action}\"}}");
             page.line(&series, count.load(Ordering::Relaxed));
         }
+        page.head("restante_smtp_connections_refused_total", "counter", "SMTP connections over a limit.");
+        for (why, count) in RefusedConnection::ALL.iter().zip(&self.connections_refused) {
+            let series = format!("restante_smtp_connections_refused_total{{reason=\"{}\"}}", why.as_str());
+            page.line(&series, count.load(Ordering::Relaxed));
+        }
         page.head("restante_tls_sessions_total", "counter", "Handshakes that succeeded.");
         for (version, sessions) in TLS_VERSIONS.iter().zip(&self.tls_started) {
             let series = format!("restante_tls_sessions_total{{direction=\"in\",version=\"{version}\"}}");
@@ -249,10 +263,10 @@ impl Metrics {
             ("restante_smtp_connections", "gauge", "SMTP connections open now.", &self.connections_open),
             ("restante_smtp_connections_total", "counter", "SMTP connections served.", &self.connections_total),
             (
-                "restante_smtp_connections_refused_total",
+                "restante_smtp_connections_sent_off_total",
                 "counter",
-                "SMTP connections over a limit.",
-                &self.connections_refused,
+                "SMTP connections that were silent and made way for others.",
+                &self.connections_sent_off,
             ),
             ("restante_smtp_refused_total", "counter", "Commands and contents refused.", &self.commands_refused),
             ("restante_smtp_received_bytes_total", "counter", "Bytes of content received.", &self.received_bytes),

@@ -10,6 +10,7 @@ mod ahead;
 pub(crate) mod attempt;
 mod choose;
 pub(crate) mod couriers;
+mod crowd;
 mod desk;
 mod http;
 mod import;
@@ -25,6 +26,7 @@ pub(crate) mod metrics;
 mod notify;
 mod operate;
 pub(crate) mod plan;
+mod proxy;
 mod relay;
 mod reload;
 mod replay;
@@ -70,7 +72,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 /// Descriptors beside those of SMTP connections and couriers: segments, logs, admin, the runtime.
-const FILES_BESIDE: u64 = 256;
+const FILES_BESIDE: u64 = 256 + listener::TURNED_AWAY_MAX as u64 + listener::LEAVING_MAX as u64;
 /// A courier has a connection, an open segment, and the blobs of two messages.
 const FILES_A_COURIER: u64 = 4;
 const WORKERS_MIN: usize = 2;
@@ -415,6 +417,8 @@ impl Daemon {
             tls,
             relay: request_sender.clone(),
             asked_for: Mutex::default(),
+            crowd: Arc::new(crowd::Crowd::new(limits.clone())),
+            trusted: config.trusted.clone(),
             stopping: stopping.clone(),
         });
         let admin = Arc::new(admin::Admin {

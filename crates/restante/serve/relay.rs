@@ -12,7 +12,7 @@ use crate::clock;
 use restante_courier::Target;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Action as Operation, Balance, Base, Fact, Ledger, Position, RecipientEntry, RecipientState, Served, Standing,
+    Action as Operation, Balance, Base, Fact, Ledger, Past, Position, RecipientEntry, RecipientState, Served, Standing,
     Transaction,
 };
 use restante_relay::{Action, Event, Flush, MAX_CONNECTIONS_DEFAULT, Relay, RouteState, RouteStatus, Routes};
@@ -328,8 +328,12 @@ impl RelayTask {
     fn stragglers(&self, first: u64) -> Vec<Straggler> {
         let active: HashSet<TransactionId> = self.relay.active().into_iter().map(|(id, _)| id).collect();
         let ledger = self.relay.ledger();
-        let standing =
-            |entry: &RecipientEntry| Standing { attempts: entry.attempts, state: entry.state, why: String::new() };
+        let standing = |entry: &RecipientEntry| Standing {
+            attempts: entry.attempts,
+            state: entry.state,
+            why: String::new(),
+            past: Past::default(),
+        };
         let straggler = |id: TransactionId| {
             let transaction = ledger.get(id)?;
             let recipients = transaction.recipients.iter().map(standing).collect();

@@ -4,8 +4,9 @@
 use super::admin::{Admin, Desk, Params, Refusal};
 use super::journal::Entry;
 use super::memory::Share;
+use super::relay::Request;
 use crate::config::HostPort;
-use crate::replay::{Item, Order, Round, Tally, position};
+use crate::replay::{Item, Order, Round, TURN, Tally, position};
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Query, State};
@@ -15,6 +16,7 @@ use restante_journal::Prepared;
 use restante_ledger::{Accepted, Fact, Position, Replayed};
 use serde_json::Value;
 use std::sync::Arc;
+use std::time::Instant;
 use tokio::sync::{Mutex, oneshot};
 
 /// A thousand messages to a thousand recipients each.
@@ -60,8 +62,11 @@ pub(super) async fn some(
 }
 
 async fn deliver(admin: &Admin, mut round: Round, items: &[Item]) -> Tally {
-    let mut tally = Tally::default();
+    let (mut tally, began) = (Tally::default(), Instant::now());
     for item in items {
+        if tally.tried > 0 && began.elapsed() >= TURN {
+            break;
+        }
         if *admin.stopping.borrow() {
             tally.stopped = Some("the daemon is stopping".to_owned());
             break;
@@ -70,7 +75,12 @@ async fn deliver(admin: &Admin, mut round: Round, items: &[Item]) -> Tally {
             tally.stopped = Some("the disk is full: what room there is is for what becomes of live mail".to_owned());
             break;
         }
-        let offered = round.offer(item).await;
+        let mut offered = round.offer(item).await;
+        if offered.tally.unreadable > 0
+            && let Some(moved) = moved(admin, item).await
+        {
+            offered = round.offer(&moved).await;
+        }
         if let Some(fact) = offered.fact {
             match record(admin, fact, offered.about).await {
                 Ok(place) => tally.end = Some(place),
@@ -84,6 +94,13 @@ async fn deliver(admin: &Admin, mut round: Round, items: &[Item]) -> Tally {
     }
     round.quit().await;
     tally
+}
+
+/// Where the message stands now, if it was written again elsewhere since whoever made the list read the journal.
+async fn moved(admin: &Admin, item: &Item) -> Option<Item> {
+    let (found, _) = admin.ask(|answer| Request::Find(vec![item.id], answer)).await.ok()?;
+    let position = found.get(&item.id)?.position;
+    (position != item.position).then(|| Item { position, ..item.clone() })
 }
 
 async fn record(admin: &Admin, replayed: Replayed, about: Option<Arc<Accepted>>) -> Result<Position, String> {

@@ -108,7 +108,7 @@ mod tests {
     fn it_takes_room_that_mail_does_not_need_and_gives_it_back_once() {
         let directory = tempfile::tempdir().unwrap();
         let reserve = Reserve::in_directory(directory.path());
-        let disk = |bytes, free_bytes| Disk { bytes, free_bytes };
+        let disk = |bytes, free_bytes| Disk { bytes, free_bytes, free_files: None };
         for (small, free) in [(1 << 20, 1 << 20), (1 << 40, (1 << 30) - 1)] {
             reserve.keep(disk(small, free), (1 << 30) - BYTES + 1);
             assert!(!reserve.file.exists());
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn a_file_that_cannot_be_had_is_no_trouble() {
         let reserve = Reserve::in_directory(Path::new("/nowhere/at/all"));
-        reserve.keep(Disk { bytes: 1 << 40, free_bytes: 1 << 39 }, 0);
+        reserve.keep(Disk { bytes: 1 << 40, free_bytes: 1 << 39, free_files: Some(0) }, 0);
         assert!(reserve.is_missed.load(Ordering::Relaxed) && !reserve.give_back());
         assert_eq!(reserve.or_with_it(|_| true, || Err::<(), _>("full")), Err("full"));
     }

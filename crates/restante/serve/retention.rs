@@ -13,8 +13,8 @@ use super::relay::{Request, Straggler};
 use super::settlements::Settlements;
 use super::space::Space;
 use anyhow::{Context as _, anyhow, bail};
-use restante_journal::{CarriedBlobs, DirStorage, Prepared, ReadError, Reader, remove_left};
-use restante_ledger::{Base, Cause, Fact, Outcome, RecipientIndex};
+use restante_journal::{CarriedBlobs, Depth, DirStorage, Prepared, ReadError, Reader, remove_left};
+use restante_ledger::{Base, Cause, Deliveries, Fact, Outcome, RecipientIndex, RecipientState};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -146,6 +146,9 @@ impl Keeper {
 
     /// Returns when a header on stable storage says that the segments before `first` count no more.
     async fn let_go(&mut self, first: u64) -> anyhow::Result<Base> {
+        // Most of the reading is done while mail is still delivered: what leaves is not written any more.
+        let stragglers = self.ask(|answer| Request::Stragglers { first, answer }).await?;
+        let mut pasts = self.pasts(first, &stragglers).await?;
         let _permit = self.operating.clone().acquire_owned().await?;
         // The relay rests until this is dropped.
         let (_rest, rests) = oneshot::channel();
@@ -155,9 +158,16 @@ impl Keeper {
             if stragglers.is_empty() {
                 break;
             }
-            let idle: Vec<Straggler> = stragglers.into_iter().filter(|straggler| !straggler.is_active).collect();
+            let mut idle: Vec<Straggler> = stragglers.into_iter().filter(|straggler| !straggler.is_active).collect();
             if idle.is_empty() {
                 bail!("what is left there is being delivered");
+            }
+            if !idle.iter().all(|straggler| pasts.wants(straggler.id)) {
+                pasts = self.pasts(first, &idle).await?;
+            }
+            for Straggler { id, recipients, .. } in &mut idle {
+                let sent = (0..).zip(recipients).filter(|(_, standing)| standing.state == RecipientState::Sent);
+                sent.for_each(|(index, standing)| standing.past = pasts.past(*id, index));
             }
             self.carry(idle).await?;
         }
@@ -167,6 +177,18 @@ impl Keeper {
         self.ask(|answer| Request::Left { base, answer }).await?;
         self.record_served().await?;
         Ok(base)
+    }
+
+    /// What the segments before `first` tell of recipients that were sent. Most stragglers have none: then nothing is read.
+    async fn pasts(&self, first: u64, stragglers: &[Straggler]) -> anyhow::Result<Deliveries> {
+        let mut pasts = Deliveries::of(stragglers.iter().map(|straggler| straggler.id));
+        if !stragglers.iter().flat_map(|straggler| &straggler.recipients).any(|r| r.state == RecipientState::Sent) {
+            return Ok(pasts);
+        }
+        let storage = self.storage.clone();
+        let reading =
+            move || restante_journal::replay_before(&storage, first, Depth::Records, &mut pasts).map(|_| pasts);
+        tokio::task::spawn_blocking(reading).await?.context("cannot read the segments that are to leave")
     }
 
     /// Writes these again. What cannot be read any more is quarantined, as a courier would.

@@ -3,30 +3,37 @@
 //! Decides nothing about the protocol. An idle connection holds no buffer: bytes are read into the stack when there are
 //! some, and only what a session leaves over is kept.
 
+use super::crowd::{Crowd, Place};
 use super::intake::Visitor;
 use super::journal::Journal;
+use super::listener;
 use super::log::{Line, LogHandle};
 use super::memory::Memory;
 use super::metrics::Metrics;
+use super::proxy;
 use super::relay::Request;
 use super::socket::Socket;
 use super::space::Space;
 use super::tls::Tls;
 use crate::clock;
+use crate::config::Trusted;
 use restante_envelope::{RouteName, Timestamp};
 use restante_journal::DirStorage;
 use restante_relay::Routes;
-use restante_smtp::{Session, Settings};
+use restante_smtp::{RefusedConnection, Session, Settings};
 use socket2::SockRef;
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 /// What all sessions share.
 pub(crate) struct Door {
@@ -45,15 +52,82 @@ pub(crate) struct Door {
     pub(crate) relay: mpsc::Sender<Request>,
     /// When ETRN last asked for the mail of a route.
     pub(crate) asked_for: Mutex<HashMap<RouteName, Timestamp>>,
+    pub(crate) crowd: Arc<Crowd>,
+    pub(crate) trusted: Trusted,
     pub(crate) stopping: watch::Receiver<bool>,
 }
 
 /// The replies to a few commands.
 const REPLIES_KEPT_BYTES: usize = 256;
+/// In a full house, who has not done anything for so long between two commands makes way..
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+/// ..and in the middle of content, where a network may stall..
+const STALLED_AFTER: Duration = Duration::from_secs(30);
+/// ..with less than this at a time.
+const CONTENT_BYTES_MIN: usize = 1 << 10;
+/// A client that is turned away has this long to take its 421.
+const TURN_AWAY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Serves one connection to its end.
-pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, door: Arc<Door>) {
+/// What the crowd knows of a connection.
+pub(crate) struct Guest {
+    /// In milliseconds since 1970; from then on it is silent. `u64::MAX` while it is at work, or has been sent off.
+    silent_since: AtomicU64,
+    leave: Notify,
+}
+
+impl Guest {
+    pub(crate) fn new(silent_since: Timestamp) -> Self {
+        Self { silent_since: AtomicU64::new(silent_since.unix_ms()), leave: Notify::new() }
+    }
+
+    fn was_heard(&self, takes_content: bool) {
+        let patience = if takes_content { STALLED_AFTER } else { SILENT_AFTER };
+        self.silent_since.store((clock::now() + patience).unix_ms(), Ordering::Relaxed);
+    }
+
+    pub(super) fn is_busy(&self) {
+        self.silent_since.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// Since when it keeps a place for nothing; none if it has not been silent at all.
+    pub(super) fn silent_since(&self) -> Option<Timestamp> {
+        let since = self.silent_since.load(Ordering::Relaxed);
+        (since != u64::MAX).then(|| Timestamp::from_unix_ms(since))
+    }
+
+    /// Another takes its place.
+    pub(super) fn send_off(&self) {
+        self.is_busy();
+        self.leave.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn was_sent_off(&self) -> bool {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        pin!(self.leave.notified()).as_mut().poll(&mut context).is_ready().then(|| self.leave.notify_one()).is_some()
+    }
+}
+
+/// Serves one connection to its end. Without a place it is a proxy's, which says first whose it is.
+pub(crate) async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    number: u64,
+    (place, guest): (Option<Place>, Arc<Guest>),
+    door: Arc<Door>,
+) {
+    let (client, _place) = match place {
+        Some(place) => (peer, place),
+        None => match announced(&mut stream, peer, &door).await {
+            Some(announced) => announced,
+            None => return,
+        },
+    };
+    guest.was_heard(false);
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
+    if door.trusted.xclient.iter().any(|network| network.contains(peer.ip())) {
+        session.allow_xclient();
+    }
     let mut visitor = Visitor::new(&door, client, number);
     visitor.log(Line::connect(client, number));
     // Who is faster than the greeting never meant to read it. A look at the socket itself, which does not wait: the runtime has not
@@ -61,19 +135,66 @@ pub(crate) async fn serve(stream: TcpStream, client: SocketAddr, number: u64, do
     if let Ok(1..) = SockRef::from(&stream).peek(&mut [MaybeUninit::uninit()]) {
         session.talked_too_soon(&mut visitor);
     }
-    let ended = converse(Socket::Clear(stream), &mut session, &mut visitor, &door).await;
+    let ended = converse(Socket::Clear(stream), &mut session, &mut visitor, (&guest, &door)).await;
     session.disconnected(&mut visitor);
     let counts = session.counts();
     door.metrics.session_ended(&counts);
     visitor.log(Line::disconnect(client, number, &counts, ended.err().map(|e| e.to_string())));
 }
 
-async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visitor<'_>, door: &Door) -> io::Result<()> {
+/// Who is behind a proxy, and a place for him.
+async fn announced(stream: &mut TcpStream, peer: SocketAddr, door: &Arc<Door>) -> Option<(SocketAddr, Place)> {
+    let client = tokio::select! {
+        read = timeout(proxy::TIMEOUT, proxy::read(stream)) => match read {
+            Ok(Ok(client)) => client.unwrap_or(peer),
+            Ok(Err(error)) => {
+                tracing::warn!("a connection of {peer}, a proxy by the configuration, is closed: {error}");
+                return None;
+            }
+            Err(_) => {
+                tracing::warn!("a connection of {peer}, a proxy by the configuration, is closed: no PROXY header came");
+                return None;
+            }
+        },
+        () = stop(door.stopping.clone()) => return None,
+    };
+    let client = listener::canonical(client);
+    match door.crowd.enter(client.ip()) {
+        Ok(place) => Some((client, place)),
+        Err(why) => {
+            turn_away(stream, client, why, door).await;
+            None
+        }
+    }
+}
+
+/// Says why not, to who takes it.
+pub(super) async fn turn_away(stream: &mut TcpStream, client: SocketAddr, why: RefusedConnection, door: &Door) {
+    door.metrics.connection_refused(why);
+    if door.crowd.is_to_be_told(client.ip(), clock::now()) {
+        door.log.write(Line::turned_away(client, &why.reply(&door.settings)));
+    }
+    let mut session = Session::refuse(door.settings.clone(), client, why);
+    let greeting = std::mem::take(session.output());
+    let _gone = timeout(TURN_AWAY_TIMEOUT, async {
+        stream.write_all(&greeting).await?;
+        stream.shutdown().await
+    })
+    .await;
+}
+
+async fn converse(
+    mut socket: Socket,
+    session: &mut Session,
+    visitor: &mut Visitor<'_>,
+    (guest, door): (&Guest, &Door),
+) -> io::Result<()> {
     // Made once: a timer and a place among those who wait for the stop cost a lock each time they are taken.
     let mut alarm = Alarm::new(session.poll_timeout());
     let mut stop = pin!(stop(door.stopping.clone()));
+    let mut leave = pin!(guest.leave.notified());
     let mut left_over = Vec::new();
-    let mut told_to_stop = false;
+    let (mut told_to_stop, mut told_to_leave) = (false, false);
     loop {
         if !left_over.is_empty() && !session.awaits_commit() && !session.wants_close() {
             let used = session.receive(&left_over, clock::now(), visitor);
@@ -83,6 +204,7 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
         if !session.output().is_empty() && !session.awaits_commit() {
             let mut replies = std::mem::take(session.output());
             socket.write(&replies).await?;
+            guest.was_heard(session.takes_content());
             // The next reply needs no other buffer; a long one is not kept.
             if replies.capacity() <= REPLIES_KEPT_BYTES {
                 replies.clear();
@@ -97,10 +219,12 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
             // Said in clear behind STARTTLS, perhaps by another: it must never come before what comes out of TLS.
             left_over = Vec::new();
             // Boxed: it is large, and a session in clear would be as large.
-            socket = Box::pin(handshake(socket, session, door)).await?;
+            socket = Box::pin(handshake(socket, session, (guest, door))).await?;
+            guest.was_heard(false);
             continue;
         }
         if session.awaits_commit() {
+            guest.is_busy();
             let resolution = visitor.resolution().await;
             session.resolve(resolution, clock::now());
             continue;
@@ -112,9 +236,15 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
                 told_to_stop = true;
                 session.shut_down(visitor);
             }
+            () = leave.as_mut(), if !told_to_leave => {
+                told_to_leave = true;
+                session.make_way(visitor);
+            }
             () = alarm.ring(deadline) => session.handle_timeout(clock::now(), visitor),
-            read = socket.read(|input| receive(input, session, visitor, &mut left_over)) => {
+            read = socket.read(|input| receive(input, session, (visitor, guest), &mut left_over)) => {
                 if read?.is_none() {
+                    // Gone without QUIT. Inside TLS it still hears that we go, too.
+                    socket.close(true).await;
                     return Ok(());
                 }
             }
@@ -123,14 +253,18 @@ async fn converse(mut socket: Socket, session: &mut Session, visitor: &mut Visit
 }
 
 /// Gives the session what was read, and keeps what it leaves over.
-fn receive(input: &[u8], session: &mut Session, visitor: &mut Visitor<'_>, left_over: &mut Vec<u8>) {
+fn receive(input: &[u8], session: &mut Session, (visitor, guest): (&mut Visitor<'_>, &Guest), left_over: &mut Vec<u8>) {
+    if input.len() >= CONTENT_BYTES_MIN && session.takes_content() {
+        guest.was_heard(true);
+    }
     let used = if left_over.is_empty() { session.receive(input, clock::now(), visitor) } else { 0 };
     left_over.extend_from_slice(input.get(used..).unwrap_or_default());
 }
 
 /// Does what a 220 to STARTTLS announced. A connection without its handshake ends here, and the error says why.
-async fn handshake(socket: Socket, session: &mut Session, door: &Door) -> io::Result<Socket> {
+async fn handshake(socket: Socket, session: &mut Session, (guest, door): (&Guest, &Door)) -> io::Result<Socket> {
     let outcome = tokio::select! {
+        () = guest.leave.notified() => return Err(io::Error::other("TLS handshake: too slow in a full house")),
         outcome = socket.start_tls(&door.tls) => outcome,
         () = stop(door.stopping.clone()) => return Err(io::Error::other("TLS handshake: we are shutting down")),
     };

@@ -26,6 +26,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(300);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may take to see that we have closed.
 const LINGER: Duration = Duration::from_millis(500);
+/// ..or as long as it sends no more than this: who goes on for ever does not read our reply.
+const LINGER_BYTES_MAX: usize = 1 << 20;
 
 /// A connection.
 pub(super) enum Socket {
@@ -100,7 +102,13 @@ impl Socket {
                 Self::Clear(stream) => stream.shutdown().await?,
                 Self::Tls(stream) => stream.shutdown().await?,
             }
-            while !client_quit && self.read(|_| ()).await?.is_some() {}
+            let mut passed_over = 0;
+            while !client_quit && passed_over < LINGER_BYTES_MAX {
+                match self.read(|input| passed_over += input.len()).await? {
+                    Some(()) => {}
+                    None => break,
+                }
+            }
             io::Result::Ok(())
         };
         let _whoever_lingers = timeout(LINGER, farewell).await;

@@ -78,7 +78,7 @@ impl Space {
     pub(crate) fn disk(&self) -> Option<Disk> {
         let fs = rustix::fs::statvfs(&self.directory).ok()?;
         let [bytes, free_bytes] = [fs.f_blocks, fs.f_bavail].map(|blocks| blocks.saturating_mul(fs.f_frsize));
-        Some(Disk { bytes, free_bytes })
+        Some(Disk { bytes, free_bytes, free_files: (fs.f_files > 0).then_some(fs.f_favail) })
     }
 
     /// Bytes that mail leaves free.
@@ -97,11 +97,19 @@ impl Space {
         if self.is_low.swap(is_low, Ordering::Relaxed) != is_low {
             let kept = size_text(floor.on(disk.bytes));
             match is_low {
+                true if disk.lacks_files() => {
+                    tracing::warn!("the file system has hardly a file left to be made: senders are told to come back");
+                }
                 true => tracing::warn!("less than {kept} are free for mail: senders are told to come back"),
                 false => tracing::info!("{kept} are free again, and more: mail is accepted"),
             }
         }
         takes
+    }
+
+    /// Whether it is files and not bytes that are short.
+    pub(crate) fn lacks_files(&self) -> bool {
+        self.disk().is_some_and(|disk| disk.lacks_files())
     }
 
     /// As [`Self::takes`], for a message that waits in memory for the journal: what waits there with it will be written, too.

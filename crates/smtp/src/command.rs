@@ -11,11 +11,25 @@ const HELO_BYTES_MAX: usize = 255;
 pub(crate) enum Command<'l> {
     Ehlo(&'l str),
     Helo(&'l str),
-    Mail { reverse_path: &'l str, size_bytes: u64, body: BodyType, smtputf8: bool, dsn: DsnRequest },
-    Rcpt { forward_path: &'l str, dsn: RecipientDsn },
+    Mail {
+        reverse_path: &'l str,
+        size_bytes: u64,
+        body: BodyType,
+        smtputf8: bool,
+        dsn: DsnRequest,
+    },
+    Rcpt {
+        forward_path: &'l str,
+        dsn: RecipientDsn,
+    },
     Data,
-    Bdat { bytes: u64, last: bool },
+    Bdat {
+        bytes: u64,
+        last: bool,
+    },
     Etrn(&'l str),
+    /// Not read yet: who must not say it is told that first.
+    Xclient(&'l str),
     Rset,
     Noop,
     Quit,
@@ -35,6 +49,8 @@ pub(crate) enum CommandError {
     BdatSyntax,
     #[error("syntax: ETRN domain")]
     EtrnSyntax,
+    #[error("syntax: XCLIENT attribute=value .., of {}", crate::xclient::ATTRIBUTES)]
+    XclientSyntax,
     #[error("this is an SMTP server")]
     Http,
     #[error("control or 8-bit character in command")]
@@ -64,6 +80,12 @@ pub(crate) enum CommandError {
 impl<'l> Command<'l> {
     /// Reads a line without its CRLF.
     pub(crate) fn parse(line: &'l [u8]) -> Result<Self, CommandError> {
+        // Whatever is wrong with a line that begins so: the sender goes on with octets that are no commands.
+        let is_bdat = starts_with(line, b"BDAT");
+        Self::read(line).map_err(|error| if is_bdat { CommandError::BdatSyntax } else { error })
+    }
+
+    fn read(line: &'l [u8]) -> Result<Self, CommandError> {
         let text = text_of(line)?.trim_end_matches(' ');
         let (verb, argument) = text.split_once(' ').unwrap_or((text, ""));
         let argument = argument.trim_start_matches(' ');
@@ -83,6 +105,7 @@ impl<'l> Command<'l> {
             "VRFY" => Ok(Self::Vrfy),
             "ETRN" if argument.is_empty() || argument.contains(' ') => Err(CommandError::EtrnSyntax),
             "ETRN" => Ok(Self::Etrn(argument)),
+            "XCLIENT" => Ok(Self::Xclient(argument)),
             "EXPN" | "AUTH" | "ATRN" | "TURN" | "SEND" | "SOML" | "SAML" | "BURL" => Err(CommandError::NotImplemented),
             "BDAT" => bdat(argument),
             "GET" | "POST" | "PUT" | "HEAD" | "CONNECT" | "OPTIONS" | "DELETE" | "PATCH" | "TRACE" | "PRI" => {
@@ -93,22 +116,25 @@ impl<'l> Command<'l> {
     }
 }
 
+fn starts_with(line: &[u8], verb: &[u8]) -> bool {
+    line.get(..verb.len()).is_some_and(|head| head.eq_ignore_ascii_case(verb))
+}
+
 /// The line as text, if it is one: ASCII, but where an address may stand.
 fn text_of(line: &[u8]) -> Result<&str, CommandError> {
     if line.iter().any(u8::is_ascii_control) {
         return Err(CommandError::NotText);
     }
-    let starts_with = |verb: &[u8]| line.get(..verb.len()).is_some_and(|head| head.eq_ignore_ascii_case(verb));
-    let has_address = starts_with(b"MAIL ") || starts_with(b"RCPT ");
+    let has_address = starts_with(line, b"MAIL ") || starts_with(line, b"RCPT ");
     match std::str::from_utf8(line) {
-        Ok(text) if text.is_ascii() || has_address || starts_with(b"VRFY ") => Ok(text),
+        Ok(text) if text.is_ascii() || has_address || starts_with(line, b"VRFY ") => Ok(text),
         Err(_) if has_address => Err(CommandError::AddressNotText),
         _ => Err(CommandError::NotText),
     }
 }
 
 /// The name goes into our Received header as it is, so it must not look like any other part of it.
-fn helo_argument(name: &str) -> Result<&str, CommandError> {
+pub(crate) fn helo_argument(name: &str) -> Result<&str, CommandError> {
     let fits = (1..=HELO_BYTES_MAX).contains(&name.len());
     if fits && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'(' | b')')) {
         Ok(name)
@@ -153,11 +179,11 @@ fn rcpt(argument: &str) -> Result<Command<'_>, CommandError> {
     Ok(Command::Rcpt { forward_path, dsn })
 }
 
-fn words(parameters: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn words(parameters: &str) -> impl Iterator<Item = &str> {
     parameters.split(' ').filter(|parameter| !parameter.is_empty())
 }
 
-fn once<T>(place: &mut Option<T>, value: T) -> Result<(), CommandError> {
+pub(crate) fn once<T>(place: &mut Option<T>, value: T) -> Result<(), CommandError> {
     if place.replace(value).is_some() { Err(CommandError::ParameterTwice) } else { Ok(()) }
 }
 
@@ -321,6 +347,10 @@ mod tests {
         }
         for bad in ["", " ", " LAST", " -1", " +1", " 1 FIRST", " 1 LAST LAST", " 1x", " 0x10"] {
             assert_eq!(parse(bad), Err(CommandError::BdatSyntax), "{bad}");
+        }
+        // Nor does anything else that begins so let its octets pass for commands.
+        for bad in [&b"BDAT\t6"[..], b"bdat 6 \xff", b"BDAT 6\0", b"BDAT6", b"BDAT\xc3\xb6 6 LAST"] {
+            assert_eq!(Command::parse(bad), Err(CommandError::BdatSyntax), "{}", bad.escape_ascii());
         }
     }
 

@@ -4,10 +4,11 @@
 use crate::command::{Command, CommandError};
 use crate::content::Framing;
 use crate::host::{Admission, Etrn, Host, RefusedCommand, Stage};
-use crate::line::Line;
+use crate::line::{Line, LineError};
 use crate::receiving::{Chunk, Receiving, is_excessive};
 use crate::reply::{Fault, Say};
 use crate::session::{Session, State};
+use crate::xclient::Xclient;
 use restante_envelope::{
     DomainName, Envelope, ForwardPath, Protocol, Recipient, RecipientDsn, ReversePath, Timestamp, Trace,
 };
@@ -19,6 +20,12 @@ const PROTOCOL_ERRORS_MAX: u32 = 20;
 const MAIL_ERRORS_MAX: u32 = 100;
 /// NOOP, RSET, EHLO and the like, which cost a client nothing and hold a connection.
 const IDLE_COMMANDS_MAX: u32 = 100;
+
+/// What the paths and ORCPTs of one envelope may take in memory: a thousand recipients of 128 octets. With all of them as long as may be,
+/// a session would hold most of a megabyte before its content is even counted, and there are thousands of sessions.
+const ENVELOPE_BYTES_MAX: usize = 131_072;
+/// RFC 5321 section 4.5.3.1.8: so many are taken in any case.
+const RECIPIENTS_MIN: usize = 100;
 
 /// What the client called itself.
 #[derive(Debug)]
@@ -34,6 +41,15 @@ pub(crate) struct Transaction {
     pub(crate) envelope: Envelope,
     /// Of the content, as MAIL has it; 0 if it has not.
     declared_bytes: u64,
+    /// Of the recipients' paths and ORCPTs.
+    recipient_bytes: usize,
+}
+
+impl Transaction {
+    fn is_full(&self, max_recipients: usize) -> bool {
+        let count = self.envelope.recipients.len();
+        count >= max_recipients || (count >= RECIPIENTS_MIN && self.recipient_bytes >= ENVELOPE_BYTES_MAX)
+    }
 }
 
 /// The part of the session that speaks in command lines.
@@ -92,7 +108,11 @@ impl Session {
         self.deadline = now + self.settings.command_timeout;
         let next = match command_of(&line) {
             Ok(command) => self.command(dialogue, command, consumed < input.len(), now, host),
-            Err(say) => self.reject(dialogue, stage_of(&line), say, host),
+            Err(say) => {
+                let stage = stage_of(&line);
+                let next = self.reject(dialogue, stage, say, host);
+                self.unless_content_follows(next, stage == Stage::Data && consumed < input.len(), host)
+            }
         };
         if let State::Dialogue(Dialogue::Chunks(receiving)) = &next {
             self.deadline = self.deadline.min(receiving.deadline);
@@ -116,9 +136,11 @@ impl Session {
                 self.reject(any, Stage::Command, Say::TalksTooSoon, host)
             }
             (Command::Ehlo(name), any) => {
-                let protocol = if self.tls.is_some() { Protocol::Esmtps } else { Protocol::Esmtp };
-                let say = Say::Ehlo { offers_tls: self.settings.starttls && self.tls.is_none() };
-                self.hello(any, name, protocol, say, host)
+                let say = Say::Ehlo {
+                    offers_tls: self.settings.starttls && self.tls.is_none() && !self.is_proxy,
+                    offers_xclient: self.xclient_allowed,
+                };
+                self.hello(any, name, self.esmtp(), say, host)
             }
             (Command::Helo(name), any) => self.hello(any, name, Protocol::Smtp, Say::Helo, host),
             (Command::Mail { reverse_path, size_bytes, body, smtputf8, dsn }, Dialogue::Ready(hello)) => {
@@ -161,6 +183,7 @@ impl Session {
             (Command::Vrfy, other) => self.idle(other, Say::CannotVerify, host),
             (Command::Help, other) => self.idle(other, Say::Help, host),
             (Command::Etrn(domain), other) => self.etrn(other, domain, host),
+            (Command::Xclient(argument), any) => self.xclient(any, argument, host),
             (Command::StartTls, any) => self.start_tls(any, host),
             (Command::Quit, any) => {
                 any.reset(host);
@@ -187,6 +210,34 @@ impl Session {
             Say::Etrn(Etrn::Started | Etrn::Nothing) => self.idle(dialogue, say, host),
             _ => self.reject(dialogue, Stage::Command, say, host),
         }
+    }
+
+    /// All is as after the greeting, which is said again; only what the proxy said is known already. TLS stays, for it is the
+    /// connection's, and so do the errors: the proxy answers for its clients.
+    fn xclient(&mut self, dialogue: Dialogue, argument: &str, host: &mut impl Host) -> State {
+        let read = match dialogue {
+            _ if !self.xclient_allowed => Err(Say::XclientDenied),
+            Dialogue::Mail(_) => Err(Say::NestedMail),
+            Dialogue::Chunks(_) => Err(Say::ChunksUnderWay),
+            Dialogue::Greeted | Dialogue::Ready(_) => {
+                Xclient::parse(argument, self.peer, self.client).map_err(Say::Command)
+            }
+        };
+        let Xclient { client, hello } = match read {
+            Ok(read) => read,
+            Err(say) => return self.reject(dialogue, Stage::Command, say, host),
+        };
+        (self.client, self.is_proxy) = (client, true);
+        host.xclient(client);
+        let next = hello.map_or(Dialogue::Greeted, |(name, protocol)| {
+            let protocol = if protocol == Protocol::Esmtp { self.esmtp() } else { protocol };
+            Dialogue::Ready(Hello { name, protocol })
+        });
+        self.idle(next, Say::Greeting, host)
+    }
+
+    fn esmtp(&self) -> Protocol {
+        if self.tls.is_some() { Protocol::Esmtps } else { Protocol::Esmtp }
     }
 
     /// RFC 3030. Whatever the answer, the octets that follow are no commands.
@@ -232,6 +283,8 @@ impl Session {
         let refusal = match &self.tls {
             _ if !self.settings.starttls => Say::Command(CommandError::NotImplemented),
             Some(_) => Say::TlsActive,
+            // A handshake makes us forget what was said in clear (section 4.2), and with it who the client is.
+            None if self.is_proxy => Say::TlsTooLate,
             None if !greeted_with_ehlo => Say::HeloFirst,
             None => {
                 dialogue.reset(host);
@@ -261,7 +314,7 @@ impl Session {
             Ok(envelope) => {
                 self.counts.mail = self.counts.mail.saturating_add(1);
                 self.say(Say::SenderOk);
-                State::Dialogue(Dialogue::Mail(Transaction { hello, envelope, declared_bytes }))
+                State::Dialogue(Dialogue::Mail(Transaction { hello, envelope, declared_bytes, recipient_bytes: 0 }))
             }
             Err(say) => {
                 let ready = Dialogue::Ready(hello);
@@ -278,10 +331,12 @@ impl Session {
         let is_plain = dsn.original.as_ref().is_none_or(|original| original.as_str().is_ascii());
         let say = match parsed {
             _ if !is_plain && !smtputf8 => Say::OriginalNotAscii,
-            _ if transaction.envelope.recipients.len() >= self.settings.max_recipients => Say::TooManyRecipients,
+            _ if transaction.is_full(self.settings.max_recipients) => Say::TooManyRecipients,
             Err(error) => Say::BadRecipient(path, error),
             Ok(forward_path) => match host.admit(&forward_path) {
                 Admission::Accept(route) => {
+                    let original = dsn.original.as_ref().map_or(0, |original| original.as_str().len());
+                    transaction.recipient_bytes += forward_path.as_str().len() + original;
                     transaction.envelope.recipients.push(Recipient { dsn, ..Recipient::new(forward_path, route) });
                     self.counts.rcpt = self.counts.rcpt.saturating_add(1);
                     self.say(Say::RecipientOk);
@@ -323,8 +378,13 @@ impl Session {
             Dialogue::Greeted => (Dialogue::Greeted, Say::HeloFirst),
         };
         let next = self.reject(refusal.0, Stage::Data, refusal.1, host);
+        self.unless_content_follows(next, talks_ahead, host)
+    }
+
+    /// `follows`: behind a DATA that was refused, malformed ones included.
+    fn unless_content_follows(&mut self, next: State, follows: bool, host: &mut impl Host) -> State {
         match next {
-            State::Dialogue(dialogue) if talks_ahead => {
+            State::Dialogue(dialogue) if follows => {
                 dialogue.reset(host);
                 self.say(Say::TalksAhead);
                 State::Closed
@@ -412,7 +472,11 @@ fn command_of<'l>(line: &'l Line<'_>) -> Result<Command<'l>, Say<'l>> {
 
 /// Where a line belongs that is no well-formed command.
 fn stage_of(line: &Line<'_>) -> Stage {
-    let verb = line.as_ref().ok().and_then(|line| line.get(..4)).unwrap_or_default();
+    let verb = match line {
+        Ok(line) => line.get(..4).unwrap_or_default(),
+        Err(LineError::TooLong { verb }) => verb,
+        Err(_) => &[],
+    };
     match verb.to_ascii_uppercase().as_slice() {
         b"MAIL" => Stage::Mail,
         b"RCPT" => Stage::Rcpt,

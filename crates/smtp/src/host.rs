@@ -1,6 +1,8 @@
 //! What surrounds a session: its settings, what it asks, what it hands over, what it is told. Decides nothing.
 
+use crate::reply::Say;
 use restante_envelope::{DomainName, Envelope, ForwardPath, Reply, RouteName, Trace, TransactionId};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// Recipients taken in one transaction. RFC 5321 section 4.5.3.1.8 demands at least 100; common clients send 50 to
@@ -94,6 +96,8 @@ pub trait Host {
     fn etrn(&mut self, _domain: &DomainName) -> Etrn {
         Etrn::Refused
     }
+    /// A proxy says who its client is (XCLIENT): what follows, refusals included, is this one's. The session starts over.
+    fn xclient(&mut self, _client: SocketAddr) {}
     /// DATA was given, the 354 is not out yet; or the first BDAT. An `Err` is said instead of an answer, and no `abort` follows.
     ///
     /// `declared_bytes` is what the client said of the content's size (RFC 1870), 0 if it said nothing: within the
@@ -160,6 +164,8 @@ pub enum Trouble {
     Local,
     /// More mail in flight than our memory or journal takes: 452 4.3.1, for that, too, is space.
     Overloaded,
+    /// The client's network sends more than is taken from one: 450 4.7.1.
+    TooFast,
     /// We are about to stop: 421 4.3.2, and the connection closes.
     ShuttingDown,
 }
@@ -178,8 +184,36 @@ pub enum Resolution {
 pub enum RefusedConnection {
     /// 421 4.3.2
     ShuttingDown,
-    /// 421 4.7.0
+    /// All places are taken: 421 4.3.2
+    Crowded,
+    /// The client has as many as one address may: 421 4.7.0
     TooManyConnections,
+    /// So has its network: 421 4.7.0
+    TooManyOfNetwork,
+    /// Its network connects more often than one may: 421 4.7.0
+    TooOften,
+}
+
+impl RefusedConnection {
+    /// All there are.
+    pub const ALL: [Self; 5] =
+        [Self::ShuttingDown, Self::Crowded, Self::TooManyConnections, Self::TooManyOfNetwork, Self::TooOften];
+
+    /// What it is for, in a word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ShuttingDown => "shutdown",
+            Self::Crowded => "total",
+            Self::TooManyConnections => "client",
+            Self::TooManyOfNetwork => "network",
+            Self::TooOften => "rate",
+        }
+    }
+
+    /// What the client is told.
+    pub fn reply(self, settings: &Settings) -> Reply {
+        Say::TurnAway(self).reply(settings)
+    }
 }
 
 /// Where in the dialogue something was refused.

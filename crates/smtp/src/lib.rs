@@ -30,6 +30,7 @@ mod line;
 mod receiving;
 mod reply;
 mod session;
+mod xclient;
 
 pub use host::{
     Admission, BareLineEnds, Counts, EndOfData, Etrn, Host, RECIPIENTS_MAX, RefusedCommand, RefusedConnection,

@@ -14,7 +14,10 @@ const SKIPPED_BYTES_MAX: usize = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum LineError {
     #[error("line too long")]
-    TooLong,
+    TooLong {
+        /// What it begins with, in upper case: what follows a BDAT or a DATA, however malformed, is no command.
+        verb: [u8; 4],
+    },
     #[error("line far too long")]
     Endless,
     #[error("bare <LF> received; lines must end in <CR><LF>")]
@@ -30,8 +33,8 @@ pub(crate) type Line<'i> = Result<Cow<'i, [u8]>, LineError>;
 #[derive(Debug, Default)]
 pub(crate) struct LineReader {
     partial: Vec<u8>,
-    /// Bytes dropped of a line that is over-long already.
-    skipped: Option<usize>,
+    /// Of a line that is over-long already: how it begins, and how many of its bytes are dropped.
+    skipped: Option<([u8; 4], usize)>,
 }
 
 impl LineReader {
@@ -39,9 +42,12 @@ impl LineReader {
     pub(crate) fn read<'i>(&mut self, input: &'i [u8]) -> (usize, Option<Line<'i>>) {
         let Some(lf) = memchr(b'\n', input) else { return (input.len(), self.keep(input)) };
         let (head, consumed) = (input.get(..lf).unwrap_or_default(), lf + 1);
-        if self.skipped.take().is_some() || self.partial.len() + consumed > LINE_BYTES_MAX {
-            self.partial.clear();
-            return (consumed, Some(Err(LineError::TooLong)));
+        if let Some((verb, _)) = self.skipped.take() {
+            return (consumed, Some(Err(LineError::TooLong { verb })));
+        }
+        if self.partial.len() + consumed > LINE_BYTES_MAX {
+            let verb = verb(&std::mem::take(&mut self.partial), input);
+            return (consumed, Some(Err(LineError::TooLong { verb })));
         }
         let line = if self.partial.is_empty() {
             Cow::Borrowed(head)
@@ -58,12 +64,19 @@ impl LineReader {
             self.partial.extend_from_slice(input);
             return None;
         }
-        let before = self.skipped.unwrap_or(self.partial.len());
+        let (verb, before) = self.skipped.unwrap_or_else(|| (verb(&self.partial, input), self.partial.len()));
         self.partial = Vec::new();
         let skipped = before.saturating_add(input.len());
-        self.skipped = Some(skipped);
+        self.skipped = Some((verb, skipped));
         (skipped > SKIPPED_BYTES_MAX).then_some(Err(LineError::Endless))
     }
+}
+
+/// The first bytes of a line that came in two pieces.
+fn verb(head: &[u8], tail: &[u8]) -> [u8; 4] {
+    let mut verb = [0; 4];
+    verb.iter_mut().zip(head.iter().chain(tail)).for_each(|(to, from)| *to = from.to_ascii_uppercase());
+    verb
 }
 
 fn without_cr(mut line: Cow<'_, [u8]>) -> Line<'_> {
@@ -102,7 +115,8 @@ mod tests {
             let fits = [&[b'x'; 2_046][..], b"\r\nQUIT\r\n"].concat();
             assert_eq!(lines(&fits, step), [Ok(vec![b'x'; 2_046]), Ok(b"QUIT".to_vec())], "{step}");
             let long = [&[b'x'; 2_047][..], b"\r\nQUIT\r\n"].concat();
-            assert_eq!(lines(&long, step), [Err(LineError::TooLong), Ok(b"QUIT".to_vec())], "{step}");
+            let too_long = LineError::TooLong { verb: *b"XXXX" };
+            assert_eq!(lines(&long, step), [Err(too_long), Ok(b"QUIT".to_vec())], "{step}");
         }
         assert_eq!(lines(&[b'x'; 65_537], 65_537), [Err(LineError::Endless)]);
         assert_eq!(lines(&[b'x'; 65_536], 1), []);

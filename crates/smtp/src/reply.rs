@@ -3,6 +3,7 @@
 use crate::command::CommandError;
 use crate::host::{Etrn, RefusedConnection, Settings, Trouble};
 use crate::line::LineError;
+use crate::xclient::ATTRIBUTES;
 use restante_envelope::{EnhancedStatus, PathError, Reply, TransactionId};
 
 /// How much of the peer's own text goes back to it: a whole path (RFC 5321 section 4.5.3.1.3), and well below the
@@ -14,7 +15,7 @@ const ECHO_BYTES_MAX: usize = 256;
 pub(crate) enum Say<'p> {
     Greeting,
     TurnAway(RefusedConnection),
-    Ehlo { offers_tls: bool },
+    Ehlo { offers_tls: bool, offers_xclient: bool },
     Helo,
     Ok,
     SenderOk,
@@ -36,6 +37,8 @@ pub(crate) enum Say<'p> {
     ChunksUnderWay,
     NoTransaction,
     TlsActive,
+    TlsTooLate,
+    XclientDenied,
     OriginalNotAscii,
     TooManyMessages,
     BadSender(&'p str, PathError),
@@ -59,6 +62,7 @@ pub(crate) enum Say<'p> {
     TooManyErrors,
     Timeout,
     ShuttingDown,
+    Crowded,
 }
 
 /// What a refusal says about the peer.
@@ -82,7 +86,7 @@ impl Say<'_> {
             // These three have no enhanced code (RFC 2034 section 3).
             Self::Greeting => Reply::new(220, None, &format!("{host} ESMTP Restante")),
             Self::Helo => Reply::new(250, None, host),
-            Self::Ehlo { offers_tls } => ehlo(settings, *offers_tls),
+            Self::Ehlo { offers_tls, offers_xclient } => ehlo(settings, *offers_tls, *offers_xclient),
             Self::Ok => say(250, 0, 0, "Ok"),
             Self::SenderOk => say(250, 1, 0, "sender Ok"),
             Self::RecipientOk => say(250, 1, 5, "recipient Ok"),
@@ -90,7 +94,7 @@ impl Say<'_> {
             Self::StartContent => Reply::new(354, None, "end data with <CR><LF>.<CR><LF>"),
             Self::ChunkOk(bytes) => say(250, 0, 0, &format!("{bytes} octets received")),
             Self::Etrn(Etrn::Started) => say(250, 0, 0, "delivery of what waits for this domain has begun"),
-            Self::Etrn(Etrn::Nothing) => Reply::new(251, None, "no mail waits for this domain"),
+            Self::Etrn(Etrn::Nothing) => say(251, 0, 0, "no mail waits for this domain"),
             Self::Stored(id) => say(250, 0, 0, &format!("Ok: queued as {id}")),
             Self::CannotVerify => say(252, 0, 0, "cannot verify here; send the mail, and RCPT will tell"),
             Self::Help => say(
@@ -102,11 +106,12 @@ impl Say<'_> {
             Self::StartTls => say(220, 0, 0, "Ready to start TLS"),
             Self::Bye => say(221, 0, 0, &format!("{host} closing connection")),
 
-            Self::TurnAway(RefusedConnection::ShuttingDown) | Self::ShuttingDown => {
+            Self::ShuttingDown | Self::Trouble(Trouble::ShuttingDown) => {
                 say(421, 3, 2, &format!("{host} is shutting down, closing connection"))
             }
-            Self::TurnAway(RefusedConnection::TooManyConnections) => {
-                say(421, 7, 0, &format!("{host} too many connections, try again later"))
+            Self::TurnAway(why) => self.turned_away(*why, host),
+            Self::Crowded => {
+                say(421, 3, 2, &format!("{host} is full, and you were silent: others come first, try again later"))
             }
             Self::TalksAhead => {
                 say(421, 5, 0, &format!("{host} you sent more before the reply to DATA, closing connection"))
@@ -132,6 +137,8 @@ impl Say<'_> {
             Self::Etrn(Etrn::NotOurs) => say(459, 7, 1, "no mail for this domain is kept here"),
             Self::Etrn(Etrn::Refused) => say(458, 3, 0, "cannot do that now, try again later"),
             Self::TlsActive => say(503, 5, 1, "TLS is active already"),
+            Self::TlsTooLate => say(503, 5, 1, "STARTTLS comes before XCLIENT"),
+            Self::XclientDenied => say(550, 7, 0, "XCLIENT is not for clients at your address"),
             Self::NoRecipients => say(554, 5, 1, "no valid recipients"),
             other => other.mail_refusal(),
         }
@@ -140,7 +147,11 @@ impl Say<'_> {
     /// The replies that concern this mail, not the dialogue.
     fn mail_refusal(&self) -> Reply {
         match self {
-            Self::BadSender(path, PathError::NotAscii) | Self::BadRecipient(path, PathError::NotAscii) => {
+            // RFC 6531 section 3.5 wants 550 for a sender and 553 for a recipient.
+            Self::BadSender(path, PathError::NotAscii) => {
+                say(550, 6, 7, &format!("<{}>: {}", shown(path), PathError::NotAscii))
+            }
+            Self::BadRecipient(path, PathError::NotAscii) => {
                 say(553, 6, 7, &format!("<{}>: {}", shown(path), PathError::NotAscii))
             }
             Self::BadSender(path, error) => say(501, 1, 7, &format!("<{}>: {error}", shown(path))),
@@ -168,10 +179,28 @@ impl Say<'_> {
             Self::HeaderTooLarge => say(552, 3, 4, "message header is too large"),
             Self::TooManyHops => say(554, 4, 6, "too many hops, this looks like a mail loop"),
             Self::Trouble(Trouble::Storage) => say(452, 3, 1, "insufficient storage, try again later"),
+            Self::Trouble(Trouble::TooFast) => say(
+                450,
+                7,
+                1,
+                "your network sends more messages a minute than are taken from one, try again in a minute",
+            ),
             Self::Trouble(Trouble::Overloaded) => say(452, 3, 1, "too much mail in flight, try again later"),
-            Self::Trouble(Trouble::ShuttingDown) => say(421, 3, 2, "shutting down, closing connection"),
             _ => say(451, 3, 0, "local error, try again later"),
         }
+    }
+
+    fn turned_away(&self, why: RefusedConnection, host: &str) -> Reply {
+        let (subject, detail, what) = match why {
+            RefusedConnection::ShuttingDown => (3, 2, "is shutting down, closing connection"),
+            RefusedConnection::Crowded => (3, 2, "is full, try again later"),
+            RefusedConnection::TooManyConnections => (7, 0, "too many connections from your address, try again later"),
+            RefusedConnection::TooManyOfNetwork => (7, 0, "too many connections from your network, try again later"),
+            RefusedConnection::TooOften => {
+                (7, 0, "too many connections a minute from your network, try again in a minute")
+            }
+        };
+        say(421, subject, detail, &format!("{host} {what}"))
     }
 
     /// What this refusal, if it is one, says about the peer.
@@ -183,11 +212,13 @@ impl Say<'_> {
             | Self::Command(CommandError::Http | CommandError::BdatSyntax)
             | Self::TalksTooSoon
             | Self::TooManyMessages => Fault::Fatal,
+            Self::Line(LineError::TooLong { verb: [b'B', b'D', b'A', b'T'] }) => Fault::Fatal,
             Self::Command(CommandError::AddressNotText) => Fault::Mail,
-            Self::Line(LineError::TooLong) | Self::Command(_) => Fault::Protocol,
+            Self::Line(LineError::TooLong { .. }) | Self::Command(_) => Fault::Protocol,
             Self::HeloFirst | Self::MailFirst | Self::NestedMail | Self::ChunksUnderWay | Self::TlsActive => {
                 Fault::Protocol
             }
+            Self::TlsTooLate | Self::XclientDenied => Fault::Protocol,
             Self::TooManyRecipients | Self::RouteFull(_) => Fault::None,
             Self::Trouble(Trouble::ShuttingDown) => Fault::Fatal,
             Self::Trouble(_) => Fault::None,
@@ -212,6 +243,7 @@ fn command_error(error: CommandError) -> Reply {
         | CommandError::RcptSyntax
         | CommandError::BdatSyntax
         | CommandError::EtrnSyntax
+        | CommandError::XclientSyntax
         | CommandError::ParameterTwice
         | CommandError::Dsn(_)
         | CommandError::ParameterSyntax => say(501, 5, 4, &text),
@@ -234,12 +266,14 @@ fn shown(text: &str) -> String {
     text.chars().take(ECHO_BYTES_MAX).map(|c| if c.is_ascii() { c } else { '?' }).collect()
 }
 
-fn ehlo(settings: &Settings, offers_tls: bool) -> Reply {
+fn ehlo(settings: &Settings, offers_tls: bool, offers_xclient: bool) -> Reply {
     let (host, size) = (&settings.hostname, settings.max_message_bytes);
     let limits = format!("LIMITS MAILMAX={} RCPTMAX={}", settings.max_messages, settings.max_recipients);
     let size = format!("SIZE {size}");
+    let xclient = format!("XCLIENT {ATTRIBUTES}");
     let mut lines = vec![host.as_str(), "PIPELINING", &size, "8BITMIME", "SMTPUTF8", "CHUNKING", "DSN"];
     lines.extend(offers_tls.then_some("STARTTLS"));
+    lines.extend(offers_xclient.then_some(&*xclient));
     lines.extend(["ENHANCEDSTATUSCODES", "ETRN", &limits, "VRFY", "HELP"]);
     Reply::new(250, None, &lines.join("\n"))
 }

@@ -33,7 +33,13 @@ pub(crate) enum State {
 #[derive(Debug)]
 pub struct Session {
     pub(crate) settings: Arc<Settings>,
+    /// Whose connection it is.
+    pub(crate) peer: SocketAddr,
+    /// On whose behalf: the peer itself, or by its word another.
     pub(crate) client: SocketAddr,
+    pub(crate) xclient_allowed: bool,
+    /// The peer has said XCLIENT.
+    pub(crate) is_proxy: bool,
     pub(crate) session: u64,
     state: State,
     pub(crate) lines: LineReader,
@@ -73,7 +79,10 @@ impl Session {
     ) -> Self {
         let mut started = Self {
             settings,
+            peer: client,
             client,
+            xclient_allowed: false,
+            is_proxy: false,
             session,
             state,
             lines: LineReader::default(),
@@ -89,6 +98,12 @@ impl Session {
         };
         started.say(greeting);
         started
+    }
+
+    /// The peer is a proxy that is believed what it says of its clients, by XCLIENT; to others that is refused. To be called before
+    /// the first `receive`.
+    pub fn allow_xclient(&mut self) {
+        self.xclient_allowed = true;
     }
 
     /// Bytes stood in the socket before the greeting was written: whoever talks before he is greeted does not listen to what we
@@ -237,6 +252,21 @@ impl Session {
                 self.close(Say::ShuttingDown, host);
             }
         }
+    }
+
+    /// The house is full, and this one has been silent: closes with 421 4.3.2, to make way for another. Not where a commit is
+    /// awaited: that is nobody who is silent.
+    pub fn make_way(&mut self, host: &mut impl Host) {
+        match self.state {
+            State::AwaitingCommit(_) | State::Closed => {}
+            State::AwaitingTls => self.tls_failed(),
+            State::Dialogue(_) | State::Data(_) | State::Chunk(..) | State::Skip(..) => self.close(Say::Crowded, host),
+        }
+    }
+
+    /// Content is coming, and no command is expected.
+    pub fn takes_content(&self) -> bool {
+        matches!(self.state, State::Data(_) | State::Chunk(..) | State::Skip(..))
     }
 
     /// The peer is gone. A content that is complete stays the host's: its commit may be under way, and the message

@@ -10,7 +10,9 @@ use crate::header::{file_name, parse_file_name};
 use crate::storage::Storage as _;
 use crate::{CarriedBlobs, Sink, remove_left, remove_summary, replay_from, scrub, summarize};
 use proptest::prelude::*;
-use restante_ledger::{Accepted, Action, Base, Carried, Operated, Position, RecipientState, Standing};
+use restante_ledger::{
+    Accepted, Action, Base, Carried, Operated, Past, Position, RecipientState, ReplayMark, Standing,
+};
 
 fn standings() -> impl Strategy<Value = Vec<Standing>> {
     let state = prop_oneof![
@@ -22,9 +24,17 @@ fn standings() -> impl Strategy<Value = Vec<Standing>> {
         Just(RecipientState::Removed),
         Just(RecipientState::Quarantined),
     ];
-    let standing =
-        (any::<u16>(), state, ".{0,20}").prop_map(|(attempts, state, why)| Standing { attempts, state, why });
+    let standing = (any::<u16>(), state, ".{0,20}", past()).prop_map(|(attempts, state, why, past)| {
+        let past = if state == RecipientState::Sent { past } else { Past::default() };
+        Standing { attempts, state, why, past }
+    });
     proptest::collection::vec(standing, 1..9)
+}
+
+fn past() -> impl Strategy<Value = Past> {
+    let mark = (any::<u64>(), any::<bool>()).prop_map(|(job, taken)| ReplayMark { job, taken });
+    let sent_at = proptest::option::of((1..u64::MAX).prop_map(Timestamp::from_unix_ms));
+    (sent_at, proptest::collection::vec(mark, 0..3)).prop_map(|(sent_at, replays)| Past { sent_at, replays })
 }
 
 fn accepted(n: u128, recipients: usize, hold: bool, content: &[u8]) -> Accepted {
@@ -137,7 +147,7 @@ fn what_an_operator_did_is_what_is_read_whatever_it_was() {
 
 #[test]
 fn a_carried_message_that_says_less_of_its_recipients_than_it_has_is_malformed() {
-    let standing = |n| Standing { attempts: n, state: RecipientState::Hold, why: String::new() };
+    let standing = |n| Standing { attempts: n, state: RecipientState::Hold, why: String::new(), past: Past::default() };
     for (told, is_right) in [(1, false), (2, true), (3, false)] {
         let (record, carried) = Prepared::carried(
             Cargo::in_record(accepted(5, 2, false, b""), Vec::new()),
@@ -146,6 +156,30 @@ fn a_carried_message_that_says_less_of_its_recipients_than_it_has_is_malformed()
         let read = carry::decode(&mut Take(&record.meta), carried.accepted.id, 0, false);
         assert_eq!(read.is_ok(), is_right, "{told} of 2");
     }
+}
+
+#[test]
+fn a_past_of_a_recipient_that_was_not_sent_or_is_none_is_malformed_and_none_is_none() {
+    let standing = |state| Standing { attempts: 1, state, why: String::new(), past: Past::default() };
+    let cargo = Cargo::in_record(accepted(5, 2, false, b""), Vec::new());
+    let (record, carried) =
+        Prepared::carried(cargo, vec![standing(RecipientState::Due), standing(RecipientState::Sent)]);
+    let read = |past: &[u8]| {
+        let meta = [&record.meta[..], past].concat();
+        carry::decode(&mut Take(&meta), carried.accepted.id, 0, false)
+    };
+    let past = |recipient: u8, taken: u8| {
+        [&[1, 0, recipient, 0, 9, 0, 0, 0, 0, 0, 0, 0, 1, 0, 7][..], &[0; 7], &[taken]].concat()
+    };
+    assert_eq!(read(b"").unwrap(), carried);
+    let told = read(&past(1, 1)).unwrap().recipients[1].past.clone();
+    let replays = vec![ReplayMark { job: 7, taken: true }];
+    assert_eq!(told, Past { sent_at: Some(Timestamp::from_unix_ms(9)), replays });
+    for wrong in [past(0, 1), past(2, 1), past(1, 2), past(1, 1)[..17].to_vec(), vec![1]] {
+        assert!(read(&wrong).is_err(), "{wrong:?}");
+    }
+    // What a later format adds behind it is ignored.
+    assert!(read(&[past(1, 0), vec![9; 5]].concat()).is_ok());
 }
 
 /// A journal, and where the frame of a carried message with a blob stands.

@@ -8,8 +8,8 @@ use crate::storage::{SegmentFile, Storage};
 use crate::{Cargo, Damage, DirStorage, Sink};
 use restante_envelope::{DsnRequest, EnvelopeId, Notify, OriginalRecipient, Ret};
 use restante_ledger::{
-    Accepted, Action, Base, Carried, Cause, NextHop, Operated, Position, RecipientState, Replayed, RouteRecord, Served,
-    Standing,
+    Accepted, Action, Base, Carried, Cause, NextHop, Operated, Past, Position, RecipientState, ReplayMark, Replayed,
+    RouteRecord, Served, Standing,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -343,9 +343,34 @@ fn requests() -> SimStorage {
     let second = Prepared::accepted_in_blob(&utf8, &trace, &blob.finish().unwrap(), None);
     let ids = commit(&mut writer, &[first, second]);
     let accepted = Accepted { id: ids[0], envelope: asked, trace: envelope(1).1, content_len: 7, hold: None };
-    let standing = Standing { attempts: 0, state: RecipientState::Due, why: String::new() };
+    let standing = Standing { attempts: 0, state: RecipientState::Due, why: String::new(), past: Past::default() };
     let cargo = Cargo::in_record(accepted, b"first\r\n".to_vec());
     commit(&mut writer, &[Prepared::carried(cargo, vec![standing; 3]).0]);
+    writer.close().unwrap();
+    storage
+}
+
+/// Written again, once with everything that a record can have: requests, a past, a blob; and the past written again.
+fn carried_with_a_past() -> SimStorage {
+    let storage = SimStorage::default();
+    let mut writer = start(&storage, SMALL);
+    let (envelope, trace) = envelope(3);
+    let id = commit(&mut writer, &[Prepared::accepted(&envelope, &trace, b"as it was\r\n".to_vec(), None)])[0];
+    let mut asked = Accepted { id, envelope, trace, content_len: 11, hold: None };
+    asked.envelope.dsn.ret = Some(Ret::Full);
+    let mark = |job, taken| ReplayMark { job, taken };
+    let standing = |state, past| Standing { attempts: 1, state, why: String::new(), past };
+    let recipients = vec![
+        standing(RecipientState::Sent, Past { sent_at: Some(now()), replays: vec![mark(7, true), mark(8, false)] }),
+        standing(RecipientState::Hold, Past::default()),
+        standing(RecipientState::Sent, Past { sent_at: None, replays: vec![mark(7, false)] }),
+    ];
+    let mut blob = BlobWriter::create(&storage, BLOB).unwrap();
+    blob.write(b"as it was\r\n").unwrap();
+    let cargo = Cargo::in_blob(asked.clone(), &blob.finish().unwrap());
+    commit(&mut writer, &[Prepared::carried(cargo, recipients.clone()).0]);
+    asked.envelope.dsn.ret = None;
+    commit(&mut writer, &[Prepared::carried(Cargo::in_record(asked, b"as it was\r\n".to_vec()), recipients).0]);
     writer.close().unwrap();
     storage
 }
@@ -434,7 +459,8 @@ fn all() -> impl Iterator<Item = (&'static str, SimStorage)> {
 #[test]
 #[ignore = "golden journals are kept for ever; to add one, run this and commit nothing but the new one"]
 fn make_fixtures() {
-    for (name, storage) in all().chain(leave::fixtures()).chain([("replayed", replayed()), ("requests", requests())]) {
+    let others = [("replayed", replayed()), ("requests", requests()), ("carried", carried_with_a_past())];
+    for (name, storage) in all().chain(leave::fixtures()).chain(others) {
         let directory = directory(name);
         std::fs::create_dir_all(directory.join("blob")).unwrap();
         for file in storage.files().iter().filter(|file| !file.starts_with("torn/")) {
@@ -450,9 +476,8 @@ fn make_fixtures() {
 
 #[test]
 fn golden_journals_are_read_as_they_always_were() {
-    let names =
-        CASES.iter().map(|case| case.name).chain(["good", "left", "left-dead", "left-rot", "replayed", "requests"]);
-    for name in names {
+    let others = ["good", "left", "left-dead", "left-rot", "replayed", "requests", "carried"];
+    for name in CASES.iter().map(|case| case.name).chain(others) {
         let directory = directory(name);
         let expected: Value = serde_json::from_slice(&std::fs::read(directory.join("expected.json")).unwrap()).unwrap();
         assert_eq!(account(&DirStorage::open(&directory).unwrap()), expected, "{name}");

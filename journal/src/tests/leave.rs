@@ -6,7 +6,7 @@ use crate::frame::FrameHeader;
 use crate::header::{file_name, parse_file_name};
 use crate::storage::Storage as _;
 use crate::{CarriedBlobs, remove_left, remove_summary, summarize, unsummarized};
-use restante_ledger::{Action, Operated, Standing};
+use restante_ledger::{Action, Operated, Past, Standing};
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -68,6 +68,7 @@ impl Keeper {
                 attempts: entry.attempts,
                 state: entry.state,
                 why: "why".into(),
+                past: Past::default(),
             };
             let (record, carried) = Prepared::carried(cargo, transaction.recipients.iter().map(standing).collect());
             let blob = record.blob();

@@ -5,11 +5,12 @@ use super::history::Histories;
 use super::live::Live;
 use super::source::Source;
 use crate::cli::args::{Cli, Show};
+use crate::cli::asked;
 use crate::cli::log_line::printable;
 use crate::cli::output::{MadeSafe, Output};
 use crate::cli::{exit, journal, words};
 use crate::clock;
-use restante_envelope::TransactionId;
+use restante_envelope::{Envelope, TransactionId};
 use restante_index::{RecipientRow, Row, Selector};
 use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
 use restante_ledger::Fact;
@@ -30,7 +31,7 @@ pub(super) fn show(cli: &Cli, which: &Show, output: Output) -> anyhow::Result<u8
         query => Selector { pending: false, given_up: false, ..query },
     };
     let mut source = Source::open(&data, query, true, output)?;
-    let live = Live::ask(cli);
+    let (live, mut reader) = (Live::ask(cli), Reader::new(source.storage().clone()));
     let mut shown = 0;
     loop {
         let mut page = source.next_page()?;
@@ -41,13 +42,14 @@ pub(super) fn show(cli: &Cli, which: &Show, output: Output) -> anyhow::Result<u8
         let histories = Histories::read(source.storage(), &page)?;
         for row in &page {
             let entries = all_entries(row, &live);
+            let envelope = asked::envelope(&mut reader, row.position);
             if output.json {
-                output.object(&object(row, &entries, &histories));
+                output.object(&object(row, &entries, &histories, envelope.as_ref()));
             } else {
                 if shown > 0 {
                     output.line("");
                 }
-                in_words(row, &entries, &histories).iter().for_each(|line| output.line(line));
+                in_words(row, &entries, &histories, envelope.as_ref()).iter().for_each(|line| output.line(line));
             }
             if output.is_closed() {
                 return Ok(exit::DONE);
@@ -120,12 +122,15 @@ fn leading<'e, 'r>(entries: &'e [Entry<'r>]) -> Option<&'e Entry<'r>> {
     entries.iter().min_by_key(rank)
 }
 
-fn object(row: &Row, entries: &[Entry<'_>], histories: &Histories) -> Value {
+fn object(row: &Row, entries: &[Entry<'_>], histories: &Histories, envelope: Option<&Envelope>) -> Value {
     let routes: Vec<&str> = entries.iter().map(|entry| entry.route).collect();
-    let to: Vec<Value> = row.recipients.iter().map(|to| recipient(to, entries)).collect();
+    let mut to: Vec<Value> = row.recipients.iter().map(|to| recipient(to, entries)).collect();
+    for (to, asked) in to.iter_mut().zip(envelope.iter().flat_map(|envelope| &envelope.recipients)) {
+        to.as_object_mut().into_iter().for_each(|to| asked::of_recipient(&asked.dsn, to));
+    }
     let history: Vec<Value> = histories.of(row.id).map(|step| step.to_json(row)).collect();
     let (state, next) = leading(entries).map_or(("?", "?"), |entry| (entry.state, &*entry.next));
-    json!({
+    let mut object = json!({
         "type": "transaction",
         "id": row.id.to_string(),
         "route": routes.join(","),
@@ -145,7 +150,11 @@ fn object(row: &Row, entries: &[Entry<'_>], histories: &Histories) -> Value {
         "hold_reason": row.hold,
         "position": {"segment": row.position.segment, "offset": row.position.offset},
         "history": history,
-    })
+    });
+    if let (Some(envelope), Some(object)) = (envelope, object.as_object_mut()) {
+        asked::of_message(envelope, object);
+    }
+    object
 }
 
 fn recipient(to: &RecipientRow, entries: &[Entry<'_>]) -> Value {
@@ -159,7 +168,7 @@ fn recipient(to: &RecipientRow, entries: &[Entry<'_>]) -> Value {
     object
 }
 
-fn in_words(row: &Row, entries: &[Entry<'_>], histories: &Histories) -> Vec<String> {
+fn in_words(row: &Row, entries: &[Entry<'_>], histories: &Histories, envelope: Option<&Envelope>) -> Vec<String> {
     let unknown = || "?".to_owned();
     let age = words::seconds(clock::now().since(row.accepted_at).as_secs());
     let through = row.tls.as_deref().map_or("in clear".to_owned(), |tls| format!("through {tls}"));
@@ -183,10 +192,15 @@ fn in_words(row: &Row, entries: &[Entry<'_>], histories: &Histories) -> Vec<Stri
     field("accepted", format!("{} ({age} ago)", row.accepted_at));
     field("client", format!("{client}, helo {helo}, {through}"));
     row.hold.iter().for_each(|why| field("held", format!("at the door: {why}")));
+    let asked = envelope.and_then(|envelope| asked::in_words(|object| asked::of_message(envelope, object)));
+    asked.into_iter().for_each(|asked| field("asked", asked));
     field("journal", format!("segment {}, offset {}", row.position.segment, row.position.offset));
-    for to in &row.recipients {
+    for (number, to) in row.recipients.iter().enumerate() {
         let next = to.next_at().map_or(String::new(), |at| format!(", next try at {at}"));
         field("to", format!("<{}>  {}, {} attempts{next}", addr(to), to.word(), to.attempts));
+        let dsn = envelope.and_then(|envelope| envelope.recipients.get(number)).map(|to| &to.dsn);
+        let asked = dsn.and_then(|dsn| asked::in_words(|object| asked::of_recipient(dsn, object)));
+        asked.into_iter().for_each(|asked| field("", format!("  asked: {asked}")));
         to.last_reply.iter().for_each(|reply| field("", format!("  last reply: {reply}")));
         to.reason.iter().filter(|_| to.reason != to.last_reply).for_each(|why| field("", format!("  reason: {why}")));
     }
@@ -217,9 +231,9 @@ mod tests {
             let to = &mut row.recipients[0];
             (to.addr, to.route, to.last_reply, to.reason) = (text(), text(), text(), Some(hostile.to_owned()));
             let entries = all_entries(&row, &live());
-            let shown = in_words(&row, &entries, &none);
+            let shown = in_words(&row, &entries, &none, None);
             let listed = entries[0].in_words();
-            let objects = [entries[0].to_json(), object(&row, &entries, &none)];
+            let objects = [entries[0].to_json(), object(&row, &entries, &none, None)];
             let record =
                 json!({"ev": "sent", "id": "x", "to": text(), "from": text(), "reply": text(), "node": text()});
             let logged = render(record.as_object().unwrap(), &jiff::tz::TimeZone::UTC);

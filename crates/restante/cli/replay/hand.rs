@@ -5,7 +5,7 @@ use crate::cli::client::{Client, NoAnswer};
 use crate::cli::exit;
 use crate::cli::journal::Book;
 use crate::cli::queue::percent_encoded;
-use crate::replay::{Item, Order, Round, Tally};
+use crate::replay::{Item, Order, Round, TURN, Tally};
 use hyper::Method;
 use restante_courier::Target;
 use restante_journal::CommitError;
@@ -14,6 +14,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -86,7 +87,7 @@ impl Hand {
         self.names.get(primary).map_or("?", String::as_str)
     }
 
-    /// Delivers these. What was taken is durable when it returns.
+    /// Delivers the first of these, for a second or so. What was taken is durable when it returns.
     pub(super) fn deliver(&mut self, items: &[Item], interrupts: &Interrupts) -> Result<Tally, NoAnswer> {
         match &mut self.kind {
             Kind::Daemon { client, order, primaries, end } => {
@@ -119,8 +120,11 @@ impl Hand {
 }
 
 async fn by_ourselves(round: &mut Round, book: &mut Book, items: &[Item], interrupts: &Interrupts) -> Tally {
-    let mut tally = Tally::default();
+    let (mut tally, began) = (Tally::default(), Instant::now());
     for item in items {
+        if tally.tried > 0 && began.elapsed() >= TURN {
+            break;
+        }
         if interrupts.is_pressed() {
             tally.stopped = Some("interrupted".to_owned());
             break;

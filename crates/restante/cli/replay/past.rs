@@ -10,7 +10,7 @@ use restante_envelope::{ReplyClass, RouteName, Timestamp, TransactionId};
 use restante_index::{RecipientRow, Row, Summary};
 use restante_journal::{DirStorage, Reader, Sink};
 use restante_ledger::{
-    Accepted, Base, Carried, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, Replayed, Served,
+    Accepted, Base, Carried, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, Served,
 };
 use std::collections::{BTreeSet, HashMap};
 
@@ -39,8 +39,8 @@ pub(super) struct Past {
     done: BTreeSet<(TransactionId, RecipientIndex)>,
     /// Those of them that the primary refused for good, the last time that they were offered.
     refused: BTreeSet<(TransactionId, RecipientIndex)>,
-    /// Delivered in the range, and nothing else is there of them.
-    gone: BTreeSet<(TransactionId, RecipientIndex)>,
+    /// When they were delivered of whom nothing else is there; or not yet, if their message was written again.
+    gone: HashMap<(TransactionId, RecipientIndex), Timestamp>,
     /// The first time that a record of the journal tells, if segments left before it.
     begins: Option<Timestamp>,
     has_left: bool,
@@ -110,37 +110,39 @@ impl Past {
         u16::try_from(index).unwrap_or(u16::MAX)
     }
 
-    /// Where the record of an attempt has left, nobody knows when it was: then when the message came counts.
+    /// Where the record of an attempt has left before such records kept its time, when the message came counts.
     fn carried(&mut self, position: Position, carried: &Carried, is_whole: bool) {
+        let id = carried.accepted.id;
+        let sent = (0..).zip(&carried.recipients).filter(|(_, standing)| standing.state == RecipientState::Sent);
+        let known: Vec<_> = sent.clone().map(|(index, _)| self.gone.remove(&(id, index))).collect();
         let told = self.insert(position, &carried.accepted, is_whole);
         if is_whole {
             (told.position, told.is_whole) = (position, true);
         }
-        for (index, standing) in (0..).zip(&carried.recipients) {
-            if standing.state == RecipientState::Sent {
-                told.delivered(index, told.accepted_at);
-            }
+        for ((index, standing), since) in sent.clone().zip(known) {
+            told.delivered(index, standing.past.sent_at.or(since).unwrap_or(told.accepted_at));
+        }
+        for (index, standing) in sent {
+            standing.past.replays.iter().for_each(|mark| self.settled(mark.job, (id, index), mark.taken));
         }
     }
 
-    fn replayed(&mut self, replayed: &Replayed) {
-        if replayed.job != self.job {
-            return;
-        }
-        for (index, reply) in &replayed.results {
-            let recipient = (replayed.id, *index);
+    fn settled(&mut self, job: u64, recipient: (TransactionId, RecipientIndex), taken: bool) {
+        if job == self.job {
             self.done.insert(recipient);
-            match reply.class() {
-                ReplyClass::Positive => self.refused.remove(&recipient),
-                _ => self.refused.insert(recipient),
+            if taken {
+                self.refused.remove(&recipient)
+            } else {
+                self.refused.insert(recipient)
             };
         }
     }
 
     /// What `args` ask for, in the order of its delivery.
     pub(super) fn choose(self, storage: &DirStorage, args: &Replay, selector: &Selector, now: Timestamp) -> Choice {
+        let is_gone = |id, at| self.range.contains(at) && (!selector.narrows() || args.names(id));
         let mut choice = Choice {
-            gone: self.gone.iter().filter(|(id, _)| !selector.narrows() || args.names(*id)).count() as u64,
+            gone: self.gone.iter().filter(|((id, _), at)| is_gone(*id, **at)).count() as u64,
             begins: Some(self.begins.unwrap_or(now))
                 .filter(|begins| self.has_left && args.range().since.is_none_or(|since| since < *begins)),
             refused_before: if args.retry_refused { 0 } else { self.refused.len() as u64 },
@@ -224,8 +226,7 @@ impl Sink for Past {
                     match self.messages.get_mut(&attempted.id) {
                         _ if !matches!(outcome, Outcome::Sent(_)) => {}
                         Some(told) => told.delivered(*index, attempted.at),
-                        None if self.range.contains(attempted.at) => _ = self.gone.insert((attempted.id, *index)),
-                        None => {}
+                        None => _ = self.gone.entry((attempted.id, *index)).or_insert(attempted.at),
                     }
                 }
             }
@@ -236,7 +237,9 @@ impl Sink for Past {
             }
             Fact::Replayed(replayed) => {
                 self.met(position, replayed.at);
-                self.replayed(replayed);
+                for (index, reply) in &replayed.results {
+                    self.settled(replayed.job, (replayed.id, *index), reply.class() == ReplyClass::Positive);
+                }
             }
             Fact::Served(served) => {
                 // Written again in later segments, with the time of the start: it tells nothing of what is still there.

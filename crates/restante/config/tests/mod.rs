@@ -161,10 +161,7 @@ primary = ["192.0.2.1"]
     assert_eq!(config.listen, ["[::]:25".parse().unwrap(), "127.0.0.1:2525".parse().unwrap()]);
     assert_eq!((config.max_message_bytes, config.admin_http), (50_000_000, "127.0.0.1:8025".parse().ok()));
     let floor = Floor::default();
-    assert_eq!(
-        config.limits,
-        Limits { max_connections: 4_000, per_client_connections: 100, exempt: Vec::new(), floor }
-    );
+    assert_eq!(config.limits, Limits { max_connections: 4_000, exempt: Vec::new(), floor, ..Limits::default() });
     let [office, other] = &config.routes[..] else { panic!("{:?}", config.routes) };
     assert_eq!(office.domains.iter().map(DomainName::as_str).collect::<Vec<_>>(), ["example.com", "example.org"]);
     assert_eq!(
@@ -333,7 +330,7 @@ fn unknown_and_reserved_names_are_told_apart() {
         "[smtp]\nport = 25",
         "unknown key `port` in [smtp]",
         "3:1",
-        "known here: listen, max_message_size, bare_line_ends",
+        "known here: listen, max_message_size, bare_line_ends, proxy, xclient",
     );
     assert_error("[journal]\nretian = \"7d\"", "unknown key `retian` in [journal]", "3:1", "did you mean `retain`?");
     assert_error("[admin]\nhtp = \"x\"", "unknown key `htp` in [admin]", "3:1", "did you mean `http`?");

@@ -109,6 +109,11 @@ impl Line {
         Self::new("connect", crate::clock::now()).with_client(client, session)
     }
 
+    /// Before there was a session.
+    pub(crate) fn turned_away(client: SocketAddr, reply: &Reply) -> Self {
+        Self::new("rejected", crate::clock::now()).with_client(client, 0).word("stage", "connect").with_reply(reply)
+    }
+
     pub(crate) fn disconnect(client: SocketAddr, session: u64, counts: &Counts, why: Option<String>) -> Self {
         let line = Self::new("disconnect", crate::clock::now())
             .with_client(client, session)

@@ -82,9 +82,13 @@ fn floor(floor: Floor) -> String {
 
 fn limits(old: &Limits, new: &Limits) -> Vec<String> {
     let one = |key: &str, old: String, new: String| (old != new).then(|| format!("{key}: {old} -> {new}"));
+    let number = |key: &str, of: fn(&Limits) -> u32| one(key, of(old).to_string(), of(new).to_string());
     [
-        one("max_connections", old.max_connections.to_string(), new.max_connections.to_string()),
-        one("per_client_connections", old.per_client_connections.to_string(), new.per_client_connections.to_string()),
+        number("max_connections", |limits| limits.max_connections),
+        number("per_client_connections", |limits| limits.per_client_connections),
+        number("per_network_connections", |limits| limits.per_network_connections),
+        number("connections_per_minute", |limits| limits.connections_per_minute),
+        number("messages_per_minute", |limits| limits.messages_per_minute),
         one("min_free", floor(old.floor), floor(new.floor)),
         one("exempt", joined(&old.exempt), joined(&new.exempt)),
     ]
@@ -104,6 +108,8 @@ pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
         ("[smtp] listen", joined(&old.listen), joined(&new.listen)),
         ("[smtp] max_message_size", size_text(old.max_message_bytes), size_text(new.max_message_bytes)),
         ("[smtp] bare_line_ends", old.bare_line_ends.as_str().into(), new.bare_line_ends.as_str().into()),
+        ("[smtp] proxy", joined(&old.trusted.proxy), joined(&new.trusted.proxy)),
+        ("[smtp] xclient", joined(&old.trusted.xclient), joined(&new.trusted.xclient)),
         ("[admin] http", http(old), http(new)),
         ("[log]", log(old), log(new)),
     ];

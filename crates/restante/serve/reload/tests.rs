@@ -95,7 +95,7 @@ fn changes_are_told_in_words() {
     fs::write(dir.path().join("list"), "x@a.test\n").unwrap();
     let old = config(dir.path(), TOML);
     assert_eq!((changes::in_words(&old, &old), changes::after_restart(&old, &old)), (vec![], vec![]));
-    let new = "hostname = \"mx3.example.net\"\n[smtp]\nlisten = [\"[::]:2525\"]\n[limits]\nmax_connections = 9\n\
+    let new = "hostname = \"mx3.example.net\"\n[smtp]\nlisten = [\"[::]:2525\"]\nxclient = [\"192.0.2.1\"]\n[limits]\nmax_connections = 9\nmessages_per_minute = 5\n\
                [[route]]\nname = \"office\"\ndomains = [\"b.test\"]\nprimary = [\"i.test:26\"]\n\
                [[route]]\nname = \"lab\"\ndomains = [\"a.test\", \"c.test\"]\nprimary = [\"h.test\"]\n";
     let new = config(dir.path(), new);
@@ -106,13 +106,18 @@ fn changes_are_told_in_words() {
         "route office: any recipient (was 2)",
         "route lab: new, a.test, c.test to h.test:25, any recipient",
         "max_connections: 2500 -> 9",
+        "messages_per_minute: 6000 -> 5",
     ];
     assert_eq!(changes::in_words(&old, &new), words);
     assert!(
         changes::in_words(&new, &old)
             .contains(&"route lab: removed; what is pending for it waits until it is back".to_owned())
     );
-    let later = ["hostname (mx2.example.net -> mx3.example.net)", "[smtp] listen ([::]:25 -> [::]:2525)"];
+    let later = [
+        "hostname (mx2.example.net -> mx3.example.net)",
+        "[smtp] listen ([::]:25 -> [::]:2525)",
+        "[smtp] xclient ( -> 192.0.2.1/32)",
+    ];
     assert_eq!(changes::after_restart(&old, &new), later);
 }
 

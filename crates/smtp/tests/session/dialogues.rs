@@ -148,7 +148,7 @@ fn trouble(name: &str) -> Trouble {
 /// Returns how many bytes the client sent; none if this file is not to be cut so.
 fn run(name: &str, script: &Script, cut: Cut) -> Option<usize> {
     let mut settings = settings();
-    let mut expects_log = false;
+    let (mut expects_log, mut is_proxy) = (false, false);
     for setting in &script.settings {
         match setting.split(' ').collect::<Vec<_>>()[..] {
             ["max_message_bytes", bytes] => settings.max_message_bytes = bytes.parse().unwrap(),
@@ -158,6 +158,7 @@ fn run(name: &str, script: &Script, cut: Cut) -> Option<usize> {
             ["reject", "bare", "line", "ends"] => settings.bare_line_ends = BareLineEnds::Reject,
             ["starttls"] => settings.starttls = true,
             ["log"] => expects_log = true,
+            ["xclient"] => is_proxy = true,
             ["whole"] if cut != Cut::Nowhere => return None,
             ["whole"] => {}
             _ => panic!("{name}: unknown setting {setting}"),
@@ -165,6 +166,9 @@ fn run(name: &str, script: &Script, cut: Cut) -> Option<usize> {
     }
     let mut stage = Stage::new(settings, cut);
     stage.expects_log = expects_log;
+    if is_proxy {
+        stage.session.allow_xclient();
+    }
     stage.read();
     let mut client_speaks = false;
     for step in &script.steps {

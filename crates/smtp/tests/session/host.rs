@@ -3,9 +3,12 @@
 use restante_envelope::{BodyType, DomainName, Envelope, ForwardPath, RouteName, Timestamp, Trace};
 use restante_smtp::{Admission, EndOfData, Etrn, Host, RefusedCommand, Session, Settings, Trouble};
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub(crate) const START: u64 = 1_795_359_200_000;
+/// Whose connection it is.
+const PEER: &str = "192.0.2.7:4321";
 
 #[derive(Default)]
 pub(crate) struct Recorder {
@@ -15,8 +18,12 @@ pub(crate) struct Recorder {
     pub(crate) log: VecDeque<String>,
     pub(crate) content: Vec<u8>,
     pub(crate) open: bool,
+    /// As the proxy says.
+    pub(crate) client: Option<SocketAddr>,
     pub(crate) mail_fails: Option<Trouble>,
     pub(crate) begin_fails: Option<Trouble>,
+    /// Whether there is room for each message in turn.
+    pub(crate) begins: VecDeque<bool>,
     pub(crate) chunk_fails: Option<Trouble>,
 }
 
@@ -34,7 +41,7 @@ impl Host for Recorder {
         };
         if path.has_sender_specified_route() {
             Admission::SenderSpecifiedRoute
-        } else if path.local_part() == "nobody" {
+        } else if path.canonical().starts_with("nobody@") {
             Admission::UnknownRecipient
         } else {
             Admission::Accept(RouteName::new(route))
@@ -47,6 +54,9 @@ impl Host for Recorder {
         if let Some(trouble) = self.begin_fails.take() {
             return Err(trouble);
         }
+        if self.begins.pop_front() == Some(false) {
+            return Err(Trouble::Storage);
+        }
         self.open = true;
         self.content.clear();
         let to: Vec<String> = envelope.recipients.iter().map(|r| format!("<{}>={}", r.forward_path, r.route)).collect();
@@ -57,6 +67,7 @@ impl Host for Recorder {
         let tls = trace.tls.as_ref().map_or(String::new(), |tls| format!(" ({tls})"));
         let to = to.join(",");
         let asked = asked(envelope);
+        assert_eq!(trace.client, self.client.unwrap_or(PEER.parse().unwrap()), "not who was told");
         self.events.push_back(format!("begin from=<{from}> to={to} {body} {protocol} {helo}{size}{tls}{asked}"));
         Ok(())
     }
@@ -68,6 +79,11 @@ impl Host for Recorder {
             "busy.ours.test" => Etrn::Refused,
             _ => Etrn::NotOurs,
         }
+    }
+
+    fn xclient(&mut self, client: SocketAddr) {
+        self.client = Some(client);
+        self.events.push_back(format!("client {client}"));
     }
 
     fn chunk(&mut self, content: &[u8]) -> Result<(), Trouble> {
@@ -117,5 +133,5 @@ pub(crate) fn settings() -> Settings {
 }
 
 pub(crate) fn session(settings: Settings) -> Session {
-    Session::new(Arc::new(settings), "192.0.2.7:4321".parse().unwrap(), 7, Timestamp::from_unix_ms(START))
+    Session::new(Arc::new(settings), PEER.parse().unwrap(), 7, Timestamp::from_unix_ms(START))
 }

@@ -6,9 +6,14 @@
     reason = "these are tests throughout: a panic is how they fail"
 )]
 
+mod against;
 mod dialogues;
 mod host;
+mod model;
+mod must;
 mod open_relay;
+mod played;
 mod properties;
 #[path = "../../../../tests/dialogue/script.rs"]
 mod script;
+mod spoken;

@@ -12,7 +12,9 @@ const TLS: &str = "TLSv1.3 TLS_AES_256_GCM_SHA384";
 fn offering_tls() -> Session {
     let mut settings = settings();
     settings.starttls = true;
-    session(settings)
+    let mut session = session(settings);
+    session.allow_xclient();
+    session
 }
 
 /// Feeds everything, and commits what there is to commit. A client waits for the reply to EHLO and HELO.
@@ -53,6 +55,11 @@ fn talk(clear: &[u8], inside: &[u8], pieces: usize) -> (String, Vec<String>, boo
     (output, host.events.into(), closed)
 }
 
+/// RFC 2034 section 4: the greeting, the replies to HELO and EHLO, and 354.
+fn is_without_status(line: &str) -> bool {
+    ["220 mx2.test ", "250 mx2.test", "250-", "250 HELP", "354 "].iter().any(|begins| line.starts_with(begins))
+}
+
 fn is_well_formed(output: &str) -> bool {
     let line = |line: &str| {
         let (code, rest) = line.split_at(3);
@@ -61,6 +68,8 @@ fn is_well_formed(output: &str) -> bool {
             && rest.starts_with([' ', '-'])
             && line.len() <= 510
             && line.bytes().all(|b| (b' '..=b'~').contains(&b))
+            && (is_without_status(line)
+                || rest.get(1..).is_some_and(|text| text.starts_with(&format!("{}.", &code[..1]))))
     };
     output.ends_with("\r\n") && output.split_terminator("\r\n").all(line)
 }
@@ -75,6 +84,8 @@ fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
         b"RCPT TO:<u@foreign.test>\r\n",
         b"RCPT TO:<",
         b"DATA\r\n",
+        b"DATA x\r\n",
+        b"BDAT\t6\r\n",
         b"BDAT 6\r\n",
         b"BDAT 9 LAST\r\n",
         b"BDAT 0 LAST\r\n",
@@ -85,6 +96,8 @@ fn session_bytes() -> impl Strategy<Value = Vec<u8>> {
         b"RSET\r\n",
         b"NOOP x\r\n",
         b"STARTTLS\r\n",
+        b"XCLIENT ADDR=203.0.113.7 PORT=5\r\n",
+        b"XCLIENT PROTO=ESMTP HELO=c.test\r\n",
         b"text\r\n",
         b"..\r\n",
         b".\r\n",
@@ -264,4 +277,117 @@ fn the_host_never_gets_more_than_the_limit() {
         assert!(!host.open, "aborted before the end of data, which may never come");
         assert!(host.content.len() <= 1_000);
     }
+}
+
+/// The replies to each line of a session that offers STARTTLS; each waits for the one before.
+fn asked(lines: &[&str]) -> Vec<String> {
+    let (mut session, mut host) = (offering_tls(), Recorder::default());
+    let ask = |line: &&str| {
+        session.output().clear();
+        session.receive(format!("{line}\r\n").as_bytes(), Timestamp::from_unix_ms(START), &mut host);
+        String::from_utf8(session.output().clone()).unwrap()
+    };
+    lines.iter().map(ask).collect()
+}
+
+/// RFC 5321 sections 4.1.1.1 and 4.2.4.
+#[test]
+fn what_ehlo_offers_is_there() {
+    let offers = asked(&["EHLO c.test"]).remove(0);
+    for (keyword, command) in [
+        ("SIZE", "MAIL FROM:<> SIZE=1"),
+        ("8BITMIME", "MAIL FROM:<> BODY=8BITMIME"),
+        ("SMTPUTF8", "MAIL FROM:<> SMTPUTF8"),
+        ("DSN", "MAIL FROM:<> RET=FULL ENVID=x"),
+        ("CHUNKING", "BDAT 0 LAST"),
+        ("ETRN", "ETRN ours.test"),
+        ("STARTTLS", "STARTTLS"),
+        ("XCLIENT", "XCLIENT PORT=5"),
+        ("VRFY", "VRFY u"),
+        ("HELP", "HELP"),
+        ("EXPN", "EXPN list"),
+        ("AUTH", "AUTH PLAIN"),
+        ("ATRN", "ATRN"),
+        ("TURN", "TURN"),
+        ("BURL", "BURL x LAST"),
+        ("SEND", "SEND FROM:<>"),
+        ("SOML", "SOML FROM:<>"),
+        ("SAML", "SAML FROM:<>"),
+        ("BINARYMIME", "MAIL FROM:<> BODY=BINARYMIME"),
+        ("FUTURERELEASE", "MAIL FROM:<> HOLDFOR=1"),
+        ("DELIVERBY", "MAIL FROM:<> BY=1;R"),
+        ("MT-PRIORITY", "MAIL FROM:<> MT-PRIORITY=1"),
+        ("REQUIRETLS", "MAIL FROM:<> REQUIRETLS"),
+    ] {
+        let is_offered = offers.contains(&format!("-{keyword}")) || offers.contains(&format!(" {keyword}\r\n"));
+        let said = asked(&["EHLO c.test", command]).remove(1);
+        let is_there = !["500 ", "502 ", "555 "].iter().any(|code| said.starts_with(code));
+        assert_eq!(is_offered, is_there, "{keyword}: {said}");
+    }
+}
+
+/// RFC 3461 section 5.1.
+#[test]
+fn notifications_asked_for_change_no_reply() {
+    for sender in ["<>", "<a@b.test>", "<a@[192.0.2.1]>", "<a b@c>", "<j\u{f6}rg@b.test>", "<a@b.test> SIZE=2000"] {
+        let plain = asked(&["EHLO c.test", &format!("MAIL FROM:{sender}")]).remove(1);
+        let with = asked(&["EHLO c.test", &format!("MAIL FROM:{sender} RET=HDRS ENVID=+2B")]).remove(1);
+        assert_eq!(plain, with, "{sender}");
+    }
+    for recipient in ["<u@ours.test>", "<nobody@ours.test>", "<u@foreign.test>", "<>", "<a%b@ours.test>"] {
+        for asked_for in
+            ["NOTIFY=NEVER", "NOTIFY=SUCCESS,FAILURE,DELAY", "ORCPT=rfc822;x@y", "ORCPT=x400;+3D NOTIFY=DELAY"]
+        {
+            let rcpt =
+                |with: &str| asked(&["EHLO c.test", "MAIL FROM:<>", &format!("RCPT TO:{recipient} {with}")]).remove(2);
+            assert_eq!(rcpt(""), rcpt(asked_for), "{recipient} {asked_for}");
+        }
+    }
+}
+
+/// Of recipients as long as they may be a hundred are taken, as RFC 5321 section 4.5.3.1.8 has it, and not many more.
+#[test]
+fn an_envelope_does_not_grow_with_all_that_a_peer_may_say_of_its_recipients() {
+    let recipients = |path: &str, original: usize| {
+        let line = format!("RCPT TO:<{path}@ours.test> ORCPT=rfc822;{}", "o".repeat(original));
+        let lines = [&["EHLO c.test", "MAIL FROM:<>"][..], &vec![line.as_str(); 999]].concat();
+        let said = asked(&lines);
+        let taken = said.iter().filter(|reply| reply.starts_with("250 2.1.5 ")).count();
+        assert_eq!(said.iter().filter(|reply| reply.starts_with("452 4.5.3 ")).count(), 999 - taken);
+        taken
+    };
+    assert_eq!(recipients("u", 100), 999);
+    let longest = recipients(&"u".repeat(64), 493);
+    assert!((100..300).contains(&longest), "{longest} recipients of 570 octets");
+}
+
+/// Content at `bytes` in each 600 s, a piece a second, for half an hour; whether it was listened to until then.
+fn trickle(bytes: usize) -> bool {
+    let mut settings = settings();
+    settings.max_message_bytes = 1 << 20;
+    let (mut session, mut host) = (session(settings), Recorder::default());
+    for group in ["EHLO c\r\n", "MAIL FROM:<a@sender.test>\r\nRCPT TO:<b@ours.test>\r\nDATA\r\n"] {
+        session.receive(group.as_bytes(), Timestamp::from_unix_ms(START), &mut host);
+    }
+    let mut sent = 0;
+    for second in 1..=1_800 {
+        let now = Timestamp::from_unix_ms(START + second * 1_000 - 1);
+        let due = bytes * second as usize / 600;
+        // Lines of 1,000 bytes: where one ends, its CRLF counts with what follows it.
+        let piece: Vec<u8> = (sent..due).map(|n| [b'x', b'\r', b'\n'][(n % 1_000).saturating_sub(997)]).collect();
+        session.receive(&piece, now, &mut host);
+        sent = due;
+        session.handle_timeout(now, &mut host);
+        if session.wants_close() {
+            return false;
+        }
+    }
+    session.receive(b"\r\n.\r\n", Timestamp::from_unix_ms(START + 1_800_000), &mut host);
+    session.awaits_commit()
+}
+
+#[test]
+fn a_sender_exactly_at_the_floor_of_the_byte_rate_is_heard_to_the_end_and_one_below_is_not() {
+    assert!(trickle(64 << 10), "64 KiB in 600 s is what the README promises");
+    assert!(!trickle((64 << 10) - 600), "a byte a second less");
 }
