@@ -91,7 +91,7 @@ impl<'a> Lines<'a> {
 }
 
 /// What the three files say; `since` is empty if there is no third.
-pub(super) fn parse(id: &str, head: &[u8], data: &[u8], since: &[u8]) -> Result<Letter, Unreadable> {
+pub(crate) fn parse(id: &str, head: &[u8], data: &[u8], since: &[u8]) -> Result<Letter, Unreadable> {
     let mut lines = Lines { rest: head, line: 0 };
     if lines.next()?.strip_suffix(H.as_bytes()) != Some(id.as_bytes()) {
         return lines.wrong("it does not begin with its own name: that is no header file of Exim");

@@ -34,7 +34,7 @@ pub(super) fn list(path: &Path) -> anyhow::Result<Listing> {
 }
 
 /// What the file says. For `to`, if anybody is named there; else for whom its headers name.
-pub(super) fn parse(bytes: &[u8], to: &[String]) -> Result<Letter, Unreadable> {
+pub(crate) fn parse(bytes: &[u8], to: &[String]) -> Result<Letter, Unreadable> {
     let headers = headers(bytes);
     let first = |wanted: &str| headers.iter().find(|(name, _)| name == wanted).map(|(_, value)| bare(value));
     let recipients = match RECIPIENT_HEADERS.iter().find_map(|name| first(name)) {

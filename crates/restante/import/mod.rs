@@ -3,9 +3,9 @@
 //! Opens nothing for writing and takes no lock; decides about no recipient. The parsers take bytes and give a [`Letter`]:
 //! whatever the bytes are, they end, and take no more memory than some few times as much.
 
-mod exim;
-mod maildir;
-mod postfix;
+pub(crate) mod exim;
+pub(crate) mod maildir;
+pub(crate) mod postfix;
 
 use restante_envelope::{DsnRequest, RecipientDsn};
 use sha2::{Digest as _, Sha256};

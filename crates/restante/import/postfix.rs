@@ -112,7 +112,7 @@ enum Part {
 }
 
 /// What the file says.
-pub(super) fn parse(bytes: &[u8]) -> Result<Letter, Unreadable> {
+pub(crate) fn parse(bytes: &[u8]) -> Result<Letter, Unreadable> {
     let mut records = Records { bytes, at: 0, read_bytes: 0 };
     if bytes.first() != Some(&b'C') {
         return records.malformed("it does not begin with a size record: that is no queue file of Postfix");

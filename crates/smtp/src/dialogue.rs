@@ -20,12 +20,33 @@ const PROTOCOL_ERRORS_MAX: u32 = 20;
 const MAIL_ERRORS_MAX: u32 = 100;
 /// NOOP, RSET, EHLO and the like, which cost a client nothing and hold a connection.
 const IDLE_COMMANDS_MAX: u32 = 100;
+/// 4xx replies, mostly to RCPT. No fault of the client's, and a mailing list may well offer all its members at once to learn what
+/// we take; but who goes on after ten full envelopes of them does not want to learn, and holds a connection.
+const PUT_OFF_MAX: u32 = 10_000;
 
 /// What the paths and ORCPTs of one envelope may take in memory: a thousand recipients of 128 octets. With all of them as long as may be,
 /// a session would hold most of a megabyte before its content is even counted, and there are thousands of sessions.
 const ENVELOPE_BYTES_MAX: usize = 131_072;
 /// RFC 5321 section 4.5.3.1.8: so many are taken in any case.
 const RECIPIENTS_MIN: usize = 100;
+
+/// What a session has on its account, up to the limits above, since its last message was taken.
+#[derive(Debug, Default)]
+pub(crate) struct Strikes {
+    protocol_errors: u32,
+    mail_errors: u32,
+    idle_commands: u32,
+    put_off: u32,
+}
+
+impl Strikes {
+    fn are_too_many(&self) -> bool {
+        self.protocol_errors >= PROTOCOL_ERRORS_MAX
+            || self.mail_errors >= MAIL_ERRORS_MAX
+            || self.idle_commands > IDLE_COMMANDS_MAX
+            || self.put_off >= PUT_OFF_MAX
+    }
+}
 
 /// What the client called itself.
 #[derive(Debug)]
@@ -298,7 +319,7 @@ impl Session {
     /// A command that brings no mail nearer.
     fn idle(&mut self, next: Dialogue, say: Say<'_>, host: &mut impl Host) -> State {
         self.say(say);
-        self.idle_commands += 1;
+        self.strikes.idle_commands += 1;
         self.unless_too_many_errors(next, host)
     }
 
@@ -439,9 +460,9 @@ impl Session {
 
     pub(crate) fn after_fault(&mut self, dialogue: Dialogue, say: Say<'_>, host: &mut impl Host) -> State {
         match say.fault() {
-            Fault::None => {}
-            Fault::Mail => self.mail_errors += 1,
-            Fault::Protocol => self.protocol_errors += 1,
+            Fault::None => self.strikes.put_off += 1,
+            Fault::Mail => self.strikes.mail_errors += 1,
+            Fault::Protocol => self.strikes.protocol_errors += 1,
             Fault::Fatal => {
                 dialogue.reset(host);
                 return State::Closed;
@@ -451,10 +472,7 @@ impl Session {
     }
 
     fn unless_too_many_errors(&mut self, dialogue: Dialogue, host: &mut impl Host) -> State {
-        if self.protocol_errors < PROTOCOL_ERRORS_MAX
-            && self.mail_errors < MAIL_ERRORS_MAX
-            && self.idle_commands <= IDLE_COMMANDS_MAX
-        {
+        if !self.strikes.are_too_many() {
             return State::Dialogue(dialogue);
         }
         dialogue.reset(host);

@@ -34,6 +34,8 @@ pub(crate) struct Receiving {
     /// chunks do not renew it.
     pub(crate) deadline: Timestamp,
     renewed_at_bytes: u64,
+    /// As they came: a run of CRs may be millions of them, and one space or nothing of the content.
+    octets: u64,
 }
 
 /// What is counted and passed on of a content.
@@ -97,6 +99,7 @@ impl Receiving {
             is_strict: settings.bare_line_ends == BareLineEnds::Reject,
             deadline: now + settings.data_timeout,
             renewed_at_bytes: 0,
+            octets: 0,
         }
     }
 
@@ -109,7 +112,7 @@ impl Receiving {
     fn refusal(&self) -> Option<Say<'static>> {
         if self.framing.has_bare_cr_or_lf && self.is_strict {
             Some(Say::BareCrOrLf)
-        } else if self.intake.size_bytes > self.intake.limit_bytes {
+        } else if self.intake.size_bytes > self.intake.limit_bytes || self.is_excessive() {
             Some(Say::TooLarge)
         } else if self.intake.header.bytes > self.intake.header_limit_bytes {
             Some(Say::HeaderTooLarge)
@@ -122,7 +125,7 @@ impl Receiving {
 
     /// So much more than the limit that its end is not waited for.
     fn is_excessive(&self) -> bool {
-        is_excessive(self.intake.size_bytes, self.intake.limit_bytes)
+        is_excessive(self.intake.size_bytes.max(self.octets), self.intake.limit_bytes)
     }
 }
 
@@ -224,6 +227,7 @@ impl Session {
         let Receiving { framing, intake, .. } = receiving;
         let before = intake.size_bytes;
         let (consumed, ended) = framing.receive(input, |content| intake.take(content, host));
+        receiving.octets = receiving.octets.saturating_add(consumed as u64);
         if framing.has_bare_cr_or_lf && receiving.is_strict {
             intake.give_up(host);
         }

@@ -1,7 +1,7 @@
 //! One connection's state, and what happens to it from outside: input, the commit, time, shutdown, the peer's leaving.
 //! Does no I/O, reads no clock, and says 250 to a message only when it is told that the message is stored.
 
-use crate::dialogue::{Dialogue, Hello};
+use crate::dialogue::{Dialogue, Hello, Strikes};
 use crate::host::{Counts, Host, RefusedConnection, Resolution, Settings, Stage, Trouble};
 use crate::line::LineReader;
 use crate::receiving::{Chunk, Receiving};
@@ -45,10 +45,7 @@ pub struct Session {
     pub(crate) lines: LineReader,
     pub(crate) output: Vec<u8>,
     pub(crate) deadline: Timestamp,
-    pub(crate) protocol_errors: u32,
-    pub(crate) mail_errors: u32,
-    /// Since the last message that was stored, as the two above.
-    pub(crate) idle_commands: u32,
+    pub(crate) strikes: Strikes,
     stops_after_commit: bool,
     pub(crate) quit: bool,
     /// Version and cipher suite, once TLS is active.
@@ -88,9 +85,7 @@ impl Session {
             lines: LineReader::default(),
             output: Vec::new(),
             deadline,
-            protocol_errors: 0,
-            mail_errors: 0,
-            idle_commands: 0,
+            strikes: Strikes::default(),
             stops_after_commit: false,
             quit: false,
             tls: None,
@@ -155,7 +150,7 @@ impl Session {
         match resolution {
             Resolution::Stored(id) => {
                 self.counts.accepted = self.counts.accepted.saturating_add(1);
-                (self.protocol_errors, self.mail_errors, self.idle_commands) = (0, 0, 0);
+                self.strikes = Strikes::default();
                 self.say(Say::Stored(id));
             }
             // The 421 for the message is the one that closes the connection, too.
@@ -186,7 +181,7 @@ impl Session {
         self.tls = Some(tls);
         self.lines = LineReader::default();
         // Of errors, too: who made them is not known. It is forgiven once, for there is no second handshake.
-        (self.protocol_errors, self.mail_errors, self.idle_commands) = (0, 0, 0);
+        self.strikes = Strikes::default();
         self.deadline = now + self.settings.command_timeout;
         self.state = State::Dialogue(Dialogue::Greeted);
     }

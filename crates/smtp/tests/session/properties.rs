@@ -391,3 +391,42 @@ fn a_sender_exactly_at_the_floor_of_the_byte_rate_is_heard_to_the_end_and_one_be
     assert!(trickle(64 << 10), "64 KiB in 600 s is what the README promises");
     assert!(!trickle((64 << 10) - 600), "a byte a second less");
 }
+
+#[test]
+fn a_content_of_nothing_but_crs_is_not_read_for_ever() {
+    let mut settings = settings();
+    settings.max_message_bytes = 1 << 20;
+    let (mut session, mut host, now) = (session(settings), Recorder::default(), Timestamp::from_unix_ms(START));
+    for group in ["EHLO c\r\n", "MAIL FROM:<a@sender.test>\r\nRCPT TO:<b@ours.test>\r\nDATA\r\n"] {
+        session.receive(group.as_bytes(), now, &mut host);
+    }
+    session.output().clear();
+    let kept = (0..).take_while(|_| {
+        session.receive(&[b'\r'; 1 << 10], now, &mut host);
+        !session.wants_close()
+    });
+    assert_eq!(kept.count(), 3 << 10, "twice the limit, and 1 MiB");
+    let replies = String::from_utf8(session.output().clone()).unwrap();
+    assert!(replies.starts_with("552 5.3.4 ") && replies.lines().nth(1).unwrap().starts_with("421 "), "{replies}");
+    assert!(!host.open);
+}
+
+#[test]
+fn who_is_put_off_without_end_is_no_mailing_list() {
+    let mut settings = settings();
+    settings.max_recipients = 1;
+    let (mut session, mut host) = (session(settings), Recorder::default());
+    let rcpt = "RCPT TO:<b@ours.test>\r\n";
+    let mut say = |lines: &str| {
+        feed(&mut session, &mut host, lines.as_bytes(), usize::MAX);
+        let said = String::from_utf8(std::mem::take(session.output())).unwrap();
+        (said.lines().last().unwrap()[..3].to_owned(), session.wants_close())
+    };
+    say(&format!("EHLO c.test\r\nMAIL FROM:<a@sender.test>\r\n{rcpt}"));
+    assert_eq!(say(&rcpt.repeat(9_999)), ("452".to_owned(), false));
+    // A message that is taken shows that it has learned.
+    assert_eq!(say("DATA\r\n.\r\n"), ("250".to_owned(), false));
+    say(&format!("MAIL FROM:<a@sender.test>\r\n{rcpt}"));
+    assert_eq!(say(&rcpt.repeat(9_999)), ("452".to_owned(), false));
+    assert_eq!(say(rcpt), ("421".to_owned(), true));
+}
