@@ -34,8 +34,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("restante-fuzz", &["restante-envelope", "restante-ledger", "restante-journal", "restante-smtp"]),
 ];
 
-/// The only packages with a runtime or a network.
-const MAY_HAVE_TOKIO: &[&str] = &["restante", "restante-courier"];
+/// The only packages with a runtime or a network; the fuzz targets have the names of its traits alone.
+const MAY_HAVE_TOKIO: &[&str] = &["restante", "restante-courier", "restante-fuzz"];
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
