@@ -15,8 +15,11 @@ const VERSION: i64 = 4;
 const APPLICATION: i64 = 0x5253_5449;
 /// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Pages in memory, in KiB: the upper levels of the trees of millions of messages.
-const CACHE_KIB: u32 = 8 << 10;
+/// Pages in memory, in KiB: the upper levels of the trees of a million messages, and what one transaction touches. The rest is in the
+/// memory of the system, a read away, and not in ours until the end of days.
+const CACHE_KIB: u32 = 512;
+/// The same of an index that is made for one command.
+const TEMPORARY_CACHE_KIB: u32 = 64 << 10;
 
 const SCHEMA: &str = "
     CREATE TABLE meta (
@@ -170,8 +173,7 @@ impl Index {
     pub fn temporary(keep: Keep) -> Result<Self, IndexError> {
         let connection = Connection::open("")?;
         connection.execute_batch(&format!(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{};",
-            8 * CACHE_KIB
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -{TEMPORARY_CACHE_KIB};"
         ))?;
         let mut index = Self { connection, keep };
         index.create(&Origin { journal: 0, damage: String::new() })?;

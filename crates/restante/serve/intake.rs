@@ -6,7 +6,7 @@
 
 use super::journal::{Entry, NOT_YET, Refused, stored};
 use super::log::Line;
-use super::memory::Share;
+use super::memory::{PIECE_BYTES, Share};
 use super::relay::Request;
 use super::session::Door;
 use super::socket::READ_BYTES;
@@ -25,8 +25,6 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 /// A content of up to this many bytes is kept in one piece and stands in the journal; beyond, it is a blob. Writing it twice
 /// (once to fill the journal ahead) and reading it at each scan costs more than a file of its own from about here on.
 const INLINE_BYTES_MAX: usize = 256 << 10;
-/// Written to a blob at once, if there is memory to gather so much.
-const WRITE_BYTES: usize = 256 << 10;
 /// Blobs written and synced at the same moment, of all sessions: with more, the disk's queue is full of them, and small mail
 /// waits behind it (figures in FORMAT.md section 1). With one, a disk that could take more idles between two syncs.
 pub(super) const DISK_TURNS: usize = 2;
@@ -117,8 +115,9 @@ impl<'a> Visitor<'a> {
         }
         let covered = self.door.memory.cover(&mut content.memory, content.buffer.capacity());
         content.large |= !covered || content.buffer.len() > INLINE_BYTES_MAX;
-        if content.large && (!covered || content.buffer.len() + READ_BYTES > WRITE_BYTES) {
-            self.write_out().await;
+        if content.large && (!covered || content.buffer.len() + READ_BYTES > PIECE_BYTES) {
+            // Boxed, as below: what few messages need would else be part of every connection, idle ones included.
+            Box::pin(self.write_out()).await;
         }
         if !covered {
             self.content.shrink();
@@ -129,7 +128,7 @@ impl<'a> Visitor<'a> {
     pub(super) async fn resolution(&mut self) -> Resolution {
         let outcome = match self.commit.take() {
             Some(Commit::Offered(receiver)) => receiver.await.unwrap_or(Err(Refused::Failed)),
-            Some(Commit::Large(ending)) => self.commit_large(*ending).await,
+            Some(Commit::Large(ending)) => Box::pin(self.commit_large(*ending)).await,
             Some(Commit::Refused(refused)) => Err(refused),
             None => Err(Refused::Failed),
         };
@@ -192,7 +191,7 @@ impl<'a> Visitor<'a> {
         if trouble.is_some() {
             return;
         }
-        let (mut bytes, open, door) = (std::mem::take(buffer), blob.take(), self.door.clone());
+        let (bytes, open, door) = (std::mem::take(buffer), blob.take(), self.door.clone());
         let written = self.on_disk(move || {
             // Before each piece, not once: many grow at the same time, and not all of them said how large they would be.
             if !door.space.takes_large(bytes.len() as u64) {
@@ -201,17 +200,13 @@ impl<'a> Visitor<'a> {
             let name = || BlobName::from_bits(clock::entropy128());
             let mut writer = open.map_or_else(|| BlobWriter::create(&door.storage, name()), Ok)?;
             writer.write(&bytes)?;
-            bytes.clear();
             Ok((writer, bytes))
         });
         match written.await {
-            Ok((writer, mut emptied)) => {
+            Ok((writer, emptied)) => {
                 self.content.blob = Some(writer);
-                if emptied.capacity() > WRITE_BYTES {
-                    emptied.shrink_to(WRITE_BYTES);
-                    self.content.memory = Share::default();
-                }
-                self.content.buffer = emptied;
+                self.content.memory = Share::default();
+                self.door.memory.keep(emptied);
             }
             Err(refused) => self.content.trouble = Some(refused),
         }
@@ -265,6 +260,7 @@ impl<'a> Visitor<'a> {
     /// Lets go of the content; a blob that was begun is removed.
     fn discard(&mut self) {
         let content = std::mem::take(&mut self.content);
+        self.door.memory.keep(content.buffer);
         let Some(writer) = content.blob else { return };
         // Removing a large file may take its time. At the very end there is no runtime to do it on.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -361,6 +357,10 @@ impl Host for Visitor<'_> {
         match self.content.trouble {
             Some(refused) => Err(refused.trouble()),
             None => {
+                let Content { buffer, memory, large, .. } = &mut self.content;
+                if *large && buffer.capacity() == 0 && self.door.memory.cover(memory, PIECE_BYTES) {
+                    *buffer = self.door.memory.piece();
+                }
                 self.content.buffer.extend_from_slice(content);
                 self.content.bytes += content.len() as u64;
                 Ok(())

@@ -7,11 +7,11 @@ use crate::config::Limits;
 use restante_smtp::RefusedConnection;
 use rustix::io::Errno;
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -40,39 +40,67 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// Accepts on all listeners until told to stop, then waits for the sessions to end.
-pub(crate) async fn run(listeners: Vec<TcpListener>, door: Arc<Door>, limits: watch::Receiver<Limits>) {
-    let mut stop = pin!(session::stop(door.stopping.clone()));
-    let mut guests =
-        Guests { limits, sessions: JoinSet::new(), clients: HashMap::new(), turned_away: JoinSet::new(), leaving: 0 };
-    let mut spare = Spare::new();
-    let mut number = clock::now().unix_ms();
-    loop {
-        tokio::select! {
-            accepted = accept(&listeners) => match accepted {
-                Ok((stream, client)) => {
-                    // Replies are small and awaited: never held back to be joined with the next.
-                    let _best_effort = stream.set_nodelay(true);
-                    guests.admit(stream, canonical(client), number, &door);
-                    number += 1;
-                }
-                Err(error) => {
-                    tracing::warn!("cannot accept a connection: {error}");
-                    let of_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
-                    match of_files.contains(&error.raw_os_error()) {
-                        true => spare.relieve(&listeners).await,
-                        false => tokio::time::sleep(ACCEPT_PAUSE).await,
+/// Where connections come in.
+pub(crate) struct Entrance {
+    listeners: Vec<TcpListener>,
+    door: Arc<Door>,
+    guests: Guests,
+    spare: Spare,
+    number: u64,
+}
+
+impl Entrance {
+    pub(crate) fn new(listeners: Vec<TcpListener>, door: Arc<Door>, limits: watch::Receiver<Limits>) -> Self {
+        let guests = Guests {
+            limits,
+            sessions: JoinSet::new(),
+            clients: HashMap::new(),
+            turned_away: JoinSet::new(),
+            leaving: 0,
+        };
+        Self { listeners, door, guests, spare: Spare::new(), number: clock::now().unix_ms() }
+    }
+
+    /// Accepts on all listeners, for as long as this is polled.
+    ///
+    /// To be polled by one thread, and not by whichever worker is free: who accepts hands out the memory of a connection, so all of it
+    /// is one thread's, and is used again for the next crowd. Accepted on the workers in turn, each comes to hold as much as the largest
+    /// crowd ever took. An allocator that shares among threads was the other way: glibc's does with `MALLOC_ARENA_MAX=1`, which cannot
+    /// be said from within without unsafe code; jemalloc and mimalloc were measured, and held more than glibc at its worst. What else
+    /// belongs to this: large content is gathered in buffers that stay (`memory.rs`), and no task makes another thread a worker.
+    pub(crate) async fn accept(&mut self) -> Infallible {
+        let Self { listeners, door, guests, spare, number } = self;
+        loop {
+            tokio::select! {
+                accepted = accept(listeners) => match accepted {
+                    Ok((stream, client)) => {
+                        // Replies are small and awaited: never held back to be joined with the next.
+                        let _best_effort = stream.set_nodelay(true);
+                        guests.admit(stream, canonical(client), *number, door);
+                        *number += 1;
                     }
-                }
-            },
-            Some(ended) = guests.sessions.join_next_with_id() => guests.gone(ended, &door),
-            Some(_) = guests.turned_away.join_next() => {}
-            () = stop.as_mut() => break,
+                    Err(error) => {
+                        tracing::warn!("cannot accept a connection: {error}");
+                        let of_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+                        match of_files.contains(&error.raw_os_error()) {
+                            true => spare.relieve(listeners).await,
+                            false => tokio::time::sleep(ACCEPT_PAUSE).await,
+                        }
+                    }
+                },
+                Some(ended) = guests.sessions.join_next_with_id() => guests.gone(ended, door),
+                Some(_) = guests.turned_away.join_next() => {}
+            }
         }
     }
-    drop(listeners);
-    while let Some(ended) = guests.sessions.join_next_with_id().await {
-        guests.gone(ended, &door);
+
+    /// Accepts no more, and waits for the sessions to end.
+    pub(crate) async fn drain(self) {
+        let Self { listeners, door, mut guests, .. } = self;
+        drop(listeners);
+        while let Some(ended) = guests.sessions.join_next_with_id().await {
+            guests.gone(ended, &door);
+        }
     }
 }
 
@@ -115,11 +143,7 @@ impl Guests {
         door.metrics.connection_opened();
         let guest = Arc::new(Guest::new(clock::now()));
         let seat = door.crowd.seat(number, ip, guest.clone());
-        let served = session::serve(stream, client, number, (place, guest), door.clone());
-        let task = self.sessions.spawn(async move {
-            let _seat = seat;
-            served.await;
-        });
+        let task = self.sessions.spawn(session::serve(stream, client, number, (place, seat, guest), door.clone()));
         self.clients.insert(task.id(), ip);
     }
 

@@ -3,8 +3,12 @@
 //! Nobody at the door waits for it and nobody is turned away for want of it: content that finds no room here goes to the
 //! disk early. Attempts do wait, and a part of the budget is theirs alone, so that clients who hold theirs for hours cannot
 //! keep mail from leaving.
+//!
+//! Content that is written to the disk in pieces is gathered in buffers that are kept and used again: given back to the allocator,
+//! which keeps a heap for each thread, they would be cut up for what is small and lives long, and each crowd of large messages would
+//! take new ones (some 100 KiB of each message of 50 MiB, measured).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// What is accounted at once: the smallest message takes no more, and the counter stays small.
@@ -14,9 +18,17 @@ const BUDGET_BYTES: usize = 96 << 20;
 /// Of it, what the door leaves to attempts: 64 messages of the greatest size that is kept in one piece.
 const FOR_ATTEMPTS_BYTES: usize = 16 << 20;
 
+/// What is gathered of a large content before it is written to the disk, if there is memory for so much.
+pub(crate) const PIECE_BYTES: usize = 128 << 10;
+/// Buffers of that size that are kept while nobody uses them, beside the budget; 4 MiB: what thirty large messages at once take.
+const PIECES_KEPT: usize = 32;
+
 /// The budget; cloned, it is the same one.
 #[derive(Clone)]
-pub(crate) struct Memory(Arc<Semaphore>);
+pub(crate) struct Memory {
+    steps: Arc<Semaphore>,
+    pieces: Arc<Mutex<Vec<Vec<u8>>>>,
+}
 
 /// A share of it, given back when dropped.
 #[derive(Default)]
@@ -31,7 +43,7 @@ impl Share {
 
 impl Memory {
     pub(crate) fn new() -> Self {
-        Self(Arc::new(Semaphore::new(BUDGET_BYTES / STEP_BYTES)))
+        Self { steps: Arc::new(Semaphore::new(BUDGET_BYTES / STEP_BYTES)), pieces: Arc::default() }
     }
 
     /// Makes `share` cover `bytes`; false, with the share as it was, where there is no room.
@@ -40,10 +52,10 @@ impl Memory {
         if more == 0 {
             return true;
         }
-        if self.0.available_permits() < more.saturating_add(FOR_ATTEMPTS_BYTES / STEP_BYTES) {
+        if self.steps.available_permits() < more.saturating_add(FOR_ATTEMPTS_BYTES / STEP_BYTES) {
             return false;
         }
-        let Ok(permit) = self.0.clone().try_acquire_many_owned(steps(more)) else { return false };
+        let Ok(permit) = self.steps.clone().try_acquire_many_owned(steps(more)) else { return false };
         match &mut share.0 {
             Some(held) => held.merge(permit),
             None => share.0 = Some(permit),
@@ -51,17 +63,34 @@ impl Memory {
         true
     }
 
+    /// An empty buffer of [`PIECE_BYTES`], for who has a share of as much.
+    pub(crate) fn piece(&self) -> Vec<u8> {
+        let kept = self.pieces.lock().ok().and_then(|mut pieces| pieces.pop());
+        kept.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES))
+    }
+
+    /// Keeps `buffer` for the next who needs one, if it is a piece.
+    pub(crate) fn keep(&self, mut buffer: Vec<u8>) {
+        if buffer.capacity() == PIECE_BYTES
+            && let Ok(mut pieces) = self.pieces.lock()
+            && pieces.len() < PIECES_KEPT
+        {
+            buffer.clear();
+            pieces.push(buffer);
+        }
+    }
+
     /// A share for an attempt that holds another already: two that waited for one another's would wait for ever.
     pub(crate) fn for_next_attempt(&self, bytes: u64) -> Option<Share> {
         let steps = steps(usize::try_from(bytes).ok()?.div_ceil(STEP_BYTES));
-        self.0.clone().try_acquire_many_owned(steps).ok().map(|permit| Share(Some(permit)))
+        self.steps.clone().try_acquire_many_owned(steps).ok().map(|permit| Share(Some(permit)))
     }
 
     /// Waits for a share for an attempt. What is larger than all that attempts may count on gets that much.
     pub(crate) async fn for_attempt(&self, bytes: u64) -> Share {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX).min(FOR_ATTEMPTS_BYTES);
         // An error would mean that the budget is closed; it never is.
-        Share(self.0.clone().acquire_many_owned(steps(bytes.div_ceil(STEP_BYTES))).await.ok())
+        Share(self.steps.clone().acquire_many_owned(steps(bytes.div_ceil(STEP_BYTES))).await.ok())
     }
 }
 
@@ -72,6 +101,21 @@ fn steps(n: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_crowd_of_large_messages_leaves_no_more_than_is_kept() {
+        let memory = Memory::new();
+        let pieces: Vec<Vec<u8>> = (0..2 * PIECES_KEPT).map(|_| memory.piece()).collect();
+        pieces.into_iter().for_each(|mut piece| {
+            piece.extend_from_slice(b"of another");
+            memory.keep(piece);
+        });
+        memory.keep(Vec::with_capacity(2 * PIECE_BYTES));
+        assert_eq!(memory.pieces.lock().unwrap().len(), PIECES_KEPT);
+        let again = memory.piece();
+        assert!(again.is_empty() && again.capacity() == PIECE_BYTES);
+        assert_eq!(memory.pieces.lock().unwrap().len(), PIECES_KEPT - 1);
+    }
 
     #[tokio::test]
     async fn clients_that_hold_all_they_can_keep_no_mail_from_leaving() {

@@ -49,6 +49,7 @@ use crate::cli::exit;
 use crate::clock;
 use crate::config::{Config, Flags, Limits, Route};
 use anyhow::{Context as _, bail};
+use listener::Entrance;
 use log_cursor::Boot;
 use reserve::Reserve;
 use restante_courier::Target;
@@ -476,7 +477,7 @@ impl Daemon {
             tokio::spawn(http::on_tcp(listener, admin::router(admin.clone(), true)));
         }
         tokio::spawn(door.tls.clone().watch());
-        let listeners = tokio::spawn(listener::run(sockets.smtp, door.clone(), limits));
+        let mut entrance = Entrance::new(sockets.smtp, door.clone(), limits);
         tokio::spawn(reloading.run());
         tokio::spawn(retention.run());
         announce(&smtp, admin_address)?;
@@ -486,12 +487,13 @@ impl Daemon {
         let relay_died = tokio::select! {
             () = shutdown::wait(signals, &journal, stop_with_stdin) => false,
             _ = &mut relay => true,
+            never = entrance.accept() => match never {},
         };
         notify::stopping();
         let _no_receiver_left = stop.send(true);
         scrub.stop();
         // Sessions end first: those that await a commit get their 250. Then nobody can hand over mail any more.
-        if tokio::time::timeout(shutdown::SESSIONS, listeners).await.is_err() {
+        if tokio::time::timeout(shutdown::SESSIONS, entrance.drain()).await.is_err() {
             tracing::warn!("some clients did not take their 421 in time");
         }
         // Attempts under way may still be told their outcome.

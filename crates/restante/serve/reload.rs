@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinError;
 use tokio::time::MissedTickBehavior;
 
 /// Somebody typing `reload` twice waits for his turn; more than that is a script gone wild.
@@ -103,8 +104,8 @@ impl Reloading {
 
     /// Everything anew, by the flags of the start.
     async fn reload(&mut self) -> Result<Reloaded, Invalid> {
-        let resolved = tokio::task::block_in_place(|| config::resolve(&self.flags));
-        let outcome = match resolved {
+        let flags = self.flags.clone();
+        let outcome = match beside_the_workers(move || config::resolve(&flags)).await {
             Ok(config) => self.swap(config).await,
             Err(invalid) => Err(invalid),
         };
@@ -126,9 +127,10 @@ impl Reloading {
     async fn swap(&mut self, mut new: Config) -> Result<Reloaded, Invalid> {
         limit_connections_to_files(&mut new);
         let routes = table(&new.routes).map_err(|why| Invalid::Flags(vec![why]))?;
-        let tls = &self.parts.tls;
+        let (tls, files) = (self.parts.tls.clone(), new.certificate.clone());
         // Nothing else is taken with a certificate that cannot be served.
-        let certificate = tokio::task::block_in_place(|| tls.reload(new.certificate.as_ref()))
+        let certificate = beside_the_workers(move || tls.reload(files.as_ref()))
+            .await
             .map_err(|why| Invalid::Flags(vec![format!("the certificate for STARTTLS: {why:#}")]))?;
         let done = Reloaded {
             changes: changes::in_words(&self.config, &new).into_iter().chain(certificate).collect(),
@@ -175,8 +177,16 @@ impl Reloading {
         if self.unrecorded.is_some() {
             self.record().await;
         }
-        let (watched, routes) = (&mut self.watched, &mut self.config.routes);
-        let news = tokio::task::block_in_place(|| watched.look(routes));
+        if !self.config.routes.iter().flat_map(|route| &route.listed).any(|listed| matches!(listed, Listed::File(..))) {
+            return;
+        }
+        let (mut watched, mut routes) = (std::mem::take(&mut self.watched), std::mem::take(&mut self.config.routes));
+        let news;
+        (self.watched, self.config.routes, news) = beside_the_workers(move || {
+            let news = watched.look(&mut routes);
+            (watched, routes, news)
+        })
+        .await;
         let mut swapped = false;
         for news in news {
             match news {
@@ -203,6 +213,17 @@ async fn record(journal: &Journal, fact: Fact) -> Result<(), Refused> {
         .submit(Entry { record, fact, about: None, answer: Some(answer), memory: Share::default(), claim: None })
         .await?;
     outcome.await.unwrap_or(Err(Refused::Failed)).map(drop)
+}
+
+/// Does what may wait for a disk. Not `block_in_place`: that makes another thread the worker each time, and what the workers allocate is
+/// spread over the heaps of ever more threads.
+async fn beside_the_workers<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // Never begun: the daemon is at its end.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 async fn told(stopping: &mut watch::Receiver<bool>) {

@@ -3,7 +3,7 @@
 //! Decides nothing about the protocol. An idle connection holds no buffer: bytes are read into the stack when there are
 //! some, and only what a session leaves over is kept.
 
-use super::crowd::{Crowd, Place};
+use super::crowd::{Crowd, Place, Seat};
 use super::intake::Visitor;
 use super::journal::Journal;
 use super::listener;
@@ -113,12 +113,12 @@ pub(crate) async fn serve(
     mut stream: TcpStream,
     peer: SocketAddr,
     number: u64,
-    (place, guest): (Option<Place>, Arc<Guest>),
+    (place, _seat, guest): (Option<Place>, Seat, Arc<Guest>),
     door: Arc<Door>,
 ) {
     let (client, _place) = match place {
         Some(place) => (peer, place),
-        None => match announced(&mut stream, peer, &door).await {
+        None => match Box::pin(announced(&mut stream, peer, &door)).await {
             Some(announced) => announced,
             None => return,
         },
