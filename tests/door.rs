@@ -129,7 +129,7 @@ fn a_balancer_says_whose_connection_it_is_and_nobody_else_does() {
     let directory = scratch();
     let primary = Sink::closed();
     let sections =
-        "[smtp]\nproxy = [\"127.0.9.0/24\"]\nxclient = [\"127.0.8.1\"]\n[limits]\nper_client_connections = 1";
+        "[smtp]\nproxy = [\"127.0.9.0/24\"]\nxclient = [\"127.0.8.0/23\"]\n[limits]\nper_client_connections = 1";
     let mut daemon = daemon(directory.path(), sections, primary.port);
     let connect = |last: [u8; 2], header: &[u8]| {
         let mut stream = connect_from([127, 0, last[0], last[1]], daemon.smtp).unwrap();
@@ -180,6 +180,13 @@ fn a_balancer_says_whose_connection_it_is_and_nobody_else_does() {
     proxy.hello().unwrap();
     let id = offer(&mut proxy, 9);
     assert_eq!(client_of(&daemon, &id), "203.0.113.9");
+    // Who comes through a balancer that might say XCLIENT itself may not, but where he himself is named.
+    for (client, may) in [("203.0.113.10", false), ("127.0.8.2", true)] {
+        let header = format!("PROXY TCP4 {client} 127.0.0.1 4323 25\r\n");
+        let mut behind = Client::over(connect([9, 1], header.as_bytes())).unwrap();
+        behind.hello().unwrap();
+        assert_eq!(behind.extensions.iter().any(|extension| extension.starts_with("XCLIENT ")), may, "{client}");
+    }
     daemon.stop();
 }
 

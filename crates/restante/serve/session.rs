@@ -125,7 +125,8 @@ pub(crate) async fn serve(
     };
     guest.was_heard(false);
     let mut session = Session::new(door.settings.clone(), client, number, clock::now());
-    if door.trusted.xclient.iter().any(|network| network.contains(peer.ip())) {
+    // The one behind a balancer, not the balancer: else all who come through it could say who they are.
+    if door.trusted.xclient.iter().any(|network| network.contains(client.ip())) {
         session.allow_xclient();
     }
     let mut visitor = Visitor::new(&door, client, number);
