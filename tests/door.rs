@@ -82,6 +82,33 @@ fn a_house_full_of_silent_clients_has_a_place_for_one_who_speaks_and_full_of_bus
 }
 
 #[test]
+fn a_house_full_of_clients_that_take_no_reply_has_a_place_too() {
+    let directory = scratch();
+    let primary = Sink::closed();
+    let mut daemon = daemon(directory.path(), "[limits]\nmax_connections = 4", primary.port);
+    // Each transaction is taken, so that the session never comes to its end; its replies are a megabyte.
+    let recipients = "RCPT TO:<box@example.test>\r\n".repeat(10_900);
+    let cycle = format!("MAIL FROM:<a@example.net>\r\n{recipients}DATA\r\nSubject: x\r\n\r\n.\r\n");
+    let deaf: Vec<TcpStream> = (0..4)
+        .map(|_| {
+            let mut stream = Client::ehlo(daemon.smtp).into_stream();
+            SockRef::from(&stream).set_recv_buffer_size(2_048).unwrap();
+            stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+            // It reads no more of ours before we read some of its own.
+            while stream.write_all(cycle.as_bytes()).is_ok() {}
+            stream
+        })
+        .collect();
+    let open: Vec<Client> = (0..4).map(|_| eventually("a place", || Client::connect(daemon.smtp).ok())).collect();
+    eventually("as many as the house has places", || {
+        (daemon.metric("restante_smtp_connections", "")? <= 4.0).then_some(())
+    });
+    assert_eq!(daemon.metric("restante_smtp_connections_sent_off_total", ""), Some(4.0));
+    drop((deaf, open));
+    daemon.stop();
+}
+
+#[test]
 fn one_network_may_not_have_or_do_more_than_its_part_and_its_neighbour_notices_nothing() {
     let directory = scratch();
     let primary = Sink::closed();

@@ -204,7 +204,13 @@ async fn converse(
         visitor.make_room().await;
         if !session.output().is_empty() && !session.awaits_commit() {
             let mut replies = std::mem::take(session.output());
-            socket.write(&replies).await?;
+            tokio::select! {
+                written = socket.write(&replies) => written?,
+                // Nobody would read the 421.
+                () = leave.as_mut(), if !told_to_leave => {
+                    return Err(io::Error::other("it did not take our replies, and the house is full"));
+                }
+            }
             guest.was_heard(session.takes_content());
             // The next reply needs no other buffer; a long one is not kept.
             if replies.capacity() <= REPLIES_KEPT_BYTES {
