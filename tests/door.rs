@@ -109,6 +109,25 @@ fn a_house_full_of_clients_that_take_no_reply_has_a_place_too() {
 }
 
 #[test]
+fn a_flood_that_takes_all_descriptors_passes_and_is_told_once() {
+    let directory = scratch();
+    let primary = Sink::closed();
+    let mut daemon =
+        Serve::new(&directory.path().join("data"), primary.port).under(&["prlimit", "--nofile=64:64"]).start();
+    // The last one is closed without a word only when all before it have their descriptors.
+    let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(daemon.smtp).unwrap()).collect();
+    let told = || daemon.stderr().matches("cannot accept connections").count();
+    eventually("what is told of it", || (told() > 0).then_some(()));
+    drop(flood);
+    let mut client = eventually("a place", || Client::connect(daemon.smtp).ok());
+    client.hello().unwrap();
+    offer(&mut client, 1);
+    assert_eq!(told(), 1);
+    assert!(refused(&daemon, "total") > 0.0);
+    daemon.stop();
+}
+
+#[test]
 fn one_network_may_not_have_or_do_more_than_its_part_and_its_neighbour_notices_nothing() {
     let directory = scratch();
     let primary = Sink::closed();

@@ -23,6 +23,8 @@ const MESSAGE_BYTES_MAX: u64 = 2_000;
 /// All that a session may hold between two calls, as `Debug` shows it: five characters for a byte of an unfinished line of
 /// 2,048 bytes, and an envelope of five recipients with the longest paths and ORCPTs.
 const HELD_CHARS_MAX: usize = 5 * 2_048 + 12 * 1_024;
+/// With so many bytes of replies it says no more before they are taken.
+const OUTPUT_BYTES_MAX: usize = 32 << 10;
 /// The shortest lines that are answered at all have two octets, and the longest answers are some hundred.
 const OUTPUT_PER_INPUT: usize = 128;
 
@@ -147,12 +149,18 @@ fuzz_target!(|input: &[u8]| {
                 let piece = choices.bytes(usize::from(how) + 1);
                 let mut fed = 0;
                 while fed < piece.len() {
+                    if session.output().len() >= OUTPUT_BYTES_MAX {
+                        heard += taken(session.output());
+                        said += session.output().len();
+                        session.output().clear();
+                    }
                     let before = session.output().len();
                     let consumed = session.receive(&piece[fed..], now, &mut host);
                     let more = session.output().len() - before;
                     assert!(more <= OUTPUT_PER_INPUT * consumed + 512, "{more} bytes for {consumed}");
+                    assert!(session.output().len() <= OUTPUT_BYTES_MAX + 1024);
                     fed += consumed;
-                    if fed < piece.len() {
+                    if fed < piece.len() && session.output().len() < OUTPUT_BYTES_MAX {
                         assert!(session.awaits_commit(), "stopped for no reason");
                         assert_eq!(session.receive(b"NOOP\r\n", now, &mut host), 0);
                         session.resolve(Resolution::Stored(TransactionId::from_bits(u128::from(host.ends))), now);

@@ -21,6 +21,21 @@ pub(crate) fn render(record: &Map<String, Value>, zone: &TimeZone) -> String {
     printable(&line)
 }
 
+/// The addresses of a list with commas between: one in a quoted local part is none.
+pub(crate) fn addresses(list: &str) -> Vec<&str> {
+    let (mut is_quoted, mut is_escaped) = (false, false);
+    let is_between = |c| {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' => is_escaped = is_quoted,
+            '"' => is_quoted = !is_quoted,
+            _ => {}
+        }
+        c == ',' && !is_quoted
+    };
+    list.split(is_between).collect()
+}
+
 /// The text with `?` for whatever would steer a terminal or hide there.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if is_harmless(c) { c } else { '?' }).collect()
@@ -161,7 +176,7 @@ impl Record<'_> {
         fields.bracketed("helo", self.text("helo"));
         fields.add("route", &self.any("route"));
         fields.bracketed("from", self.text("from"));
-        fields.bracketed("to", &self.text("to").replace(',', ">,<"));
+        fields.bracketed("to", &addresses(self.text("to")).join(">,<"));
         fields.add("size", &self.any("size"));
         fields.add("nrcpt", &self.any("nrcpt"));
         fields.status(self.status(), &self.why())
@@ -313,6 +328,10 @@ mod tests {
                 client(json!({"ev": "accepted", "id": ID, "helo": "c.test", "route": "office", "from": "",
                     "to": "a@x.test,b@x.test", "size": 1234, "nrcpt": 2, "status": "accepted"})),
                 format!("{ID}: client=[192.0.2.1], sid=2a, helo=<c.test>, route=office, from=<>, to=<a@x.test>,<b@x.test>, size=1234, nrcpt=2, status=accepted"),
+            ),
+            (
+                json!({"ev": "accepted", "id": ID, "to": "\"x, \\\",boss@x.test, y\"@x.test,b@x.test", "nrcpt": 2}),
+                format!("{ID}: client=[], helo=<>, from=<>, to=<\"x, \\\",boss@x.test, y\"@x.test>,<b@x.test>, nrcpt=2, status=accepted"),
             ),
             (
                 client(json!({"ev": "rejected", "stage": "rcpt", "reply": "550 5.7.1 relaying denied", "from": "",

@@ -2,6 +2,7 @@
 //!
 //! Pure: knows neither the journal nor the index. Conditions of one kind are alternatives; those of different kinds must all hold.
 
+use super::log_line::addresses;
 use super::queue::Entry;
 use super::when;
 use crate::clock;
@@ -167,7 +168,7 @@ impl Address {
     pub(crate) fn is_in(&self, list: &str) -> bool {
         let list = list.to_lowercase();
         match self {
-            Self::Whole(address) => list == *address || list.split(',').any(|one| one == address),
+            Self::Whole(address) => list == *address || addresses(&list).contains(&address.as_str()),
             Self::Part(part) => list.contains(part),
         }
     }

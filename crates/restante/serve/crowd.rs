@@ -31,6 +31,10 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// must not bury the log. The counter tells of all.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
 const TOLD_MAX: usize = 100;
+/// Lines of the log about commands refused, a minute and network, a minute's worth at once: some 160 KiB, four files of the log a day.
+/// A command of a few octets makes a line of hundreds: without a bound one client would put away the history of all others. How many
+/// there were stands in the line of each session's end, and in the counter.
+const REFUSALS_TOLD_PER_MINUTE: u32 = 600;
 /// Networks are these parts of an address: what one customer, or one rented machine, can change at will.
 const PREFIX_V4: u32 = 24;
 const PREFIX_V6: u32 = 64;
@@ -48,6 +52,7 @@ struct Inner {
     guests: HashMap<u64, (IpAddr, Arc<Guest>)>,
     connections: Rate,
     messages: Rate,
+    refusals: Rate,
     told: HashMap<IpAddr, Timestamp>,
 }
 
@@ -103,6 +108,18 @@ impl Crowd {
     pub(crate) fn seat(self: &Arc<Self>, number: u64, peer: IpAddr, guest: Arc<Guest>) -> Seat {
         self.inner().guests.insert(number, (network(peer), guest));
         Seat { crowd: self.clone(), number }
+    }
+
+    /// Who sits there is another's voice.
+    pub(crate) fn speaks_for(&self, number: u64, client: IpAddr) {
+        if let Some((of, _)) = self.inner().guests.get_mut(&number) {
+            *of = network(client);
+        }
+    }
+
+    /// Whether the log is to hear of a command that was refused.
+    pub(crate) fn is_refusal_to_be_told(&self, client: IpAddr) -> bool {
+        self.inner().refusals.takes(network(client), REFUSALS_TOLD_PER_MINUTE)
     }
 
     /// Tells the one who has been silent for longest, of the network with most who are silent, to go. False if nobody is.
@@ -299,7 +316,9 @@ mod tests {
         let second = sit(3, "192.0.2.2", 20);
         let busy = sit(4, "192.0.2.3", 5);
         busy.is_busy();
-        let soon = sit(5, "192.0.2.4", 1_000);
+        let soon = sit(5, "203.0.113.4", 1_000);
+        // Not the network that his connection comes from counts, but his own.
+        crowd.speaks_for(5, ip("192.0.2.4"));
         let gone = |guests: &[&Arc<Guest>]| guests.iter().map(|guest| guest.was_sent_off()).collect::<Vec<_>>();
         let all = [&second, &alone, &first, &busy, &soon];
         assert!(crowd.send_one_off(at(100)));
@@ -310,6 +329,16 @@ mod tests {
         assert!(crowd.send_one_off(at(1_000)) && gone(&all)[4]);
         seats.clear();
         assert!(crowd.inner().guests.is_empty());
+    }
+
+    #[test]
+    fn one_network_fills_no_log_with_what_it_was_refused() {
+        let (_limits, crowd) = crowd(Limits::default());
+        let told = |client: &str| (0..100_000).filter(|_| crowd.is_refusal_to_be_told(ip(client))).count();
+        let first = told("192.0.2.1");
+        // What comes by in the time that this takes.
+        assert!((600..1_200).contains(&first), "{first}");
+        assert!(told("192.0.2.2") < 600 && told("127.0.0.1") >= 600);
     }
 
     #[test]

@@ -335,6 +335,7 @@ impl Host for Visitor<'_> {
 
     fn xclient(&mut self, client: SocketAddr) {
         self.client = client;
+        self.door.crowd.speaks_for(self.number, client.ip());
     }
 
     fn begin(&mut self, envelope: &Envelope, _trace: &Trace, declared_bytes: u64) -> Result<(), Trouble> {
@@ -404,7 +405,9 @@ impl Host for Visitor<'_> {
 
     fn refused(&mut self, refusal: &RefusedCommand) {
         self.door.metrics.rejected(refusal);
-        self.log(Line::rejected(self.client, self.number, refusal));
+        if self.door.crowd.is_refusal_to_be_told(self.client.ip()) {
+            self.log(Line::rejected(self.client, self.number, refusal));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use crate::clock;
 use crate::config::Limits;
 use restante_smtp::RefusedConnection;
 use rustix::io::Errno;
+use socket2::SockRef;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
@@ -14,15 +15,19 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{Id, JoinError, JoinSet};
 
 /// Connections the kernel completes for us while we are busy: a burst of senders is not told to go away.
 const BACKLOG: i32 = 4_096;
+/// Replies that the kernel holds for a client: some thousand of them.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// After an accept that failed for want of file descriptors: the next one would fail as well.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// As often as that is said.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// Clients being turned away at once; beyond that a connection is closed without a word.
 pub(super) const TURNED_AWAY_MAX: usize = 256;
 /// Clients that were told to make way, and are not gone yet: so many are there above the limit, at most.
@@ -47,6 +52,8 @@ pub(crate) struct Entrance {
     guests: Guests,
     spare: Spare,
     number: u64,
+    /// When it was last said that none could be accepted.
+    told: Option<Instant>,
 }
 
 impl Entrance {
@@ -58,7 +65,11 @@ impl Entrance {
             turned_away: JoinSet::new(),
             leaving: 0,
         };
-        Self { listeners, door, guests, spare: Spare::new(), number: clock::now().unix_ms() }
+        for listener in &listeners {
+            // Of each connection that it accepts; else, of who takes no reply the kernel keeps megabytes of them.
+            let _best_effort = SockRef::from(listener).set_send_buffer_size(SEND_BUFFER_BYTES);
+        }
+        Self { listeners, door, guests, spare: Spare::new(), number: clock::now().unix_ms(), told: None }
     }
 
     /// Accepts on all listeners, for as long as this is polled.
@@ -69,7 +80,7 @@ impl Entrance {
     /// be said from within without unsafe code; jemalloc and mimalloc were measured, and held more than glibc at its worst. What else
     /// belongs to this: large content is gathered in buffers that stay (`memory.rs`), and no task makes another thread a worker.
     pub(crate) async fn accept(&mut self) -> Infallible {
-        let Self { listeners, door, guests, spare, number } = self;
+        let Self { listeners, door, guests, spare, number, told } = self;
         loop {
             tokio::select! {
                 accepted = accept(listeners) => match accepted {
@@ -80,10 +91,16 @@ impl Entrance {
                         *number += 1;
                     }
                     Err(error) => {
-                        tracing::warn!("cannot accept a connection: {error}");
+                        if told.is_none_or(|at| at.elapsed() >= TOLD_EVERY) {
+                            *told = Some(Instant::now());
+                            tracing::warn!("cannot accept connections: {error} (said once a minute)");
+                        }
                         let of_files = [Errno::MFILE, Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
                         match of_files.contains(&error.raw_os_error()) {
-                            true => spare.relieve(listeners).await,
+                            true if spare.relieve(listeners).await => {
+                                door.metrics.connection_refused(RefusedConnection::Crowded);
+                            }
+                            true => {}
                             false => tokio::time::sleep(ACCEPT_PAUSE).await,
                         }
                     }
@@ -196,10 +213,12 @@ impl Spare {
         Self(File::open("/dev/null").ok())
     }
 
-    async fn relieve(&mut self, listeners: &[TcpListener]) {
+    /// Says whether one was closed.
+    async fn relieve(&mut self, listeners: &[TcpListener]) -> bool {
         drop(self.0.take());
-        let closing = async { drop(accept(listeners).await) };
-        let _none_waits = tokio::time::timeout(ACCEPT_PAUSE, closing).await;
+        let closing = async { accept(listeners).await.is_ok() };
+        let closed = tokio::time::timeout(ACCEPT_PAUSE, closing).await;
         *self = Self::new();
+        closed.unwrap_or(false)
     }
 }

@@ -118,8 +118,11 @@ pub(crate) async fn serve(
 ) {
     let (client, _place) = match place {
         Some(place) => (peer, place),
-        None => match Box::pin(announced(&mut stream, peer, &door)).await {
-            Some(announced) => announced,
+        None => match Box::pin(announced(&mut stream, peer, (&guest, &door))).await {
+            Some(announced) => {
+                door.crowd.speaks_for(number, announced.0.ip());
+                announced
+            }
             None => return,
         },
     };
@@ -144,20 +147,26 @@ pub(crate) async fn serve(
 }
 
 /// Who is behind a proxy, and a place for him.
-async fn announced(stream: &mut TcpStream, peer: SocketAddr, door: &Arc<Door>) -> Option<(SocketAddr, Place)> {
-    let client = tokio::select! {
-        read = timeout(proxy::TIMEOUT, proxy::read(stream)) => match read {
-            Ok(Ok(client)) => client.unwrap_or(peer),
-            Ok(Err(error)) => {
-                tracing::warn!("a connection of {peer}, a proxy by the configuration, is closed: {error}");
-                return None;
-            }
-            Err(_) => {
-                tracing::warn!("a connection of {peer}, a proxy by the configuration, is closed: no PROXY header came");
-                return None;
-            }
-        },
+async fn announced(
+    stream: &mut TcpStream,
+    peer: SocketAddr,
+    (guest, door): (&Guest, &Arc<Door>),
+) -> Option<(SocketAddr, Place)> {
+    let read = tokio::select! {
+        read = timeout(proxy::TIMEOUT, proxy::read(stream)) => read.map_err(|_| "no PROXY header came".to_owned()),
+        () = guest.leave.notified() => return None,
         () = stop(door.stopping.clone()) => return None,
+    };
+    let client = match read.and_then(|read| read.map_err(|error| error.to_string())) {
+        Ok(client) => client.unwrap_or(peer),
+        // A balancer that only looks whether we are there does so every other second.
+        Err(why) if door.crowd.is_to_be_told(peer.ip(), clock::now()) => {
+            tracing::warn!(
+                "a connection of {peer}, a proxy by the configuration, is closed: {why} (said once a minute)"
+            );
+            return None;
+        }
+        Err(_) => return None,
     };
     let client = listener::canonical(client);
     match door.crowd.enter(client.ip()) {
@@ -216,6 +225,10 @@ async fn converse(
             if replies.capacity() <= REPLIES_KEPT_BYTES {
                 replies.clear();
                 *session.output() = replies;
+            }
+            // It had more to say than is kept at once.
+            if !left_over.is_empty() && !session.awaits_tls() && !session.wants_close() {
+                continue;
             }
         }
         if session.wants_close() {

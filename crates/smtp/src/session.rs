@@ -10,6 +10,10 @@ use restante_envelope::Timestamp;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// Replies that wait to be written: those to a thousand recipients offered in one flight. A client that sends commands and reads
+/// nothing is answered no further, and holds no more of our memory than this.
+const OUTPUT_BYTES_MAX: usize = 32 << 10;
+
 /// Which of its phases a session is in. Each is consumed by what ends it.
 #[derive(Debug)]
 pub(crate) enum State {
@@ -110,14 +114,17 @@ impl Session {
     }
 
     /// Takes bytes from the peer and returns how many it consumed, from the start of `input`. It stops short only
-    /// where it awaits a commit: feed the rest after `resolve`. Once the session wants to close, or while it awaits TLS,
-    /// input is dropped.
+    /// where it awaits a commit: feed the rest after `resolve`; and where there are 32 KiB to be written: feed the rest when they
+    /// are. Once the session wants to close, or while it awaits TLS, input is dropped.
     ///
     /// Give it everything that has been read before writing the output: that is how it tells a client that waits for
     /// the reply to DATA from one that does not.
     pub fn receive(&mut self, input: &[u8], now: Timestamp, host: &mut impl Host) -> usize {
         let mut consumed = 0;
         while let Some(rest @ [_, ..]) = input.get(consumed..) {
+            if self.output.len() >= OUTPUT_BYTES_MAX {
+                return consumed;
+            }
             let (bytes, next) = match std::mem::replace(&mut self.state, State::Closed) {
                 State::Dialogue(dialogue) => self.receive_line(dialogue, rest, now, host),
                 State::Data(receiving) => self.receive_content(receiving, rest, now, host),

@@ -5,7 +5,7 @@
 use super::scan::scan;
 use super::select::{earliest_day, finder, lines_with};
 use super::{Days, Look, Tail, exit, printable};
-use crate::cli::log_line::{local_time, reason};
+use crate::cli::log_line::{addresses, local_time, reason};
 use restante_envelope::TransactionId;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -181,7 +181,7 @@ impl Life {
         let mut found: Vec<Recipient<'_>> = Vec::new();
         if let Some(accepted) = self.accepted() {
             let to = accepted.get("to");
-            let addresses: Vec<_> = if self.expected() == 1 { vec![to] } else { to.split(',').collect() };
+            let addresses: Vec<_> = if self.expected() == 1 { vec![to] } else { addresses(to) };
             found.extend(addresses.into_iter().map(|to| Recipient { address: to.to_owned(), last: None }));
         }
         for entry in &self.entries {

@@ -126,17 +126,17 @@ async fn converse(
         if session.wants_close() {
             return stream.shutdown().await;
         }
-        let n = stream.read(&mut buffer).await?;
-        if n == 0 {
-            return Ok(());
-        }
-        input.extend_from_slice(buffer.get(..n).unwrap_or_default());
-        while !input.is_empty() {
-            let used = session.receive(&input, clock::now(), &mut mailbox);
-            input.drain(..used);
-            if let Some(resolution) = mailbox.resolution.take() {
-                session.resolve(resolution, clock::now());
+        if input.is_empty() {
+            let n = stream.read(&mut buffer).await?;
+            if n == 0 {
+                return Ok(());
             }
+            input.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        }
+        let used = session.receive(&input, clock::now(), &mut mailbox);
+        input.drain(..used);
+        if let Some(resolution) = mailbox.resolution.take() {
+            session.resolve(resolution, clock::now());
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One line of the delivery log: which fields each event has. Knows no file and no thread.
 
 use super::Range;
+use crate::cli::output;
 use restante_envelope::{Recipient, Reply, ReplyClass, RouteName, Timestamp, TransactionId};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, NextHop, Outcome, Position, Replayed};
 use restante_relay::Event;
@@ -42,8 +43,13 @@ impl Line {
     /// Any text.
     fn with(mut self, key: &str, value: &str) -> Self {
         self.key(key);
-        // A string into memory: nothing that could fail.
-        let _infallible = serde_json::to_writer(&mut self.text, value);
+        if value.bytes().all(|byte| byte < 0x7f) {
+            // A string into memory: nothing that could fail.
+            let _infallible = serde_json::to_writer(&mut self.text, value);
+        } else {
+            // The file itself is tailed on terminals, too.
+            self.text.extend_from_slice(output::escaped(&serde_json::Value::from(value).to_string()).as_bytes());
+        }
         self
     }
 

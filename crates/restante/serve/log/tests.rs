@@ -549,3 +549,11 @@ fn whoever_writes_a_line_last_is_still_heard() {
     assert_eq!(told(directory.path()), ["recovered 0", "recovered 1", "recovered 2"]);
     assert!(std::fs::read_to_string(directory.path().join(CURRENT)).unwrap().ends_with(",\"node\":\"m\\\"x\"}\n"));
 }
+
+#[test]
+fn what_steers_a_terminal_stands_escaped_in_the_file_too() {
+    let hostile = "a\u{9b}31m\u{202e}\u{7f}\u{1b}[2J\n\u{fc}@x.test";
+    let id = "01JD9QK3T2E8V5W6X7Y8Z9ABCD".parse().unwrap();
+    let text = String::from_utf8(Line::waiting(id, &RouteName::new("r"), hostile).text).unwrap();
+    assert!(text.ends_with(r#""why":"a\u009b31m\u202e\u007f\u001b[2J\nü@x.test""#), "{text}");
+}

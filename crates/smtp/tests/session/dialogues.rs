@@ -76,6 +76,7 @@ impl Stage {
                 assert!(self.session.awaits_commit(), "input is refused, but no commit is awaited");
                 break;
             }
+            self.read();
         }
         self.pending = pending[from..].to_vec();
         self.read();

@@ -17,7 +17,8 @@ fn offering_tls() -> Session {
     session
 }
 
-/// Feeds everything, and commits what there is to commit. A client waits for the reply to EHLO and HELO.
+/// Feeds everything, and commits what there is to commit. A client waits for the reply to EHLO and HELO. All replies stand in the
+/// output then, more than a session itself would keep.
 fn feed(session: &mut Session, host: &mut Recorder, input: &[u8], pieces: usize) {
     let now = Timestamp::from_unix_ms(START);
     let is_hello = |word: &[u8]| word.eq_ignore_ascii_case(b"EHLO") || word.eq_ignore_ascii_case(b"HELO");
@@ -29,9 +30,11 @@ fn feed(session: &mut Session, host: &mut Recorder, input: &[u8], pieces: usize)
             parts.push(Vec::new());
         }
     }
+    let mut said = Vec::new();
     for piece in parts.iter().flat_map(|part| part.chunks(pieces)) {
         let mut rest = piece;
         while !rest.is_empty() {
+            said.append(session.output());
             let consumed = session.receive(rest, now, host);
             rest = &rest[consumed..];
             if session.awaits_commit() {
@@ -40,6 +43,8 @@ fn feed(session: &mut Session, host: &mut Recorder, input: &[u8], pieces: usize)
             }
         }
     }
+    said.append(session.output());
+    *session.output() = said;
 }
 
 /// Feeds `clear`, does the handshake if one is due, feeds `inside`, and returns the output and the contents.
@@ -409,6 +414,26 @@ fn a_content_of_nothing_but_crs_is_not_read_for_ever() {
     let replies = String::from_utf8(session.output().clone()).unwrap();
     assert!(replies.starts_with("552 5.3.4 ") && replies.lines().nth(1).unwrap().starts_with("421 "), "{replies}");
     assert!(!host.open);
+}
+
+#[test]
+fn who_takes_no_reply_is_answered_no_further_and_from_there_on_when_he_does() {
+    let (mut session, mut host, now) = (session(settings()), Recorder::default(), Timestamp::from_unix_ms(START));
+    session.receive(b"EHLO c.test\r\n", now, &mut host);
+    session.receive(b"MAIL FROM:<a@sender.test>\r\n", now, &mut host);
+    session.output().clear();
+    let rcpt = b"RCPT TO:<b@ours.test>\r\n";
+    let flight = rcpt.repeat(5_000);
+    let (mut fed, mut turns, mut said) = (0, 0, Vec::new());
+    while fed < flight.len() {
+        let used = session.receive(&flight[fed..], now, &mut host);
+        assert!(used > 0 && used.is_multiple_of(rcpt.len()) && session.output().len() < (32 << 10) + 512);
+        assert_eq!(session.receive(b"NOOP\r\n", now, &mut host) > 0, session.output().len() < 32 << 10);
+        (fed, turns) = (fed + used, turns + 1);
+        said.append(session.output());
+    }
+    let said = String::from_utf8(said).unwrap();
+    assert!(turns > 5 && said.lines().filter(|line| line.len() > 3).count() > 5_000, "{turns}");
 }
 
 #[test]
