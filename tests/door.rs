@@ -280,8 +280,19 @@ fn a_reset_in_the_middle_of_content_leaves_nothing_behind() {
     daemon.stop();
 }
 
+/// Writes pieces until the connection ends; false if a thousand were read.
+fn until_closed(stream: &mut TcpStream, piece: &[u8]) -> bool {
+    (0..1_000).any(|_| stream.write_all(piece).is_err())
+}
+
+fn assert_it_stayed_small(daemon: &Daemon) {
+    let status = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let most = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok());
+    assert!(most.is_some_and(|kib: u64| kib < 64 << 10), "{most:?} KiB at most");
+}
+
 #[test]
-fn ten_thousand_recipients_and_lines_and_headers_without_an_end_are_bounded_and_the_next_mail_is_taken() {
+fn ten_thousand_recipients_are_a_thousand_and_the_rest_is_put_off() {
     let directory = scratch();
     let primary = Sink::closed();
     let mut daemon = daemon(directory.path(), "", primary.port);
@@ -298,28 +309,37 @@ fn ten_thousand_recipients_and_lines_and_headers_without_an_end_are_bounded_and_
     assert_eq!(codes, [1_000, 9_000]);
     assert_eq!(client.command("RSET").unwrap().code, 250);
     offer(&mut client, 1);
+    assert_it_stayed_small(&daemon);
+    daemon.stop();
+}
 
-    // A command line without an end: told, then closed.
+#[test]
+fn a_command_line_without_an_end_ends_the_connection_and_costs_no_memory() {
+    let directory = scratch();
+    let primary = Sink::closed();
+    let mut daemon = daemon(directory.path(), "", primary.port);
     let mut stream = Client::ehlo(daemon.smtp).into_stream();
-    let until_closed = |stream: &mut TcpStream, piece: &[u8]| {
-        for _ in 0..1_000 {
-            if stream.write_all(piece).is_err() {
-                return true;
-            }
-        }
-        false
-    };
     assert!(until_closed(&mut stream, &[b'x'; 64 << 10]), "64 MiB of one command line were read");
+    offer(&mut Client::ehlo(daemon.smtp), 1);
+    assert_it_stayed_small(&daemon);
+    daemon.stop();
+}
 
-    // A header without an end is read to the end of the content, and refused there.
+#[test]
+fn a_header_without_an_end_is_refused_at_the_end_of_the_content_or_ends_the_connection() {
+    let directory = scratch();
+    let primary = Sink::closed();
+    let mut daemon = daemon(directory.path(), "[smtp]\nmax_message_size = \"2MiB\"", primary.port);
+    let mut client = Client::ehlo(daemon.smtp);
     begin_content(&mut client);
-    let fields: Vec<u8> = b"X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n".repeat(20_000);
-    let reply = client.content(&fields).unwrap();
+    let field = b"X-Filler: aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa\r\n";
+    let reply = client.content(&field.repeat(20_000)).unwrap();
     assert!(reply.code == 552 && reply.text().contains("5.3.4"), "{}", reply.text());
-    offer(&mut client, 2);
-    let rss = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
-    let kib: u64 =
-        rss.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap();
-    assert!(kib < 128 << 10, "{kib} KiB at most");
+    offer(&mut client, 1);
+    // More than twice the largest message is not even read to be dropped.
+    begin_content(&mut client);
+    assert!(until_closed(&mut client.into_stream(), &field.repeat(1_000)), "66 MiB of one header were read");
+    offer(&mut Client::ehlo(daemon.smtp), 2);
+    assert_it_stayed_small(&daemon);
     daemon.stop();
 }

@@ -214,6 +214,7 @@ async fn converse(
         if !session.output().is_empty() && !session.awaits_commit() {
             let mut replies = std::mem::take(session.output());
             tokio::select! {
+                biased;
                 written = socket.write(&replies) => written?,
                 // Nobody would read the 421.
                 () = leave.as_mut(), if !told_to_leave => {
