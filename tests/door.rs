@@ -8,6 +8,7 @@ use std::fs;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// With these sections beside the route.
@@ -112,12 +113,19 @@ fn a_house_full_of_clients_that_take_no_reply_has_a_place_too() {
 fn a_flood_that_takes_all_descriptors_passes_and_is_told_once() {
     let directory = scratch();
     let primary = Sink::closed();
-    let mut daemon =
-        Serve::new(&directory.path().join("data"), primary.port).under(&["prlimit", "--nofile=64:64"]).start();
-    // The last one is closed without a word only when all before it have their descriptors.
-    let flood: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(daemon.smtp).unwrap()).collect();
+    let mut daemon = daemon(directory.path(), "", primary.port);
+    let soft_limit = |files: &str| {
+        let (pid, files) = (daemon.pid().to_string(), format!("--nofile={files}:"));
+        assert!(Command::new("prlimit").args(["--pid", &pid, &files]).status().unwrap().success());
+    };
+    let open = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    let open: Vec<u64> = open.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
+    // The first that is free is beyond the limit.
+    soft_limit(&(0..).find(|file| !open.contains(file)).unwrap().to_string());
+    let flood: Vec<TcpStream> = (0..50).map(|_| TcpStream::connect(daemon.smtp).unwrap()).collect();
     let told = || daemon.stderr().matches("cannot accept connections").count();
     eventually("what is told of it", || (told() > 0).then_some(()));
+    soft_limit("1024");
     drop(flood);
     let mut client = eventually("a place", || Client::connect(daemon.smtp).ok());
     client.hello().unwrap();
