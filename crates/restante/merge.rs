@@ -280,11 +280,12 @@ impl Source {
     fn settle(&self, id: TransactionId, theirs: &Transaction, ours: &Transaction, plan: &mut Plan) {
         let at = clock::now();
         let mut sent = Vec::new();
-        let (mut bounced, mut removed) = (Vec::new(), Vec::new());
+        let (mut bounced, mut expired, mut removed) = (Vec::new(), Vec::new(), Vec::new());
         for (index, (ours, theirs)) in (0..).zip(ours.recipients.iter().zip(&theirs.recipients)) {
             match theirs.state {
                 RecipientState::Sent if ours.state != RecipientState::Sent => sent.push(index),
                 RecipientState::Bounced if !ours.state.is_settled() => bounced.push(index),
+                RecipientState::Expired if !ours.state.is_settled() => expired.push(index),
                 RecipientState::Removed if !ours.state.is_settled() => removed.push(index),
                 _ => {}
             }
@@ -296,7 +297,8 @@ impl Source {
             let attempted = Attempted { id, at, next_hop: None, timings: Timings::default(), results };
             plan.settle.push(Fact::Attempted(attempted));
         }
-        for (action, recipients) in [(Action::Bounce, bounced), (Action::Remove, removed)] {
+        let given_up = [(Action::Bounce, bounced), (Action::Expire, expired), (Action::Remove, removed)];
+        for (action, recipients) in given_up {
             if let Some(first) = recipients.first() {
                 let why = self.messages.why(id, *first);
                 let reason = format!("so says the journal in {}: {why}", self.dir.display());

@@ -259,7 +259,7 @@ fn mark(job: u64) -> String {
 /// What the primary said, as a record and in counts. If it heard nothing of the message, why.
 fn judged(order: &Order, item: &Item, tried: Tried, message: &Message) -> Result<Offered, String> {
     let Some(Attempted { at, next_hop, results, .. }) = tried.fact else {
-        return Err(tried.broke.unwrap_or_else(|| "the connection ended".to_owned()));
+        return Err(tried.broke.map_or_else(|| "the connection ended".to_owned(), |why| why.to_string()));
     };
     let mut offered = Offered { about: Some(message.accepted.clone()), ..Offered::default() };
     offered.tally.tried = 1;
@@ -272,7 +272,7 @@ fn judged(order: &Order, item: &Item, tried: Tried, message: &Message) -> Result
                 tally.taken += 1;
                 continue;
             }
-            Outcome::Held(Cause::Reply(reply)) => {
+            Outcome::Held(Cause::Reply(reply) | Cause::Content(reply)) => {
                 replies.push((index, reply.clone()));
                 (&mut tally.refused, reply)
             }

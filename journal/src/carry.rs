@@ -12,7 +12,9 @@ use restante_ledger::{Accepted, Carried, Past, RecipientState, ReplayMark, Stand
 /// Beside the codes of an attempt's outcomes, which are states as well.
 const DUE: u8 = 0;
 const BOUNCED: u8 = 5;
+const EXPIRED: u8 = 6;
 const REMOVED: u8 = 7;
+const REFUSED: u8 = 8;
 
 /// A message to be written again: from this journal, see [`crate::Reader::to_carry`], or from another one.
 #[derive(Debug)]
@@ -116,8 +118,10 @@ pub(crate) fn put_state(put: &mut Put, state: RecipientState) {
         RecipientState::Due => DUE,
         RecipientState::Deferred(_) => DEFERRED,
         RecipientState::Hold => HOLD,
+        RecipientState::Refused => REFUSED,
         RecipientState::Sent => SENT,
         RecipientState::Bounced => BOUNCED,
+        RecipientState::Expired => EXPIRED,
         RecipientState::Removed => REMOVED,
         RecipientState::Quarantined => QUARANTINED,
     });
@@ -131,8 +135,10 @@ pub(crate) fn take_state(take: &mut Take<'_>) -> Result<RecipientState, Malforme
         DUE => RecipientState::Due,
         DEFERRED => RecipientState::Deferred(Timestamp::from_unix_ms(take.u64()?)),
         HOLD => RecipientState::Hold,
+        REFUSED => RecipientState::Refused,
         SENT => RecipientState::Sent,
         BOUNCED => RecipientState::Bounced,
+        EXPIRED => RecipientState::Expired,
         REMOVED => RecipientState::Removed,
         QUARANTINED => RecipientState::Quarantined,
         _ => return Err(Malformed),

@@ -313,6 +313,10 @@ fn put_cause(put: &mut Put, cause: &Cause) {
             put.u8(0);
             put_reply(put, reply);
         }
+        Cause::Content(reply) => {
+            put.u8(4);
+            put_reply(put, reply);
+        }
         Cause::Connection(text) => {
             put.u8(1);
             put.text16(text);
@@ -334,6 +338,7 @@ fn take_cause(take: &mut Take<'_>) -> Result<Cause, Malformed> {
         1 => Cause::Connection(take.text16()?.to_owned()),
         2 => Cause::InDoubt(take.text16()?.to_owned()),
         3 => Cause::Local(take.text16()?.to_owned()),
+        4 => Cause::Content(take_reply(take)?),
         _ => return Err(Malformed),
     })
 }
@@ -365,6 +370,8 @@ pub(crate) fn put_action(put: &mut Put, action: Action) {
         Action::Bounce => 3,
         Action::Remove => 4,
         Action::Undo => 5,
+        Action::Expire => 6,
+        Action::Settle => 7,
     });
 }
 
@@ -375,6 +382,8 @@ pub(crate) fn take_action(take: &mut Take<'_>) -> Result<Action, Malformed> {
         3 => Action::Bounce,
         4 => Action::Remove,
         5 => Action::Undo,
+        6 => Action::Expire,
+        7 => Action::Settle,
         _ => return Err(Malformed),
     })
 }

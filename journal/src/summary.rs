@@ -17,12 +17,12 @@ use crate::scan::Totals;
 use crate::shelf::{Found, Shelf};
 use crate::storage::{SegmentFile, Storage};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
-use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Position};
+use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Mailbox, Position};
 use std::collections::HashMap;
 use std::io;
 
 /// Changed with every change of what stands in it.
-const MAGIC: &[u8; 8] = b"RSTSUM\0\x01";
+const MAGIC: &[u8; 8] = b"RSTSUM\0\x02";
 /// More than any segment's: each message in that takes more than its gist. A longer file is not ours.
 const BYTES_MAX: u64 = 64 << 20;
 const CRC_BYTES: usize = 4;
@@ -290,12 +290,15 @@ fn put_gist(put: &mut Put, gist: &Gist, routes: &mut Routes) {
         put.u64(at.unix_ms());
     };
     match gist {
-        Gist::Accepted { id, at, content_len, routes: of, state } => {
+        Gist::Accepted { id, at, content_len, to, state } => {
             head(put, ACCEPTED, id, at);
             put.u64(*content_len);
             put_state(put, *state);
-            put.count(of.len());
-            of.iter().for_each(|route| put.u16(routes.place(route)));
+            put.count(to.len());
+            for (route, mailbox) in to {
+                put.u16(routes.place(route));
+                put.u32(mailbox.0);
+            }
         }
         Gist::Attempted { id, at, results } => {
             head(put, ATTEMPTED, id, at);
@@ -311,12 +314,13 @@ fn put_gist(put: &mut Put, gist: &Gist, routes: &mut Routes) {
             put.count(recipients.len());
             recipients.iter().for_each(|index| put.u16(*index));
         }
-        Gist::Carried { id, at, content_len, routes: of, standings } => {
+        Gist::Carried { id, at, content_len, to, standings } => {
             head(put, CARRIED, id, at);
             put.u64(*content_len);
-            put.count(of.len());
-            for (route, (attempts, state)) in of.iter().zip(standings) {
+            put.count(to.len());
+            for ((route, mailbox), (attempts, state)) in to.iter().zip(standings) {
                 put.u16(routes.place(route));
+                put.u32(mailbox.0);
                 put.u16(*attempts);
                 put_state(put, *state);
             }
@@ -330,7 +334,10 @@ fn put_gist(put: &mut Put, gist: &Gist, routes: &mut Routes) {
 }
 
 fn take_gist(take: &mut Take<'_>, routes: &[RouteName]) -> Result<Gist, Malformed> {
-    let route = |t: &mut Take<'_>| routes.get(usize::from(t.u16()?)).cloned().ok_or(Malformed);
+    let to = |t: &mut Take<'_>| {
+        let route = routes.get(usize::from(t.u16()?)).cloned().ok_or(Malformed)?;
+        Ok((route, Mailbox(t.u32()?)))
+    };
     let kind = take.u8()?;
     match kind {
         SERVED => return decode_served(take).map(Gist::Served),
@@ -341,7 +348,7 @@ fn take_gist(take: &mut Take<'_>, routes: &[RouteName]) -> Result<Gist, Malforme
     Ok(match kind {
         ACCEPTED => {
             let (content_len, state) = (take.u64()?, take_state(take)?);
-            Gist::Accepted { id, at, content_len, routes: take.list16(route)?, state }
+            Gist::Accepted { id, at, content_len, to: take.list16(to)?, state }
         }
         ATTEMPTED => Gist::Attempted { id, at, results: take.list16(|t| Ok((t.u16()?, take_state(t)?)))? },
         OPERATED => {
@@ -350,9 +357,9 @@ fn take_gist(take: &mut Take<'_>, routes: &[RouteName]) -> Result<Gist, Malforme
         }
         CARRIED => {
             let content_len = take.u64()?;
-            let told = take.list16(|t| Ok((route(t)?, (t.u16()?, take_state(t)?))))?;
-            let (routes, standings) = told.into_iter().unzip();
-            Gist::Carried { id, at, content_len, routes, standings }
+            let told = take.list16(|t| Ok((to(t)?, (t.u16()?, take_state(t)?))))?;
+            let (to, standings) = told.into_iter().unzip();
+            Gist::Carried { id, at, content_len, to, standings }
         }
         _ => return Err(Malformed),
     })
@@ -413,21 +420,24 @@ mod tests {
             any::<u64>().prop_map(|ms| RecipientState::Deferred(Timestamp::from_unix_ms(ms))),
             Just(RecipientState::Hold),
             Just(RecipientState::Sent),
+            Just(RecipientState::Refused),
             Just(RecipientState::Bounced),
+            Just(RecipientState::Expired),
             Just(RecipientState::Removed),
             Just(RecipientState::Quarantined),
         ];
         let parts = (0u8..6, any::<u128>(), any::<u64>(), proptest::collection::vec((state, 0u16..5), 1..5));
         let gist = parts.prop_map(|(kind, id, number, told)| {
             let (id, at) = (TransactionId::from_bits(id), Timestamp::from_unix_ms(number));
-            let routes = told.iter().map(|(_, n)| RouteName::new(&format!("route{n}"))).collect();
+            let named = |n: &u16| (RouteName::new(&format!("route{n}")), Mailbox(u32::from(*n) << 16));
+            let to = told.iter().map(|(_, n)| named(n)).collect();
             let recipients = told.iter().map(|(_, n)| *n).collect();
             let results = told.iter().map(|(state, n)| (*n, *state)).collect();
             let gist = match kind {
-                0 => Gist::Accepted { id, at, content_len: number, routes, state: told[0].0 },
+                0 => Gist::Accepted { id, at, content_len: number, to, state: told[0].0 },
                 1 => Gist::Attempted { id, at, results },
                 2 => Gist::Operated { id, at, action: Action::Undo, recipients },
-                3 => Gist::Carried { id, at, content_len: number, routes, standings: results },
+                3 => Gist::Carried { id, at, content_len: number, to, standings: results },
                 4 => Gist::Served(restante_ledger::Served { at, ..Default::default() }),
                 _ => Gist::Other,
             };

@@ -34,6 +34,7 @@ fn relay(ledger: Ledger, probe: Result<(), String>) -> Relay {
         recipients: None,
         max_connections: MAX_CONNECTIONS_DEFAULT,
         attempts_ahead: 0,
+        per_minute: None,
     };
     let routes = Arc::new(Routes::new(vec![settings]).unwrap());
     let mut relay = Relay::new(routes, ledger, 7, facts::at(0));

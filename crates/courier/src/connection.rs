@@ -44,6 +44,10 @@ pub struct Mail<'a> {
 pub struct Delivery {
     /// For each recipient, in the order of [`Mail::recipients`].
     pub results: Vec<RecipientResult>,
+    /// MAIL was refused, and that reply decided for all.
+    pub mail_refused: bool,
+    /// Whose result is the reply to the content, in the order of the results: the server had taken these recipients.
+    pub by_content: Vec<bool>,
     /// From MAIL to the last reply, in milliseconds.
     pub transfer_ms: u32,
     /// The commands were sent ahead, and no answer came that counts: the server has nothing of the message, and the
@@ -186,7 +190,9 @@ impl Connection {
                 }
             }
         }
-        Delivery { results: transaction.into_results(), transfer_ms: milliseconds(started.elapsed()), unheard }
+        let (mail_refused, by_content) = (transaction.mail_refused, std::mem::take(&mut transaction.by_content));
+        let transfer_ms = milliseconds(started.elapsed());
+        Delivery { results: transaction.into_results(), mail_refused, by_content, transfer_ms, unheard }
     }
 
     /// Takes leave with QUIT if the server still listens, and closes the connection. Where it waits for a message that was
@@ -350,6 +356,7 @@ impl Connection {
             return Err(Stop::Replied(reply));
         }
         self.ahead = ahead;
+        transaction.by_content = transaction.results.iter().map(Option::is_none).collect();
         transaction.decide_rest(&RecipientResult::Replied(reply));
         Ok(())
     }
@@ -500,13 +507,16 @@ struct Transaction<'a> {
     /// None: nothing speaks against this recipient yet.
     results: Vec<Option<RecipientResult>>,
     mail_refused: bool,
+    by_content: Vec<bool>,
     /// The server waits for the content.
     data_agreed: bool,
 }
 
 impl<'a> Transaction<'a> {
     fn new(mail: &'a Mail<'a>) -> Self {
-        Self { mail, results: vec![None; mail.recipients.len()], mail_refused: false, data_agreed: false }
+        let results = vec![None; mail.recipients.len()];
+        let by_content = vec![false; mail.recipients.len()];
+        Self { mail, results, mail_refused: false, by_content, data_agreed: false }
     }
 
     /// Takes in the reply to a command; an error if no server may say that there.

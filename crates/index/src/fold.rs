@@ -181,7 +181,7 @@ impl<'a> Fold<'a> {
             let (reply, reason) = match outcome {
                 Outcome::Sent(reply) => (Some(reply.to_string()), None),
                 Outcome::Deferred { cause, .. } | Outcome::Held(cause) | Outcome::Quarantined(cause) => match cause {
-                    Cause::Reply(reply) => {
+                    Cause::Reply(reply) | Cause::Content(reply) => {
                         let reply = reply.to_string();
                         let reason = matches!(outcome, Outcome::Held(_)).then(|| reply.clone());
                         (Some(reply), reason)
@@ -200,7 +200,7 @@ impl<'a> Fold<'a> {
 
     fn operated(&mut self, operated: &Operated) -> Result<(), IndexError> {
         let Some(place) = self.message(operated.id)? else { return Ok(()) };
-        let is_final = matches!(operated.action, Action::Hold | Action::Bounce | Action::Remove);
+        let is_final = !matches!(operated.action, Action::Release | Action::Undo);
         let reason = is_final.then(|| format!("{}: {}", operated.actor, operated.reason));
         for nth in &operated.recipients {
             let (reason, at) = (reason.clone(), operated.at);
@@ -235,7 +235,8 @@ impl<'a> Fold<'a> {
             let state =
                 if is_damaged && !standing.state.is_settled() { RecipientState::Quarantined } else { standing.state };
             let why = Some(standing.why.clone()).filter(|why| !why.is_empty());
-            let (reply, reason) = if state == RecipientState::Hold { (None, why) } else { (why, None) };
+            let is_on_hold = matches!(state, RecipientState::Hold | RecipientState::Refused);
+            let (reply, reason) = if is_on_hold { (None, why) } else { (why, None) };
             let what = What::Carried(state, known.is_none());
             let at = accepted.trace.received_at;
             let attempts = if known.is_none() { standing.attempts } else { 0 };

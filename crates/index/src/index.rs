@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// Changed with every change of the tables, or of what stands in them: an index of another version is made anew.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 /// `RSTI`, so that nobody's other database is taken for ours.
 const APPLICATION: i64 = 0x5253_5449;
 /// A commit, or a page that is read, is over in less; longer, and the reader had better read the journal.

@@ -83,7 +83,7 @@ pub struct RecipientRow {
 impl RecipientRow {
     /// The state's word in every listing; what is due waits, as far as the journal knows.
     pub fn word(&self) -> &'static str {
-        state::word(self.state)
+        state::word_to_show(self.state)
     }
 
     /// When it is tried again, if it is deferred.

@@ -137,7 +137,7 @@ pub enum Outcome {
         /// When it is tried again.
         next_at: Timestamp,
     },
-    /// Refused for good, or a safety rule: frozen until an operator decides.
+    /// Refused for good, which is not believed yet (a reply), or frozen by a safety rule until an operator decides.
     Held(Cause),
     /// Its bytes in the journal are damaged: nobody can deliver it.
     Quarantined(Cause),
@@ -146,8 +146,10 @@ pub enum Outcome {
 /// Why an attempt did not succeed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// The next hop said so.
+    /// The next hop said so, of the envelope: to MAIL, RCPT or DATA.
     Reply(Reply),
+    /// The next hop said so, of the content: to the final dot, when it had taken the recipient.
+    Content(Reply),
     /// The connection failed, before the final dot was sent.
     Connection(String),
     /// The connection failed after the final dot and before the reply: the next hop may have taken it (RFC 5321
@@ -157,17 +159,27 @@ pub enum Cause {
     Local(String),
 }
 
+impl Cause {
+    /// What the next hop said, if it is that.
+    pub fn reply(&self) -> Option<&Reply> {
+        match self {
+            Self::Reply(reply) | Self::Content(reply) => Some(reply),
+            Self::Connection(_) | Self::InDoubt(_) | Self::Local(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Reply(reply) => reply.fmt(f),
+            Self::Reply(reply) | Self::Content(reply) => reply.fmt(f),
             Self::Connection(text) | Self::Local(text) => f.write_str(text),
             Self::InDoubt(text) => write!(f, "{text}; it may have arrived, so the retry may be a duplicate"),
         }
     }
 }
 
-/// Something an operator did.
+/// Something an operator did, or the daemon by a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operated {
     /// The transaction.
@@ -193,9 +205,13 @@ pub enum Action {
     Release,
     /// Give it up, as refused.
     Bounce,
+    /// Believe the primary that refused it: bounced. Of what was refused.
+    Settle,
+    /// Give it up, as too old. Of what is not on hold.
+    Expire,
     /// Give it up without a word to anybody.
     Remove,
-    /// Take it up again: due at once. Of what was bounced or removed.
+    /// Take it up again: due at once. Of what was bounced, expired or removed.
     Undo,
 }
 

@@ -1,7 +1,7 @@
-//! What the fold needs of a fact, and nothing else: no addresses, no words. Summaries of segments hold these, so that a start
+//! What the fold needs of a fact, and nothing else: no words, and of addresses 32 bits. Summaries of segments hold these, so that a start
 //! need not read what it does not keep.
 
-use crate::{Accepted, Action, Fact, RecipientIndex, RecipientState, Served};
+use crate::{Accepted, Action, Fact, Mailbox, RecipientIndex, RecipientState, Served};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 
 /// A fact, as far as [`crate::Ledger::recall`] is concerned.
@@ -16,7 +16,7 @@ pub enum Gist {
         /// Bytes of content.
         content_len: u64,
         /// One for each recipient.
-        routes: Vec<RouteName>,
+        to: Vec<(RouteName, Mailbox)>,
         /// Due, or on hold.
         state: RecipientState,
     },
@@ -49,7 +49,7 @@ pub enum Gist {
         /// Bytes of content.
         content_len: u64,
         /// One for each recipient.
-        routes: Vec<RouteName>,
+        to: Vec<(RouteName, Mailbox)>,
         /// Attempts and state of each.
         standings: Vec<(u16, RecipientState)>,
     },
@@ -66,7 +66,7 @@ impl From<&Fact> for Gist {
                 id: accepted.id,
                 at: accepted.trace.received_at,
                 content_len: accepted.content_len,
-                routes: routes(accepted),
+                to: to(accepted),
                 state: accepted.state(),
             },
             Fact::Attempted(attempted) => Self::Attempted {
@@ -84,7 +84,7 @@ impl From<&Fact> for Gist {
                 id: carried.accepted.id,
                 at: carried.accepted.trace.received_at,
                 content_len: carried.accepted.content_len,
-                routes: routes(&carried.accepted),
+                to: to(&carried.accepted),
                 standings: carried.recipients.iter().map(|told| (told.attempts, told.state)).collect(),
             },
             Fact::Served(served) => Self::Served(served.clone()),
@@ -93,6 +93,7 @@ impl From<&Fact> for Gist {
     }
 }
 
-fn routes(accepted: &Accepted) -> Vec<RouteName> {
-    accepted.envelope.recipients.iter().map(|recipient| recipient.route.clone()).collect()
+fn to(accepted: &Accepted) -> Vec<(RouteName, Mailbox)> {
+    let recipients = accepted.envelope.recipients.iter();
+    recipients.map(|recipient| (recipient.route.clone(), Mailbox::from(&recipient.forward_path))).collect()
 }

@@ -2,8 +2,8 @@
 
 use crate::retention::{self, Base, Tallies};
 use crate::{
-    Accepted, Balance, Carried, Fact, Gist, IdMap, Position, RecipientEntry, RecipientIndex, RecipientState, Served,
-    Transaction,
+    Accepted, Balance, Carried, Fact, Gist, IdMap, Known, Mailbox, Position, RecipientEntry, RecipientIndex,
+    RecipientState, Served, Transaction,
 };
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use std::time::Duration;
@@ -21,6 +21,7 @@ pub struct Ledger {
     largest_id: Option<TransactionId>,
     served: Option<Served>,
     tallies: Tallies,
+    known: Known,
     without_effect: u64,
 }
 
@@ -30,12 +31,18 @@ struct Message<R> {
     at: Timestamp,
     content_len: u64,
     /// One for each recipient.
-    routes: R,
+    to: R,
 }
 
-fn message(accepted: &Accepted) -> Message<impl Iterator<Item = &RouteName>> {
+fn message(accepted: &Accepted) -> Message<impl Iterator<Item = (&RouteName, Mailbox)>> {
     let (id, at, content_len) = (accepted.id, accepted.trace.received_at, accepted.content_len);
-    Message { id, at, content_len, routes: accepted.envelope.recipients.iter().map(|recipient| &recipient.route) }
+    let recipients = accepted.envelope.recipients.iter();
+    let to = recipients.map(|recipient| (&recipient.route, Mailbox::from(&recipient.forward_path)));
+    Message { id, at, content_len, to }
+}
+
+fn named(to: &[(RouteName, Mailbox)]) -> impl Iterator<Item = (&RouteName, Mailbox)> {
+    to.iter().map(|(route, mailbox)| (route, *mailbox))
 }
 
 fn told(carried: &Carried) -> impl Iterator<Item = (u16, RecipientState)> {
@@ -71,8 +78,8 @@ impl Ledger {
     /// Takes what is left of a fact in a summary: as [`Ledger::apply`] takes the fact.
     pub fn recall(&mut self, position: Position, gist: &Gist) -> Option<Transaction> {
         match gist {
-            Gist::Accepted { id, at, content_len, routes, state } => {
-                let message = Message { id: *id, at: *at, content_len: *content_len, routes: routes.iter() };
+            Gist::Accepted { id, at, content_len, to, state } => {
+                let message = Message { id: *id, at: *at, content_len: *content_len, to: named(to) };
                 self.accept(position, message, *state);
             }
             Gist::Attempted { id, at, results } => return self.attempted(*id, *at, results.iter().copied()),
@@ -81,8 +88,8 @@ impl Ledger {
                 self.change(*id, *at, 0, told, RecipientState::after_action);
             }
             Gist::Served(served) => self.served = Some(served.clone()),
-            Gist::Carried { id, at, content_len, routes, standings } => {
-                let message = Message { id: *id, at: *at, content_len: *content_len, routes: routes.iter() };
+            Gist::Carried { id, at, content_len, to, standings } => {
+                let message = Message { id: *id, at: *at, content_len: *content_len, to: named(to) };
                 self.carried(position, message, standings.iter().copied());
             }
             Gist::Other => {}
@@ -97,7 +104,12 @@ impl Ledger {
 
     /// Takes what a mark says of a message whose record is unreadable. No effect if the message is known.
     pub fn apply_lost(&mut self, position: Position, id: TransactionId, recipients: u16) {
-        let entry = RecipientEntry { route: RouteIndex::MAX, attempts: 0, state: RecipientState::Quarantined };
+        let entry = RecipientEntry {
+            route: RouteIndex::MAX,
+            mailbox: Mailbox::default(),
+            attempts: 0,
+            state: RecipientState::Quarantined,
+        };
         let transaction = Transaction {
             position,
             accepted_at: Timestamp::from_unix_ms(u64::try_from(id.to_bits() >> 80).unwrap_or(0)),
@@ -135,12 +147,12 @@ impl Ledger {
     fn accept<'a>(
         &mut self,
         position: Position,
-        message: Message<impl Iterator<Item = &'a RouteName>>,
+        message: Message<impl Iterator<Item = (&'a RouteName, Mailbox)>>,
         state: RecipientState,
     ) {
-        let Message { id, at, content_len, routes } = message;
-        let recipients =
-            routes.map(|route| RecipientEntry { route: self.route_index(route), attempts: 0, state }).collect();
+        let Message { id, at, content_len, to } = message;
+        let entry = |(route, mailbox)| RecipientEntry { route: self.route_index(route), mailbox, attempts: 0, state };
+        let recipients = to.map(entry).collect();
         self.insert(id, Transaction { position, accepted_at: at, content_len, recipients });
     }
 
@@ -149,18 +161,18 @@ impl Ledger {
     fn carried<'a>(
         &mut self,
         position: Position,
-        message: Message<impl Iterator<Item = &'a RouteName>>,
+        message: Message<impl Iterator<Item = (&'a RouteName, Mailbox)>>,
         standings: impl Iterator<Item = (u16, RecipientState)>,
     ) {
-        let Message { id, at, content_len, routes } = message;
-        let routes: Vec<_> = routes.map(|route| self.route_index(route)).collect();
+        let Message { id, at, content_len, to } = message;
+        let to: Vec<_> = to.map(|(route, mailbox)| (self.route_index(route), mailbox)).collect();
         if let Some(transaction) = self.transactions.get_mut(id) {
             self.tallies.moved_away(transaction);
             transaction.position = position;
             transaction.content_len = content_len;
-            for ((entry, (attempts, state)), route) in transaction.recipients.iter_mut().zip(standings).zip(routes) {
+            for ((entry, (attempts, state)), to) in transaction.recipients.iter_mut().zip(standings).zip(to) {
                 // Of a record that was lost nothing was known but the name.
-                entry.route = route;
+                (entry.route, entry.mailbox) = to;
                 if entry.state == RecipientState::Quarantined {
                     *self.balance.column(entry.state) -= 1;
                     *self.balance.column(state) += 1;
@@ -169,9 +181,10 @@ impl Ledger {
             }
             return self.tallies.placed(transaction);
         }
-        let recipients = routes.into_iter().zip(standings);
-        let recipients =
-            recipients.map(|(route, (attempts, state))| RecipientEntry { route, attempts, state }).collect();
+        let recipients = to.into_iter().zip(standings);
+        let recipients = recipients
+            .map(|((route, mailbox), (attempts, state))| RecipientEntry { route, mailbox, attempts, state })
+            .collect();
         let transaction = Transaction { position, accepted_at: at, content_len, recipients };
         self.tallies.placed(&transaction);
         self.enter(id, transaction);
@@ -193,6 +206,7 @@ impl Ledger {
         for recipient in &transaction.recipients {
             self.balance.accepted += 1;
             *self.balance.column(recipient.state) += 1;
+            self.known.learn(recipient);
         }
         self.transactions.insert(id, transaction);
     }
@@ -231,6 +245,7 @@ impl Ledger {
             *self.balance.column(state) += 1;
             entry.state = state;
             entry.attempts = entry.attempts.saturating_add(attempts);
+            self.known.learn(entry);
         }
         let Some(transaction) = transaction else { return false };
         match (was_settled, transaction.is_settled()) {
@@ -258,6 +273,12 @@ impl Ledger {
     /// Every transaction that is not wholly sent, in order of acceptance. Quarantined ones are among them.
     pub fn iter(&self) -> impl Iterator<Item = (TransactionId, &Transaction)> {
         self.transactions.iter()
+    }
+
+    /// Whether the primary of this route took mail for this mailbox, as far as the journal goes back, and has not been
+    /// believed to refuse it since.
+    pub fn knows(&self, route: RouteIndex, mailbox: Mailbox) -> bool {
+        self.known.contains(route, mailbox)
     }
 
     /// The name of a route, unless the record that named it is unreadable.

@@ -3,10 +3,11 @@
 //! ```text
 //! Accepted -> waiting -> Attempted -> sent
 //!                |  ^        |------> deferred (until a printed time) -> waiting
-//!                |  |        '------> hold (permanent refusal, safety rule)
+//!                |  |        |------> refused (for good, and not believed yet: shown as hold)
+//!                |  |        '------> hold (safety rule)
 //!                |  '---- Operated: release ----'
 //!                |------- Operated: hold -> hold
-//!                '------- Operated: remove, bounce -> removed, bounced -- Operated: undo -> waiting
+//!                '------- Operated: remove, bounce, expire -> removed, bounced, expired -- Operated: undo -> waiting
 //! record unreadable -> quarantined
 //! ```
 //!
@@ -20,6 +21,7 @@ mod deliveries;
 mod fact;
 mod gist;
 mod id_map;
+mod known;
 mod ledger;
 mod retention;
 mod transaction;
@@ -32,6 +34,7 @@ pub use fact::{
 };
 pub use gist::Gist;
 pub use id_map::IdMap;
+pub(crate) use known::Known;
 pub use ledger::{Ledger, RouteIndex};
 pub use retention::Base;
-pub use transaction::{RecipientEntry, RecipientState, Recipients, Transaction};
+pub use transaction::{Mailbox, RecipientEntry, RecipientState, Recipients, Transaction};

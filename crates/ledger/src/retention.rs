@@ -211,9 +211,12 @@ pub(crate) fn stragglers<'a>(
 impl Balance {
     pub(crate) fn column(&mut self, state: RecipientState) -> &mut u64 {
         match state {
-            RecipientState::Due | RecipientState::Deferred(_) | RecipientState::Hold => &mut self.pending,
+            RecipientState::Due | RecipientState::Deferred(_) | RecipientState::Hold | RecipientState::Refused => {
+                &mut self.pending
+            }
             RecipientState::Sent => &mut self.sent,
             RecipientState::Bounced => &mut self.bounced,
+            RecipientState::Expired => &mut self.expired,
             RecipientState::Removed => &mut self.removed,
             RecipientState::Quarantined => &mut self.quarantined,
         }

@@ -1,8 +1,8 @@
 //! One message as the ledger holds it: where its bytes are and how its recipients stand, and what a record changes in that.
 
 use crate::ledger::RouteIndex;
-use crate::{Action, Outcome, Position};
-use restante_envelope::Timestamp;
+use crate::{Action, Cause, Outcome, Position};
+use restante_envelope::{ForwardPath, Timestamp};
 use std::ops::{Deref, DerefMut};
 
 /// One accepted message: where its bytes are and how its recipients stand. No addresses, no content.
@@ -68,11 +68,31 @@ impl<'a> IntoIterator for &'a Recipients {
     }
 }
 
+/// A mailbox, as far as it must be told from others: 32 bits of its address, which nobody can turn back into it. Two
+/// that look like one share their turns, and the memory of whether the primary took mail for them; nothing is decided
+/// by it alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Mailbox(pub u32);
+
+impl From<&ForwardPath> for Mailbox {
+    /// FNV-1a (draft-eastlake-fnv) of the canonical address, the upper half folded into the lower.
+    fn from(path: &ForwardPath) -> Self {
+        const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+        const PRIME: u64 = 0x0100_0000_01b3;
+        let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(PRIME);
+        let hash = path.canonical().bytes().fold(OFFSET, step);
+        #[expect(clippy::cast_possible_truncation, reason = "both halves are in it")]
+        Self((hash ^ (hash >> 32)) as u32)
+    }
+}
+
 /// How one recipient stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecipientEntry {
     /// The route its mail takes; `RouteIndex::MAX` when the record that named it is unreadable.
     pub route: RouteIndex,
+    /// Whose it is; the default where the record that named it is unreadable.
+    pub mailbox: Mailbox,
     /// Attempts that reached a reply or an in-doubt end.
     pub attempts: u16,
     /// Its state.
@@ -87,12 +107,16 @@ pub enum RecipientState {
     Due,
     /// Tried, refused for now; not before this instant.
     Deferred(Timestamp),
-    /// Frozen.
+    /// Frozen, by an operator or by a safety rule.
     Hold,
+    /// The primary refused it for good, and that is not believed yet: a server whose tables are missing refuses all.
+    Refused,
     /// Taken by the primary. Final.
     Sent,
-    /// Given back by an operator. Final, unless undone.
+    /// Refused for good, or given back by an operator. Final, unless undone.
     Bounced,
+    /// Given up after its time. Final, unless undone.
+    Expired,
     /// Removed by an operator. Final, unless undone.
     Removed,
     /// Bytes damaged. Final, unless a later record shows it was settled before the damage.
@@ -102,7 +126,7 @@ pub enum RecipientState {
 impl RecipientState {
     /// Whether nothing will be done for this recipient any more.
     pub fn is_settled(self) -> bool {
-        matches!(self, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined)
+        matches!(self, Self::Sent | Self::Bounced | Self::Expired | Self::Removed | Self::Quarantined)
     }
 
     /// The state after a record that says `told`; none if that record changes nothing. A settled recipient stays settled;
@@ -111,8 +135,8 @@ impl RecipientState {
     pub fn after(self, told: Self) -> Option<Self> {
         match (self, told) {
             (Self::Sent, _) => None,
-            (Self::Quarantined | Self::Bounced | Self::Removed, told) if told != Self::Sent => None,
-            (Self::Hold, Self::Deferred(_)) => Some(self),
+            (Self::Quarantined | Self::Bounced | Self::Expired | Self::Removed, told) if told != Self::Sent => None,
+            (Self::Hold, Self::Deferred(_) | Self::Refused) => Some(self),
             (_, told) => Some(told),
         }
     }
@@ -121,11 +145,15 @@ impl RecipientState {
     /// has the bytes of what is quarantined.
     pub fn after_action(self, action: Action) -> Option<Self> {
         match (action, self) {
-            (Action::Undo, Self::Bounced | Self::Removed) => Some(Self::Due),
-            (Action::Undo, _) | (_, Self::Sent | Self::Bounced | Self::Removed | Self::Quarantined) => None,
+            (Action::Undo, Self::Bounced | Self::Expired | Self::Removed) => Some(Self::Due),
+            (Action::Undo, _) => None,
+            (_, settled) if settled.is_settled() => None,
             (Action::Hold, _) => Some(Self::Hold),
             (Action::Release, _) => Some(Self::Due),
             (Action::Bounce, _) => Some(Self::Bounced),
+            (Action::Settle, Self::Refused) => Some(Self::Bounced),
+            (Action::Expire, Self::Due | Self::Deferred(_) | Self::Refused) => Some(Self::Expired),
+            (Action::Settle | Action::Expire, _) => None,
             (Action::Remove, _) => Some(Self::Removed),
         }
     }
@@ -136,6 +164,7 @@ impl From<&Outcome> for RecipientState {
         match outcome {
             Outcome::Sent(_) => Self::Sent,
             Outcome::Deferred { next_at, .. } => Self::Deferred(*next_at),
+            Outcome::Held(Cause::Reply(_) | Cause::Content(_)) => Self::Refused,
             Outcome::Held(_) => Self::Hold,
             Outcome::Quarantined(_) => Self::Quarantined,
         }

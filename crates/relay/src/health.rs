@@ -1,8 +1,14 @@
 //! One primary's health: when it is probed, and what a probe or a broken connection says of it. Knows no message.
 //!
-//! ```text
-//! start -> suspect --probe ok--> up --a connection breaks--> suspect --probe fails--> down --probe ok--> up
-//! ```
+//! | state | what leads there | what leads on |
+//! |---|---|---|
+//! | **suspect** | the start; a connection that broke while *up* | a probe that fails: *down*; enough probes that succeed: *up* |
+//! | **down** | a probe that fails | enough probes that succeed: *up* |
+//! | **up** | enough probes that succeed | a connection that breaks: *suspect* |
+//!
+//! So it takes two signs to call a primary that was up down. Enough is one probe; one more for each time that the primary broke
+//! within a minute of coming up, three at most: one that flaps is not knocked over again each time it gets to its feet. A
+//! primary that is up and has a backlog is shown as *recovering* until that is gone (`lane.rs`).
 
 use crate::jitter;
 use crate::status::RouteState;
@@ -27,6 +33,13 @@ const PROBE_FAST_MS: u64 = 100;
 const EARLY_SECS: u64 = 3_600;
 /// Later: an outage of hours is noticed 15 s late at most, and a log of refused connections stays readable.
 const PROBE_LATE_MS: u64 = 15_000;
+/// A primary that breaks within this time of coming up has flapped.
+const FLAP_SECS: u64 = 60;
+/// Probes beyond the first that one that flaps must answer in a row. More would keep mail waiting for a primary whose only
+/// fault is one deadly message.
+const FLAPS_MAX: u32 = 2;
+/// Between two probes of which both must succeed.
+const PROBE_AGAIN_MS: u64 = 1_000;
 /// So that many routes to one machine do not knock at once.
 const PROBE_JITTER_PERCENT: u64 = 25;
 /// A clock that stepped back by more than this would delay a probe noticeably.
@@ -37,13 +50,23 @@ pub(crate) const CLOCK_STEP_BACK: Duration = Duration::from_millis(PROBE_LATE_MS
 pub enum ConnectionTrouble {
     /// No connection could be made: refused, no answer, no greeting, no TLS. No message had a part in it.
     NotMade(String),
-    /// The connection ended, by itself or by a 421, after MAIL was sent and before the final dot was.
+    /// The server answered and wants no other connection now (RFC 5321 section 3.1: 421 or 554, or none taken), while
+    /// so many others to it were open.
+    Refused {
+        /// What it said.
+        why: String,
+        /// Of ours, besides this one.
+        open: usize,
+    },
+    /// The connection ended by itself after MAIL was sent and before the final dot was.
     Broke(String),
+    /// The server said 421 after MAIL, or refused MAIL for now and for no fault of the message: it asks for a slower pace.
+    PushedBack(String),
 }
 
 impl fmt::Display for ConnectionTrouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::NotMade(why) | Self::Broke(why)) = self;
+        let (Self::NotMade(why) | Self::Refused { why, .. } | Self::Broke(why) | Self::PushedBack(why)) = self;
         f.write_str(why)
     }
 }
@@ -68,6 +91,11 @@ pub(crate) struct Health {
     probing: Option<Timestamp>,
     /// Probes so far: each draws its own jitter.
     probes: u64,
+    /// Of the last ones, how many in a row succeeded.
+    succeeded: u32,
+    up_since: Option<Timestamp>,
+    /// Times in a row that it broke soon after coming up.
+    flaps: u32,
 }
 
 impl Health {
@@ -81,6 +109,9 @@ impl Health {
             next_probe: now,
             probing: None,
             probes: 0,
+            succeeded: 0,
+            up_since: None,
+            flaps: 0,
         }
     }
 
@@ -127,16 +158,23 @@ impl Health {
             self.next_probe = self.next_probe.max(began + Duration::from_millis(PROBE_EARLY_MS));
         }
         match result {
+            Ok(()) if self.succeeded < self.flaps => {
+                self.succeeded += 1;
+                self.next_probe = now + Duration::from_millis(PROBE_AGAIN_MS);
+                None
+            }
             Ok(()) => {
+                (self.succeeded, self.up_since) = (0, Some(now));
                 let was_down = self.state == RouteState::Down;
                 self.enter(RouteState::Up, String::new(), now);
                 Some(Change::Up { down_for: was_down.then(|| now.since(self.trouble_began)) })
             }
             Err(why) if self.state == RouteState::Down => {
-                self.reason = why;
+                (self.reason, self.succeeded) = (why, 0);
                 None
             }
             Err(why) => {
+                self.succeeded = 0;
                 self.enter(RouteState::Down, why, now);
                 Some(Change::Down)
             }
@@ -148,6 +186,8 @@ impl Health {
         if !self.is_up() {
             return None;
         }
+        let was_up_for = self.up_since.take().map_or(Duration::ZERO, |since| now.since(since));
+        self.flaps = if was_up_for < Duration::from_secs(FLAP_SECS) { (self.flaps + 1).min(FLAPS_MAX) } else { 0 };
         self.enter(RouteState::Suspect, why.into(), now);
         self.trouble_began = now;
         self.next_probe = now + Duration::from_millis(PROBE_SUSPECT_MS);
@@ -237,8 +277,19 @@ mod tests {
         assert_eq!((health.next_probe(), health.reason.as_str()), (Some(ms(6_000)), "reset"));
         health.probe_begins(1, ms(6_000));
         assert_eq!(health.probe_ended(refused(), ms(6_001)), Some(Change::Down));
-        health.probe_begins(1, ms(8_000));
-        assert_eq!(health.probe_ended(Ok(()), ms(8_000)), Some(Change::Up { down_for: Some(Duration::from_secs(3)) }));
+        health.probe_begins(1, ms(70_000));
+        // It had been up for five seconds: one probe is not enough.
+        assert_eq!(health.probe_ended(Ok(()), ms(70_000)), None);
+        assert_eq!(health.next_probe(), Some(ms(71_000)));
+        health.probe_begins(1, ms(71_000));
+        assert_eq!(
+            health.probe_ended(Ok(()), ms(71_000)),
+            Some(Change::Up { down_for: Some(Duration::from_secs(66)) })
+        );
+        // It held this time.
+        assert_eq!(health.trouble("reset", ms(131_000)), Some(Change::Suspect));
+        health.probe_begins(1, ms(132_000));
+        assert!(matches!(health.probe_ended(Ok(()), ms(132_000)), Some(Change::Up { .. })));
     }
 
     #[test]

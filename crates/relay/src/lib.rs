@@ -15,9 +15,12 @@
 //! of a message in memory.
 #![warn(missing_docs)]
 
+mod breaker;
 mod health;
 mod jitter;
+mod lane;
 mod load;
+mod pace;
 mod relay;
 mod room;
 mod routes;
@@ -26,6 +29,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod trace;
+mod turns;
 mod verdict;
 
 pub use health::ConnectionTrouble;

@@ -4,17 +4,19 @@
 //! next report. It never decides what a reply means (see [`judge`](crate::judge)), and never changes the ledger but by
 //! a fact that is already durable.
 
-use crate::health::{CLOCK_STEP_BACK, Change, ConnectionTrouble, Health};
+use crate::breaker::Signs;
+use crate::health::{CLOCK_STEP_BACK, ConnectionTrouble, Health};
+use crate::lane::{Lane, Messages};
 use crate::load::Loads;
-use crate::schedule::{Place, Schedule};
+use crate::schedule::Place;
 use crate::status::{Event, RouteStatus, StateView, TransactionState};
 use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Base, Cause, Fact, Ledger, Outcome, Position, RecipientEntry, RecipientIndex, RecipientState, RouteIndex,
-    Transaction,
+    Action as Operation, Attempted, Base, Cause, Fact, Ledger, Mailbox, Outcome, Position, RecipientEntry,
+    RecipientIndex, RecipientState, RouteIndex, Transaction,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// Broken connections in a row under one transaction after which it still keeps its turn. More cannot be told from a
@@ -41,6 +43,19 @@ pub enum Action {
         recipients: Vec<RecipientIndex>,
         /// Counted from 1, for the log.
         attempt: u16,
+        /// Connections to the primary that may be open now, this one's included.
+        connections: usize,
+    },
+    /// Write down that the primary is believed to refuse a recipient: an `Operated` fact with the action `Settle`.
+    Settle {
+        /// The transaction.
+        id: TransactionId,
+        /// Where its `Accepted` record is.
+        position: Position,
+        /// Those that it refused with the same words; never empty.
+        recipients: Vec<RecipientIndex>,
+        /// What it said.
+        reason: String,
     },
     /// See whether a route's primary takes mail. Ends with [`Relay::probe_ended`].
     Probe {
@@ -73,65 +88,11 @@ pub struct Relay {
     /// The lanes of the configured routes, in the configuration's order.
     configured: Vec<usize>,
     events: Vec<Event>,
+    /// To be written down, by transaction.
+    settled: VecDeque<(TransactionId, RecipientIndex, String)>,
     loads: Loads,
     seed: u64,
     polled_at: Timestamp,
-}
-
-/// All that belongs to one route.
-#[derive(Debug)]
-struct Lane {
-    name: RouteName,
-    /// None: the route is not configured (any more), and its mail waits.
-    max_active: Option<usize>,
-    /// As configured, to see when they become others.
-    next_hops: Vec<String>,
-    health: Health,
-    schedule: Schedule,
-    wake: Option<Timestamp>,
-}
-
-impl Lane {
-    fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
-        let place = match place {
-            Place::Deferred(_) if self.max_active.is_none() => Place::Due,
-            place => place,
-        };
-        self.schedule.place(id, content_len, place);
-    }
-
-    fn may_attempt(&self) -> bool {
-        self.health.is_up()
-            && self.schedule.has_due()
-            && self.max_active.is_some_and(|max| self.schedule.active() < max)
-    }
-
-    fn trouble(&mut self, why: &str, now: Timestamp, events: &mut Vec<Event>) {
-        if self.health.trouble(why, now).is_some() {
-            events.push(Event::PrimarySuspect { route: self.name.clone(), why: why.into() });
-        }
-    }
-
-    /// Notes when this, lane number `number`, wants to be looked at.
-    fn rewake(&mut self, number: usize, wakes: &mut Vec<(Timestamp, usize)>) {
-        let wake = self.next_wake();
-        if wake == self.wake {
-            return;
-        }
-        if let Some(at) = std::mem::replace(&mut self.wake, wake) {
-            wakes.retain(|wake| *wake != (at, number));
-        }
-        if let Some(at) = wake {
-            wakes.insert(wakes.partition_point(|wake| *wake < (at, number)), (at, number));
-        }
-    }
-
-    /// When [`Relay::look`] has something to do here. It must leave this later than `now`, or `poll` would not end.
-    fn next_wake(&self) -> Option<Timestamp> {
-        self.max_active?;
-        let now = self.may_attempt().then(Timestamp::default);
-        [now, self.health.next_probe(), self.schedule.next_wake()].into_iter().flatten().min()
-    }
 }
 
 impl Relay {
@@ -145,6 +106,7 @@ impl Relay {
             wakes: Vec::new(),
             configured: Vec::new(),
             events: Vec::new(),
+            settled: VecDeque::new(),
             loads: Loads::default(),
             seed,
             polled_at: now,
@@ -162,14 +124,7 @@ impl Relay {
     }
 
     fn add_lane(&mut self, name: &RouteName, settings: Option<&RouteSettings>, now: Timestamp) -> usize {
-        self.lanes.push(Lane {
-            name: name.clone(),
-            max_active: settings.map(RouteSettings::max_active),
-            next_hops: settings.map(|route| route.next_hops.clone()).unwrap_or_default(),
-            health: if settings.is_some() { Health::unknown(now) } else { Health::not_configured(name, now) },
-            schedule: Schedule::counted(self.loads.of(name)),
-            wake: None,
-        });
+        self.lanes.push(Lane::new(name, settings, self.loads.of(name), now));
         self.by_name.insert(name.clone(), self.lanes.len() - 1);
         self.lanes.len() - 1
     }
@@ -200,24 +155,24 @@ impl Relay {
             self.configured.push(number);
             let was_configured = moved.remove(&number);
             let Some(lane) = self.lanes.get_mut(number) else { continue };
+            let is_another = lane.next_hops != route.next_hops;
+            lane.set(route);
             if !was_configured {
-                lane.health = Health::unknown(now);
+                lane.begin_anew(Health::unknown(now), now);
                 moved.insert(number);
-            } else if lane.next_hops != route.next_hops {
+            } else if is_another {
                 let was_up = lane.health.is_up();
-                lane.health = Health::unknown(now);
+                lane.begin_anew(Health::unknown(now), now);
                 lane.health.reason = NEW_PRIMARY.into();
                 self.events.extend(
                     was_up.then(|| Event::PrimarySuspect { route: lane.name.clone(), why: NEW_PRIMARY.into() }),
                 );
             }
-            lane.max_active = Some(route.max_active());
-            lane.next_hops.clone_from(&route.next_hops);
         }
         for number in moved.iter().filter(|number| before.contains(number) && !self.configured.contains(number)) {
             let Some(lane) = self.lanes.get_mut(*number) else { continue };
-            lane.max_active = None;
-            lane.health = Health::not_configured(&lane.name, now);
+            lane.limits = None;
+            lane.begin_anew(Health::not_configured(&lane.name, now), now);
             lane.schedule.forgive_all();
             if lane.schedule.counts().pending() > 0 {
                 self.events.push(Event::PrimaryDown { route: lane.name.clone(), why: lane.health.reason.clone() });
@@ -243,6 +198,7 @@ impl Relay {
             self.ledger.apply(position, fact);
             return;
         };
+        let mut heard = if let Fact::Attempted(attempted) = fact { self.signs(attempted) } else { BTreeMap::new() };
         let sent = self.ledger.apply(position, fact);
         self.learn_routes(now);
         let Some(transaction) = sent.as_ref().or_else(|| self.ledger.get(id)) else { return };
@@ -252,20 +208,56 @@ impl Relay {
                 let number = recipient.and_then(|r| self.by_ledger.get(usize::from(r.route)));
                 let Some(lane) = number.and_then(|number| self.lanes.get_mut(*number)) else { continue };
                 lane.schedule.recorded(id);
+                lane.ended(id);
                 if let Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } = outcome {
                     lane.trouble(why, now, &mut self.events);
                 }
             }
         }
+        let took_ms = if let Fact::Attempted(attempted) = fact { attempted.timings.transfer_ms } else { 0 };
         for (route, place) in places(transaction) {
             let Some(number) = self.by_ledger.get(usize::from(route)).copied() else { continue };
             let Some(lane) = self.lanes.get_mut(number) else { continue };
-            if matches!(fact, Fact::Operated(_)) {
+            if let Fact::Operated(operated) = fact {
                 lane.schedule.forgive(id);
+                if operated.action == Operation::Release {
+                    lane.breaker.release(now);
+                }
             }
             lane.place(id, transaction.content_len, place);
-            lane.rewake(number, &mut self.wakes);
+            if let Some(signs) = heard.remove(&route) {
+                self.settled.extend(lane.answered(id, signs, took_ms, now, &mut self.events));
+            }
+            lane.settle_drain(now, &mut self.events);
+            lane.rewake(number, &mut self.wakes, now);
         }
+    }
+
+    /// What an attempt says of the primaries that were asked, before it is applied: whom they know is the question.
+    fn signs(&self, attempted: &Attempted) -> BTreeMap<RouteIndex, Signs> {
+        let mut signs: BTreeMap<RouteIndex, Signs> = BTreeMap::new();
+        let Some(transaction) = self.ledger.get(attempted.id) else { return signs };
+        for (index, outcome) in &attempted.results {
+            let Some(entry) = transaction.recipients.get(usize::from(*index)) else { continue };
+            let is_known = self.ledger.knows(entry.route, entry.mailbox);
+            let signs = match outcome {
+                Outcome::Sent(_) | Outcome::Held(Cause::Reply(_) | Cause::Content(_)) => signs.entry(entry.route),
+                Outcome::Deferred { cause: Cause::Reply(_) | Cause::Content(_), .. } => signs.entry(entry.route),
+                _ => continue,
+            };
+            let signs = signs.or_default();
+            match outcome {
+                Outcome::Sent(_) => signs.accepted = Some(is_known || signs.accepted == Some(true)),
+                Outcome::Held(cause) => {
+                    signs.refused.push((*index, cause.to_string()));
+                    if is_known && matches!(cause, Cause::Reply(_)) {
+                        signs.refused_known = Some(entry.mailbox);
+                    }
+                }
+                _ => {}
+            }
+        }
+        signs
     }
 
     /// The next thing to do, if there is one.
@@ -277,6 +269,9 @@ impl Relay {
             }
         }
         self.polled_at = now;
+        if let Some(action) = self.next_settled() {
+            return Some(action);
+        }
         loop {
             let (_, lane) = self.wakes.first().copied().filter(|(at, _)| *at <= now)?;
             let action = self.look(lane, now);
@@ -287,6 +282,23 @@ impl Relay {
         }
     }
 
+    /// Of what the primary is believed to have refused: the recipients of one message that it refused with the same words.
+    fn next_settled(&mut self) -> Option<Action> {
+        while let Some((id, index, reason)) = self.settled.pop_front() {
+            let mut recipients = vec![index];
+            while let Some((_, index, _)) = self.settled.pop_front_if(|(next, _, why)| *next == id && *why == reason) {
+                recipients.push(index);
+            }
+            let Some(transaction) = self.ledger.get(id) else { continue };
+            let state = |index: &RecipientIndex| transaction.recipients.get(usize::from(*index)).map(|r| r.state);
+            recipients.retain(|index| state(index) == Some(RecipientState::Refused));
+            if !recipients.is_empty() {
+                return Some(Action::Settle { id, position: transaction.position, recipients, reason });
+            }
+        }
+        None
+    }
+
     fn look(&mut self, number: usize, now: Timestamp) -> Option<Action> {
         let lane = self.lanes.get_mut(number)?;
         lane.schedule.wake(now);
@@ -294,50 +306,53 @@ impl Relay {
             lane.health.probe_begins(self.seed ^ number as u64, now);
             return Some(Action::Probe { route: lane.name.clone() });
         }
-        if !lane.may_attempt() {
-            return None;
-        }
-        let id = lane.schedule.begin()?;
+        let id = lane.begin(&View { ledger: &self.ledger, by_ledger: &self.by_ledger, number }, now)?;
         let Some(transaction) = self.ledger.get(id) else {
             // Not reached: every lane is told when a transaction leaves the ledger. If it were, forgetting is right.
             lane.schedule.recorded(id);
             lane.schedule.place(id, 0, Place::Settled);
             return None;
         };
-        let recipients = due_recipients(&self.by_ledger, transaction, number, lane.schedule.is_flushed(id), now);
+        let (flushed, retried) = (lane.schedule.is_flushed(id), lane.schedule.is_retried(id));
+        let recipients = due_recipients(&self.by_ledger, transaction, number, (flushed, retried), now);
         let attempts = |index: &RecipientIndex| transaction.recipients.get(usize::from(*index)).map(|r| r.attempts);
         let attempt = recipients.iter().filter_map(attempts).max().unwrap_or(0).saturating_add(1);
-        Some(Action::Attempt { id, route: lane.name.clone(), position: transaction.position, recipients, attempt })
+        let (route, connections) = (lane.name.clone(), lane.pace.connections());
+        Some(Action::Attempt { id, route, position: transaction.position, recipients, attempt, connections })
     }
 
     /// When to call [`Self::poll`] again, unless something is reported before. May be in the past.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        self.wakes.first().map(|(at, _)| *at)
+        let settled = (!self.settled.is_empty()).then(Timestamp::default);
+        settled.or(self.wakes.first().map(|(at, _)| *at))
     }
 
     fn rewake(&mut self, number: usize) {
         if let Some(lane) = self.lanes.get_mut(number) {
-            lane.rewake(number, &mut self.wakes);
+            lane.rewake(number, &mut self.wakes, self.polled_at);
         }
     }
 
-    /// An attempt ended and nothing was recorded. The transaction is due again in its turn, and the primary is suspect.
-    /// One under which the connection broke three times in a row waits, so that others pass. Without effect if there
-    /// is no such attempt.
+    /// An attempt ended and nothing was recorded. The transaction is due again in its turn, and the primary is suspect, unless
+    /// it only has enough to do. One under which the connection broke three times in a row, or that was put off so often,
+    /// waits, so that others pass. Without effect if there is no such attempt.
     pub fn attempt_failed(&mut self, id: TransactionId, route: &RouteName, why: ConnectionTrouble, now: Timestamp) {
         let Some(number) = self.by_name.get(route).copied() else { return };
         let Some(lane) = self.lanes.get_mut(number) else { return };
         if !lane.schedule.unrecorded(id) {
             return;
         }
+        lane.ended(id);
         // Without the route nobody would wake it from its wait.
-        if matches!(why, ConnectionTrouble::Broke(_)) && lane.max_active.is_some() {
+        if matches!(why, ConnectionTrouble::Broke(_) | ConnectionTrouble::PushedBack(_)) && lane.is_configured() {
             let times = lane.schedule.broke(id);
             if times > BROKEN_IN_TURN_MAX {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
             }
         }
-        lane.trouble(&why.to_string(), now, &mut self.events);
+        if !lane.is_busy(&why, now) {
+            lane.trouble(&why.to_string(), now, &mut self.events);
+        }
         self.replace(number, id);
     }
 
@@ -346,7 +361,9 @@ impl Relay {
     /// and nothing else changes.
     pub fn attempt_outdated(&mut self, id: TransactionId, route: &RouteName) {
         let Some(number) = self.by_name.get(route).copied() else { return };
-        if self.lanes.get_mut(number).is_some_and(|lane| lane.schedule.unrecorded(id)) {
+        if let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.schedule.is_active(id)) {
+            lane.schedule.unrecorded(id);
+            lane.ended(id);
             self.replace(number, id);
         }
     }
@@ -359,19 +376,14 @@ impl Relay {
         {
             lane.place(id, transaction.content_len, place);
         }
-        lane.rewake(number, &mut self.wakes);
+        lane.rewake(number, &mut self.wakes, self.polled_at);
     }
 
     /// The probe of a route's primary ended. Without effect if none was under way.
     pub fn probe_ended(&mut self, route: &RouteName, result: Result<(), String>, now: Timestamp) {
         let Some(number) = self.by_name.get(route).copied() else { return };
         let Some(lane) = self.lanes.get_mut(number) else { return };
-        let route = lane.name.clone();
-        match lane.health.probe_ended(result, now) {
-            Some(Change::Up { down_for }) => self.events.push(Event::PrimaryUp { route, down_for }),
-            Some(Change::Down) => self.events.push(Event::PrimaryDown { route, why: lane.health.reason.clone() }),
-            Some(Change::Suspect) | None => {}
-        }
+        lane.probed(result, now, &mut self.events);
         self.rewake(number);
     }
 
@@ -386,7 +398,7 @@ impl Relay {
         };
         let mut concerned = 0;
         for number in numbers {
-            let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.max_active.is_some()) else { continue };
+            let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.is_configured()) else { continue };
             let found = match only {
                 Some(id) => usize::from(lane.schedule.flush(id)),
                 None => lane.schedule.flush_all(),
@@ -403,6 +415,7 @@ impl Relay {
     fn probe_now(&mut self, number: usize, now: Timestamp) {
         if let Some(lane) = self.lanes.get_mut(number) {
             lane.health.probe_now(now);
+            lane.breaker.release(now);
         }
         self.rewake(number);
     }
@@ -424,20 +437,23 @@ impl Relay {
 
     /// How every route stands: the configured ones in their order, then others that still have pending mail.
     pub fn route_status(&self, now: Timestamp) -> Vec<RouteStatus> {
-        let others = self.lanes.iter().filter(|lane| lane.max_active.is_none() && lane.schedule.counts().pending() > 0);
+        let others = self.lanes.iter().filter(|lane| !lane.is_configured() && lane.schedule.counts().pending() > 0);
         let status = |lane: &Lane| {
             let oldest = lane.schedule.oldest().and_then(|id| self.ledger.get(id)).map(|t| t.accepted_at);
-            let next_probe = lane.max_active.and(lane.health.next_probe()).map(|at| at.max(now));
+            let next_probe = lane.health.next_probe().filter(|_| lane.is_configured()).map(|at| at.max(now));
             let counts = lane.schedule.counts();
             RouteStatus {
                 name: lane.name.clone(),
-                state: lane.health.state,
-                since: lane.health.since,
-                reason: lane.health.reason.clone(),
+                state: lane.state(),
+                since: lane.since(),
+                reason: lane.reason().to_owned(),
+                connections: lane.pace.connections(),
+                limit_milli: lane.pace.limit_milli(),
+                speed_milli: lane.pace.speed_milli(now),
                 pending: counts.pending(),
                 bytes: lane.schedule.bytes(),
                 oldest,
-                eta: None,
+                eta: lane.eta(now),
                 next_probe,
                 counts,
             }
@@ -445,10 +461,11 @@ impl Relay {
         self.configured.iter().filter_map(|number| self.lanes.get(*number)).chain(others).map(status).collect()
     }
 
-    /// Why nothing is sent on a route now; none if it is up or unknown.
+    /// Why nothing is sent on a route now; none if mail flows or the route is unknown.
     pub fn down_because(&self, route: &RouteName) -> Option<&str> {
         let lane = self.by_name.get(route).and_then(|number| self.lanes.get(*number))?;
-        (!lane.health.is_up()).then_some(lane.health.reason.as_str())
+        let is_tripped = lane.breaker.tripped().is_some();
+        (is_tripped || !lane.health.is_up()).then_some(lane.reason())
     }
 
     /// What is being delivered now, and where; at most [`RouteSettings::max_active`] a route.
@@ -463,10 +480,15 @@ impl Relay {
         let next_at = lane.schedule.due_at(id);
         let next = match (state, next_at) {
             (TransactionState::Active, _) => "being delivered now".into(),
+            (TransactionState::Hold, _) if lane.schedule.is_refused(id) => match lane.breaker.tripped() {
+                Some((why, _)) => format!("when {route} takes a canary again: {why}"),
+                None => format!("when {route} takes other mail: settled as bounced"),
+            },
             (TransactionState::Hold, _) => "never by itself: on hold".into(),
             (TransactionState::Deferred, Some(at)) if lane.health.is_up() => format!("retry at {at}"),
             (TransactionState::Deferred, Some(at)) => format!("retry at {at}, if {route} is up by then"),
-            _ if lane.max_active.is_none() => format!("never by itself: {}", lane.health.reason),
+            _ if !lane.is_configured() => format!("never by itself: {}", lane.health.reason),
+            _ if lane.breaker.tripped().is_some() => format!("when {route} takes a canary again: {}", lane.reason()),
             _ if lane.health.is_up() => "as soon as a connection is free".into(),
             _ => format!("when {route} is up"),
         };
@@ -476,6 +498,30 @@ impl Relay {
     fn lanes_of(&self, id: TransactionId) -> Vec<usize> {
         let routes = self.ledger.get(id).into_iter().flat_map(places);
         routes.filter_map(|(route, _)| self.by_ledger.get(usize::from(route)).copied()).collect()
+    }
+}
+
+/// The ledger, as a lane is shown it.
+struct View<'a> {
+    ledger: &'a Ledger,
+    by_ledger: &'a [usize],
+    number: usize,
+}
+
+impl View<'_> {
+    fn first_here(&self, id: TransactionId) -> Option<&RecipientEntry> {
+        let here = |entry: &&RecipientEntry| self.by_ledger.get(usize::from(entry.route)) == Some(&self.number);
+        self.ledger.get(id)?.recipients.iter().find(|entry| here(entry) && !entry.state.is_settled())
+    }
+}
+
+impl Messages for View<'_> {
+    fn mailbox(&self, id: TransactionId) -> Mailbox {
+        self.first_here(id).map(|entry| entry.mailbox).unwrap_or_default()
+    }
+
+    fn is_known(&self, id: TransactionId) -> bool {
+        self.first_here(id).is_some_and(|entry| self.ledger.knows(entry.route, entry.mailbox))
     }
 }
 
@@ -503,7 +549,7 @@ fn due_recipients(
     by_ledger: &[usize],
     transaction: &Transaction,
     lane: usize,
-    flushed: bool,
+    (flushed, retried): (bool, bool),
     now: Timestamp,
 ) -> Vec<RecipientIndex> {
     let until = match place_on(by_ledger, transaction, lane) {
@@ -517,6 +563,7 @@ fn due_recipients(
             && match recipient.state {
                 RecipientState::Due => true,
                 RecipientState::Deferred(at) => at <= until,
+                RecipientState::Refused => retried,
                 _ => false,
             }
     };

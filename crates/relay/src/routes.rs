@@ -31,6 +31,8 @@ pub struct RouteSettings {
     /// not decided here. 0 if a connection takes its next message only when it is done with the one before. See
     /// [`ATTEMPTS_AHEAD_DEFAULT`].
     pub attempts_ahead: usize,
+    /// Messages a minute that are never exceeded, if it is limited by configuration.
+    pub per_minute: Option<u32>,
 }
 
 impl RouteSettings {
@@ -175,6 +177,7 @@ mod tests {
             recipients: recipients.map(|r| r.iter().map(|a| (*a).to_string()).collect()),
             max_connections: MAX_CONNECTIONS_DEFAULT,
             attempts_ahead: 0,
+            per_minute: None,
         }
     }
 

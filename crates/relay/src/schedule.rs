@@ -6,8 +6,9 @@
 
 use crate::load::Load;
 use crate::status::{Counts, TransactionState};
+use crate::turns::Turns;
 use restante_envelope::{Timestamp, TransactionId};
-use restante_ledger::{IdMap, RecipientState};
+use restante_ledger::{IdMap, Mailbox, RecipientState};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the ledger says of a transaction's recipients on one route; of several, the first in this order counts.
@@ -17,6 +18,8 @@ pub(crate) enum Place {
     Due,
     /// The first can be tried at this time.
     Deferred(Timestamp),
+    /// One was refused, and the primary is not believed yet.
+    Refused,
     /// All that are not settled are frozen.
     Hold,
     /// All are settled.
@@ -29,9 +32,12 @@ impl From<RecipientState> for Place {
             RecipientState::Due => Self::Due,
             RecipientState::Deferred(at) => Self::Deferred(at),
             RecipientState::Hold => Self::Hold,
-            RecipientState::Sent | RecipientState::Bounced | RecipientState::Removed | RecipientState::Quarantined => {
-                Self::Settled
-            }
+            RecipientState::Refused => Self::Refused,
+            RecipientState::Sent
+            | RecipientState::Bounced
+            | RecipientState::Expired
+            | RecipientState::Removed
+            | RecipientState::Quarantined => Self::Settled,
         }
     }
 }
@@ -45,16 +51,19 @@ struct Broken {
 
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
-    // Every transaction with an unsettled recipient is in one of these five.
-    due: IdMap<()>,
+    // Every transaction with an unsettled recipient is in one of these six.
+    due: Turns,
     deferred: IdMap<Timestamp>,
+    refused: IdMap<()>,
     hold: IdMap<()>,
-    active: IdMap<()>,
+    active: IdMap<Mailbox>,
     /// Its attempt is over, and [`Self::place`] comes next.
     ended: Option<TransactionId>,
     deferred_by_time: BTreeSet<(Timestamp, TransactionId)>,
     /// Due by an operator's word, whatever times the ledger holds; until the next recorded attempt.
     flushed: IdMap<()>,
+    /// What the primary refused in it is tried again; until the next recorded attempt.
+    retried: IdMap<()>,
     broken: BTreeMap<TransactionId, Broken>,
     load: Load,
 }
@@ -89,10 +98,11 @@ impl Schedule {
                     self.hold.insert(id, ());
                 }
             }
-            Place::Due | Place::Deferred(_) if is_active => {}
+            _ if is_active => {}
+            Place::Refused if !self.retried.contains(id) => _ = self.refused.insert(id, ()),
             Place::Deferred(at) if !self.flushed.contains(id) => self.defer(id, at.max(wait)),
-            Place::Due | Place::Deferred(_) if wait > Timestamp::default() => self.defer(id, wait),
-            Place::Due | Place::Deferred(_) => _ = self.due.insert(id, ()),
+            Place::Due | Place::Deferred(_) | Place::Refused if wait > Timestamp::default() => self.defer(id, wait),
+            Place::Due | Place::Deferred(_) | Place::Refused => self.due.insert(id),
         }
     }
 
@@ -102,7 +112,7 @@ impl Schedule {
             self.deferred_by_time.remove(&(at, id));
             return true;
         }
-        self.due.remove(id).is_some() || self.hold.remove(id).is_some()
+        self.due.remove(id) || self.refused.remove(id).is_some() || self.hold.remove(id).is_some()
     }
 
     fn defer(&mut self, id: TransactionId, at: Timestamp) {
@@ -115,7 +125,7 @@ impl Schedule {
         while let Some((at, id)) = self.deferred_by_time.first().copied().filter(|(at, _)| *at <= now) {
             self.deferred_by_time.remove(&(at, id));
             self.deferred.remove(id);
-            self.due.insert(id, ());
+            self.due.insert(id);
         }
     }
 
@@ -128,8 +138,16 @@ impl Schedule {
         !self.due.is_empty()
     }
 
+    pub(crate) fn is_refused(&self, id: TransactionId) -> bool {
+        self.refused.contains(id)
+    }
+
     pub(crate) fn active_ids(&self) -> impl Iterator<Item = TransactionId> {
-        self.active.iter().map(|(id, ())| id)
+        self.active.iter().map(|(id, _)| id)
+    }
+
+    pub(crate) fn is_active(&self, id: TransactionId) -> bool {
+        self.active.contains(id)
     }
 
     pub(crate) fn active(&self) -> usize {
@@ -140,11 +158,46 @@ impl Schedule {
         self.flushed.contains(id)
     }
 
-    /// The oldest of the due ones becomes active.
-    pub(crate) fn begin(&mut self) -> Option<TransactionId> {
-        let (id, ()) = self.due.pop_first()?;
-        self.active.insert(id, ());
+    pub(crate) fn is_retried(&self, id: TransactionId) -> bool {
+        self.retried.contains(id)
+    }
+
+    /// The one whose turn it is of the due ones becomes active; a mailbox has no more than `share` while others wait.
+    pub(crate) fn begin(&mut self, share: usize, mailbox: impl Fn(TransactionId) -> Mailbox) -> Option<TransactionId> {
+        let (id, mailbox) = self.due.take(share, mailbox)?;
+        self.active.insert(id, mailbox);
         Some(id)
+    }
+
+    /// This one becomes active, due or refused.
+    pub(crate) fn begin_this(&mut self, id: TransactionId, mailbox: Mailbox) {
+        if self.refused.remove(id).is_some() {
+            self.retried.insert(id, ());
+        }
+        self.due.take_this(id, mailbox);
+        self.active.insert(id, mailbox);
+    }
+
+    /// The oldest of the due ones, this many at most, in order.
+    pub(crate) fn oldest_due(&self, most: usize) -> Vec<TransactionId> {
+        self.due.oldest(most)
+    }
+
+    /// Those that were refused, oldest first.
+    pub(crate) fn refused(&self) -> impl Iterator<Item = TransactionId> {
+        self.refused.iter().map(|(id, ())| id)
+    }
+
+    /// What was refused is due once more, but for these.
+    pub(crate) fn retry_refused(&mut self, but: &BTreeSet<TransactionId>) {
+        for (id, ()) in std::mem::take(&mut self.refused).iter() {
+            if but.contains(&id) {
+                self.refused.insert(id, ());
+            } else {
+                self.due.insert(id);
+                self.retried.insert(id, ());
+            }
+        }
     }
 
     /// Its attempt is over and recorded; [`Self::place`] comes next.
@@ -155,11 +208,10 @@ impl Schedule {
 
     /// Its attempt is over and nothing was recorded; [`Self::place`] comes next. False if there was no such attempt.
     pub(crate) fn unrecorded(&mut self, id: TransactionId) -> bool {
-        let was_active = self.active.remove(id).is_some();
-        if was_active {
-            self.ended = Some(id);
-        }
-        was_active
+        let Some(mailbox) = self.active.remove(id) else { return false };
+        self.due.ended(mailbox);
+        self.ended = Some(id);
+        true
     }
 
     /// Counts a connection that broke under it; returns how many did.
@@ -179,12 +231,13 @@ impl Schedule {
     /// Forgets flushes and broken connections.
     pub(crate) fn forgive(&mut self, id: TransactionId) {
         self.flushed.remove(id);
+        self.retried.remove(id);
         self.broken.remove(&id);
     }
 
     /// Forgets all flushes and broken connections.
     pub(crate) fn forgive_all(&mut self) {
-        self.flushed = IdMap::default();
+        (self.flushed, self.retried) = (IdMap::default(), IdMap::default());
         self.broken.clear();
     }
 
@@ -193,7 +246,7 @@ impl Schedule {
         self.broken.clear();
         self.deferred_by_time.clear();
         for (id, _) in std::mem::take(&mut self.deferred).iter() {
-            self.due.insert(id, ());
+            self.due.insert(id);
             self.flushed.insert(id, ());
         }
         self.due.len() + self.active.len()
@@ -205,9 +258,9 @@ impl Schedule {
             return true;
         }
         self.broken.remove(&id);
-        let moves = !self.hold.contains(id) && self.unplace(id);
+        let moves = !self.hold.contains(id) && !self.refused.contains(id) && self.unplace(id);
         if moves {
-            self.due.insert(id, ());
+            self.due.insert(id);
             self.flushed.insert(id, ());
         }
         moves
@@ -218,7 +271,7 @@ impl Schedule {
             _ if self.active.contains(id) => Some(TransactionState::Active),
             _ if self.deferred.contains(id) => Some(TransactionState::Deferred),
             _ if self.due.contains(id) => Some(TransactionState::Waiting),
-            _ if self.hold.contains(id) => Some(TransactionState::Hold),
+            _ if self.hold.contains(id) || self.refused.contains(id) => Some(TransactionState::Hold),
             _ => None,
         }
     }
@@ -229,7 +282,8 @@ impl Schedule {
     }
 
     pub(crate) fn counts(&self) -> Counts {
-        let lens = [self.active.len(), self.deferred.len(), self.due.len(), self.hold.len()];
+        let frozen = self.hold.len() + self.refused.len();
+        let lens = [self.active.len(), self.deferred.len(), self.due.len(), frozen];
         let [active, deferred, waiting, hold] = lens.map(|n| n as u64);
         Counts { active, deferred, waiting, hold }
     }
@@ -239,7 +293,8 @@ impl Schedule {
     }
 
     pub(crate) fn oldest(&self) -> Option<TransactionId> {
-        let first = [&self.due, &self.hold, &self.active].map(|ids| ids.first().map(|(id, ())| id));
-        first.into_iter().flatten().chain(self.deferred.first().map(|(id, _)| id)).min()
+        let frozen = [&self.hold, &self.refused].map(|ids| ids.first().map(|(id, ())| id));
+        let others = [self.active.first().map(|(id, _)| id), self.deferred.first().map(|(id, _)| id), self.due.first()];
+        frozen.into_iter().chain(others).flatten().min()
     }
 }

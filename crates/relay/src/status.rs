@@ -14,6 +14,8 @@ pub enum RouteState {
     Suspect,
     /// A probe failed; or the route is not configured any more.
     Down,
+    /// It takes mail again, and the backlog is on its way; or it refuses what it should take, and a canary is sent now and then.
+    Recovering,
 }
 
 impl RouteState {
@@ -23,6 +25,7 @@ impl RouteState {
             Self::Up => "up",
             Self::Suspect => "suspect",
             Self::Down => "down",
+            Self::Recovering => "recovering",
         }
     }
 }
@@ -30,7 +33,7 @@ impl RouteState {
 /// A change of a primary's state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// It takes mail.
+    /// It takes mail, and there is no backlog (any more).
     PrimaryUp {
         /// Its route.
         route: RouteName,
@@ -51,6 +54,41 @@ pub enum Event {
         /// What happened.
         why: String,
     },
+    /// It answers again, and there is a backlog: a canary goes first.
+    PrimaryRecovering {
+        /// Its route.
+        route: RouteName,
+        /// As of [`Event::PrimaryUp`].
+        down_for: Option<Duration>,
+    },
+    /// It took the canary: the backlog follows.
+    DrainStarted {
+        /// Its route.
+        route: RouteName,
+        /// Messages that wait.
+        messages: u64,
+    },
+    /// The backlog is gone.
+    DrainFinished {
+        /// Its route.
+        route: RouteName,
+        /// Messages that were answered meanwhile.
+        messages: u64,
+        /// How long it took, the canary included.
+        took: Duration,
+    },
+    /// It refuses what it should take: nothing but canaries is sent.
+    BreakerTripped {
+        /// Its route.
+        route: RouteName,
+        /// In words.
+        why: String,
+    },
+    /// It took a canary: everything it refused is tried again.
+    BreakerReset {
+        /// Its route.
+        route: RouteName,
+    },
 }
 
 impl Event {
@@ -60,6 +98,10 @@ impl Event {
             Self::PrimaryUp { .. } => "primary_up",
             Self::PrimarySuspect { .. } => "primary_suspect",
             Self::PrimaryDown { .. } => "primary_down",
+            Self::PrimaryRecovering { .. } => "primary_recovering",
+            Self::DrainStarted { .. } => "drain_started",
+            Self::DrainFinished { .. } => "drain_finished",
+            Self::BreakerTripped { .. } | Self::BreakerReset { .. } => "breaker",
         }
     }
 }
@@ -93,8 +135,14 @@ pub struct RouteStatus {
     pub state: RouteState,
     /// Since when.
     pub since: Timestamp,
-    /// Why it is not up; empty if it is.
+    /// Why mail does not just flow; empty if it does.
     pub reason: String,
+    /// Connections that may be open now.
+    pub connections: usize,
+    /// Thousandths of a message a second: the rate that it is held to, if it is.
+    pub limit_milli: Option<u64>,
+    /// And what was answered of late.
+    pub speed_milli: Option<u64>,
     /// Transactions with an unsettled recipient on this route, those on hold included.
     pub pending: u64,
     /// Bytes of their content.

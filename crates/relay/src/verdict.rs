@@ -19,8 +19,12 @@ const CLOSING: u16 = 421;
 /// What was heard after a message was offered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
-    /// A reply that settles this recipient: to RCPT, to MAIL, or to the final dot.
+    /// A reply that settles this recipient: to RCPT, to DATA, or to the final dot if it is positive.
     Replied(Reply),
+    /// The reply to MAIL, not positive.
+    ToMail(Reply),
+    /// The reply to the final dot, not positive: the server had taken the recipient.
+    ToContent(Reply),
     /// The connection broke before the final dot was sent.
     Lost {
         /// How.
@@ -41,29 +45,45 @@ pub enum Verdict {
     /// The connection ended before the final dot: no message's fault, nothing is written down. Report it with
     /// [`Relay::attempt_failed`](crate::Relay::attempt_failed).
     RetryUnrecorded,
+    /// The server is busy: no message's fault, nothing is written down. Reported as
+    /// [`ConnectionTrouble::PushedBack`](crate::ConnectionTrouble::PushedBack).
+    SlowDown,
+}
+
+/// Whether a refusal of MAIL for now is about the server and not about the sender (RFC 3463: subjects 3 system and 4 network,
+/// and 7 policy, where the limits of a client are told), or says nothing of it.
+fn is_about_the_server(reply: &Reply) -> bool {
+    reply.class() == ReplyClass::Transient
+        && reply.enhanced().is_none_or(|status| matches!(status.subject, 0 | 3 | 4 | 7))
 }
 
 /// Judges what was heard about a recipient with `attempts_so_far` recorded attempts before this one.
 ///
-/// A permanent refusal goes on hold, with the reply as its reason: nothing is bounced here.
+/// A permanent refusal is written down as what it is, and not believed here: nothing is bounced.
 pub fn judge(heard: &Heard, attempts_so_far: u16, id: TransactionId, seed: u64, now: Timestamp) -> Verdict {
     let next_at = now + backoff(attempts_so_far.saturating_add(1), id, seed);
     let outcome = match heard {
         Heard::Lost { .. } => return Verdict::RetryUnrecorded,
-        Heard::Replied(reply) if reply.code() == CLOSING => return Verdict::RetryUnrecorded,
+        Heard::Replied(reply) | Heard::ToMail(reply) | Heard::ToContent(reply) if reply.code() == CLOSING => {
+            return Verdict::SlowDown;
+        }
+        Heard::ToMail(reply) if is_about_the_server(reply) => return Verdict::SlowDown,
         // The same growing wait as after a refusal: a primary that always times out here may take a copy each time
         // (RFC 1047), and must not be sent one a minute for ever.
         Heard::InDoubt { why } => Outcome::Deferred { cause: Cause::InDoubt(why.clone()), next_at },
-        Heard::Replied(reply) => match reply.class() {
-            ReplyClass::Positive => Outcome::Sent(reply.clone()),
-            ReplyClass::Permanent => Outcome::Held(Cause::Reply(reply.clone())),
-            // 3yz is no final answer: the server is confused, and may not be the next time.
-            ReplyClass::Transient | ReplyClass::Intermediate => {
-                Outcome::Deferred { cause: Cause::Reply(reply.clone()), next_at }
-            }
-        },
+        Heard::Replied(reply) | Heard::ToMail(reply) => said(reply, Cause::Reply(reply.clone()), next_at),
+        Heard::ToContent(reply) => said(reply, Cause::Content(reply.clone()), next_at),
     };
     Verdict::Record(outcome)
+}
+
+fn said(reply: &Reply, cause: Cause, next_at: Timestamp) -> Outcome {
+    match reply.class() {
+        ReplyClass::Positive => Outcome::Sent(reply.clone()),
+        ReplyClass::Permanent => Outcome::Held(cause),
+        // 3yz is no final answer: the server is confused, and may not be the next time.
+        ReplyClass::Transient | ReplyClass::Intermediate => Outcome::Deferred { cause, next_at },
+    }
 }
 
 /// How long to wait after attempt number `attempt` (from 1): a minute, doubling up to an hour, plus or minus 10 %.
@@ -114,7 +134,21 @@ mod tests {
     #[test]
     fn a_broken_connection_is_no_messages_fault() {
         assert_eq!(judged(&Heard::Lost { why: "reset".into() }), Verdict::RetryUnrecorded);
-        assert_eq!(judged(&replied(421)), Verdict::RetryUnrecorded);
+    }
+
+    #[test]
+    fn a_server_that_is_busy_is_no_messages_fault_and_a_sender_it_does_not_know_is() {
+        let to_mail = |subject: Option<u16>| {
+            let enhanced = subject.map(|subject| restante_envelope::EnhancedStatus::new(4, subject, 1));
+            judged(&Heard::ToMail(Reply::new(450, enhanced, "later")))
+        };
+        assert_eq!(judged(&replied(421)), Verdict::SlowDown);
+        for subject in [None, Some(3), Some(4), Some(7)] {
+            assert_eq!(to_mail(subject), Verdict::SlowDown, "{subject:?}");
+        }
+        assert!(matches!(to_mail(Some(1)), Verdict::Record(Outcome::Deferred { .. })));
+        let refused = judged(&Heard::ToContent(Reply::new(554, None, "spam")));
+        assert!(matches!(refused, Verdict::Record(Outcome::Held(Cause::Content(_)))));
     }
 
     #[test]

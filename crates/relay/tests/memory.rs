@@ -74,6 +74,7 @@ fn relay() -> Relay {
         recipients: None,
         max_connections: 20,
         attempts_ahead: 20,
+        per_minute: None,
     };
     Relay::new(Arc::new(Routes::new(vec![route]).unwrap()), Ledger::new(), 7, now())
 }

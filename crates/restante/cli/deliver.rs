@@ -241,7 +241,7 @@ impl Postman<'_> {
             }
             match tried.broke {
                 None => return Ok(message.accepted.trace.received_at),
-                Some(broke) => why = broke,
+                Some(broke) => why = broke.to_string(),
             }
             *connection = None;
         }

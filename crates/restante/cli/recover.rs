@@ -364,7 +364,7 @@ fn tell(account: &Account<'_>, ledger: &Ledger, done: &Done, output: Output) {
 /// Recipients that nothing moves but an operator.
 fn on_hold(ledger: &Ledger) -> u64 {
     let recipients = ledger.iter().flat_map(|(_, transaction)| transaction.recipients.iter());
-    recipients.filter(|entry| entry.state == RecipientState::Hold).count() as u64
+    recipients.filter(|entry| matches!(entry.state, RecipientState::Hold | RecipientState::Refused)).count() as u64
 }
 
 fn round_object(round: &Round) -> serde_json::Map<String, Value> {

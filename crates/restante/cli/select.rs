@@ -17,7 +17,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What a transaction is that is not settled, then what an operator made of one; then what only `journal` shows.
-const STATES: [&str; 8] = ["active", "deferred", "waiting", "hold", "removed", "bounced", "sent", "quarantined"];
+const STATES: [&str; 9] =
+    ["active", "deferred", "waiting", "hold", "removed", "bounced", "expired", "sent", "quarantined"];
 /// What `undo` takes up again, and no listing shows that was not asked for it.
 const GIVEN_UP: [&str; 2] = ["removed", "bounced"];
 /// The names of all arguments below, for whoever requires one of them.

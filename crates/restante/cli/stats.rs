@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// In the order in which they are shown.
-const STATES: [&str; 7] = ["waiting", "deferred", "hold", "sent", "bounced", "removed", "quarantined"];
+const STATES: [&str; 8] = ["waiting", "deferred", "hold", "sent", "bounced", "expired", "removed", "quarantined"];
 
 /// Messages, a part of which is on a route.
 #[derive(Debug, Default)]
@@ -67,9 +67,10 @@ pub(super) fn word(state: RecipientState) -> &'static str {
     match state {
         RecipientState::Due => "waiting",
         RecipientState::Deferred(_) => "deferred",
-        RecipientState::Hold => "hold",
+        RecipientState::Hold | RecipientState::Refused => "hold",
         RecipientState::Sent => "sent",
         RecipientState::Bounced => "bounced",
+        RecipientState::Expired => "expired",
         RecipientState::Removed => "removed",
         RecipientState::Quarantined => "quarantined",
     }

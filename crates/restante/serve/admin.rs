@@ -186,8 +186,16 @@ fn route_json(route: &RouteStatus, space: &Space, now: restante_envelope::Timest
         "deferred": route.counts.deferred,
         "waiting": route.counts.waiting,
         "hold": route.counts.hold,
+        "connections": route.connections,
+        "per_minute": route.speed_milli.map(per_minute),
+        "per_minute_max": route.limit_milli.map(per_minute),
         "next_probe_at": route.next_probe.map(|at| at.to_string()),
     })
+}
+
+/// Of thousandths a second.
+fn per_minute(milli: u64) -> u64 {
+    milli * 60 / 1_000
 }
 
 async fn active(State(desk): State<Desk>) -> Result<Json<Value>, Refusal> {

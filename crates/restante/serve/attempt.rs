@@ -4,10 +4,10 @@
 
 use crate::clock;
 use restante_courier::{Connection, Mail, RecipientResult};
-use restante_envelope::{Recipient, Timestamp, TransactionId};
+use restante_envelope::{Recipient, ReplyClass, Timestamp, TransactionId};
 use restante_journal::{Content, DirStorage, ReadError, Reader, Storage};
 use restante_ledger::{Accepted, Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
-use restante_relay::{Heard, Verdict, judge, received_header};
+use restante_relay::{ConnectionTrouble, Heard, Verdict, judge, received_header};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -103,8 +103,8 @@ pub(crate) fn blocking<T>(read: impl FnOnce() -> T) -> T {
 pub(crate) struct Tried {
     /// To be made durable; that ends the attempt.
     pub(crate) fact: Option<Attempted>,
-    /// The connection failed before the final dot, and nothing was heard: there is nothing to record.
-    pub(crate) broke: Option<String>,
+    /// The connection failed before the final dot, or the server is busy, and nothing was heard: there is nothing to record.
+    pub(crate) broke: Option<ConnectionTrouble>,
     /// The connection ended before the server heard of this message, whose commands were sent ahead: as good as not tried.
     pub(crate) unheard: bool,
 }
@@ -195,8 +195,11 @@ pub(crate) async fn attempt(
     let now = clock::now();
     let mut broke = None;
     let mut results = Vec::with_capacity(message.tried.len());
-    for (index, result) in message.tried.iter().zip(delivery.results) {
+    for ((index, result), by_content) in message.tried.iter().zip(delivery.results).zip(delivery.by_content) {
         let heard = match result {
+            RecipientResult::Replied(reply) if reply.class() == ReplyClass::Positive => Heard::Replied(reply),
+            RecipientResult::Replied(reply) if delivery.mail_refused => Heard::ToMail(reply),
+            RecipientResult::Replied(reply) if by_content => Heard::ToContent(reply),
             RecipientResult::Replied(reply) => Heard::Replied(reply),
             RecipientResult::Lost { why, .. } => Heard::Lost { why },
             RecipientResult::InDoubt { why } => Heard::InDoubt { why },
@@ -207,7 +210,8 @@ pub(crate) async fn attempt(
         };
         match judge(&heard, job.attempt.saturating_sub(1), job.id, seed, now) {
             Verdict::Record(outcome) => results.push((*index, outcome)),
-            Verdict::RetryUnrecorded => broke = Some(in_words(&heard)),
+            Verdict::RetryUnrecorded => broke = Some(ConnectionTrouble::Broke(in_words(&heard))),
+            Verdict::SlowDown => broke = Some(ConnectionTrouble::PushedBack(in_words(&heard))),
         }
     }
     if !results.is_empty()
@@ -215,7 +219,7 @@ pub(crate) async fn attempt(
     {
         // Something was heard for others: one record ends the attempt for all, and these are due again at once.
         let known: Vec<RecipientIndex> = results.iter().map(|(index, _)| *index).collect();
-        let cause = Cause::Connection(why);
+        let cause = Cause::Connection(why.to_string());
         for index in message.tried.iter().filter(|index| !known.contains(index)) {
             results.push((*index, Outcome::Deferred { cause: cause.clone(), next_at: now }));
         }
@@ -228,7 +232,7 @@ pub(crate) async fn attempt(
 
 fn in_words(heard: &Heard) -> String {
     match heard {
-        Heard::Replied(reply) => reply.to_string(),
+        Heard::Replied(reply) | Heard::ToMail(reply) | Heard::ToContent(reply) => reply.to_string(),
         Heard::Lost { why } | Heard::InDoubt { why } => why.clone(),
     }
 }

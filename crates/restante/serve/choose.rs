@@ -91,8 +91,10 @@ fn chosen(id: TransactionId, transaction: &Transaction, action: Action, is_on: i
 fn would_change(state: RecipientState, action: Action) -> bool {
     match action {
         Action::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
-        Action::Release => state == RecipientState::Hold,
-        Action::Bounce | Action::Remove | Action::Undo => state.after_action(action).is_some(),
+        Action::Release => matches!(state, RecipientState::Hold | RecipientState::Refused),
+        Action::Bounce | Action::Settle | Action::Expire | Action::Remove | Action::Undo => {
+            state.after_action(action).is_some()
+        }
     }
 }
 
@@ -106,6 +108,8 @@ fn kind(state: RecipientState) -> u8 {
         RecipientState::Bounced => 4,
         RecipientState::Removed => 5,
         RecipientState::Quarantined => 6,
+        RecipientState::Refused => 7,
+        RecipientState::Expired => 8,
     }
 }
 
@@ -128,7 +132,7 @@ fn why_not(ledger: &Ledger, id: TransactionId, action: Action) -> &'static str {
             "was sent, or has left the journal, as settled mail does after `retain`: it is gone for good"
         }
         (None, _) => "was sent, or has left the journal",
-        (Some(_), Action::Undo) => "was neither removed nor bounced",
+        (Some(_), Action::Undo) => "was neither removed, bounced nor expired",
         (Some(transaction), _) if transaction.is_settled() => "is settled",
         (Some(_), _) => "stands so already, or not on these routes",
     }

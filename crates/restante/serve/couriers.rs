@@ -9,10 +9,10 @@ use super::attempt::{self, Job, Message, Tried};
 use super::desk::{Assignment, Desk, Seat};
 use super::memory::{Memory, Share};
 use super::settlements::Settlements;
-use restante_courier::{Connection, Settings, Target};
+use restante_courier::{ConnectError, Connection, Settings, Stage, Target};
 use restante_envelope::{RouteName, TransactionId};
 use restante_journal::{DirStorage, Reader};
-use restante_ledger::{Accepted, Attempted, Outcome};
+use restante_ledger::{Accepted, Attempted, Fact, Outcome};
 use restante_relay::{ConnectionTrouble, MAX_CONNECTIONS_DEFAULT};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -131,21 +131,47 @@ pub(crate) enum Report {
     Probed { desk: Arc<Desk>, result: Result<(), String> },
 }
 
+/// Why there is no connection.
+pub(crate) struct NoConnection {
+    pub(crate) why: String,
+    /// A server was there, and did not want it.
+    answered: bool,
+}
+
+impl NoConnection {
+    fn in_trouble(self, open: usize) -> ConnectionTrouble {
+        let Self { why, answered } = self;
+        if answered { ConnectionTrouble::Refused { why, open } } else { ConnectionTrouble::NotMade(why) }
+    }
+}
+
 /// Tries each next hop in turn.
-pub(crate) async fn connect(next_hops: &[Target], settings: &Settings) -> Result<Connection, String> {
-    let mut why = "no next hop is configured".to_owned();
+pub(crate) async fn connect(next_hops: &[Target], settings: &Settings) -> Result<Connection, NoConnection> {
+    let mut failed = NoConnection { why: "no next hop is configured".to_owned(), answered: false };
     for target in next_hops {
         match restante_courier::connect(target, settings).await {
             Ok(connection) => return Ok(connection),
-            Err(error) => why = error.to_string(),
+            Err(error) => {
+                // Postfix says 421 to a client that has too many; others just close.
+                let answered = matches!(
+                    error,
+                    ConnectError::Greeting(_) | ConnectError::Ehlo(_) | ConnectError::Closed { stage: Stage::Greeting }
+                );
+                failed = NoConnection { why: error.to_string(), answered };
+            }
         }
     }
-    Err(why)
+    Err(failed)
 }
 
-async fn connect_within(limit: Duration, next_hops: &[Target], settings: &Settings) -> Result<Connection, String> {
+async fn connect_within(
+    limit: Duration,
+    next_hops: &[Target],
+    settings: &Settings,
+) -> Result<Connection, NoConnection> {
     let connected = tokio::time::timeout(limit, connect(next_hops, settings)).await;
-    connected.unwrap_or_else(|_late| Err(format!("no answer within {} s", limit.as_secs())))
+    let late = |_| Err(NoConnection { why: format!("no answer within {} s", limit.as_secs()), answered: false });
+    connected.unwrap_or_else(late)
 }
 
 /// Sees whether the primary takes mail; if so, the connection becomes a courier's.
@@ -164,6 +190,7 @@ pub(crate) async fn probe(desk: Arc<Desk>, office: Arc<Office>) {
         office.in_clear.tell(&desk.route, &connection);
         courier.connection = Some(connection);
     });
+    let result = result.map_err(|failed| failed.why);
     promise.keep();
     let _stopping = office.reports.send(Report::Probed { desk, result }).await;
     courier.work(None).await;
@@ -276,13 +303,14 @@ impl Courier {
         match ended {
             Ended::Recorded(fact, about) => {
                 let all_sent = fact.results.iter().all(|(_, outcome)| matches!(outcome, Outcome::Sent(_)));
-                self.office.settlements.record(fact, about).await;
+                self.office.settlements.record(Fact::Attempted(fact), about).await;
                 self.connection.is_none() && !all_sent
             }
             Ended::Trouble(why) => {
                 let failed = Report::Failed { desk: self.desk.clone(), id: task.job.id, why };
                 let _stopping = self.office.reports.send(failed).await;
-                true
+                // One that is only busy may be asked for the next message.
+                self.connection.is_none()
             }
             Ended::Unheard => false,
         }
@@ -291,7 +319,7 @@ impl Courier {
     async fn attempt(&mut self, task: &mut Task) -> Ended {
         let mut connection = match self.connected().await {
             Ok(connection) => connection,
-            Err(why) => return Ended::Trouble(ConnectionTrouble::NotMade(why)),
+            Err(failed) => return Ended::Trouble(failed.in_trouble(self.desk.others())),
         };
         let (message, _share) = match &mut task.message {
             Some(read) => read,
@@ -317,12 +345,14 @@ impl Courier {
         match tried {
             Tried { unheard: true, .. } => Ended::Unheard,
             Tried { fact: Some(fact), .. } => Ended::Recorded(fact, Some(message.accepted.clone())),
-            Tried { broke, .. } => Ended::Trouble(ConnectionTrouble::Broke(broke.unwrap_or_default())),
+            Tried { broke, .. } => {
+                Ended::Trouble(broke.unwrap_or_else(|| ConnectionTrouble::Broke("nothing was heard".into())))
+            }
         }
     }
 
     /// The connection, or a new one where there is none or it ended while it was idle.
-    async fn connected(&mut self) -> Result<Connection, String> {
+    async fn connected(&mut self) -> Result<Connection, NoConnection> {
         if let Some(mut connection) = self.connection.take()
             && connection.is_usable()
             && !connection.peer_closed()
@@ -355,7 +385,7 @@ impl Courier {
                 Err(unread) => {
                     self.desk.begin(task.job.id);
                     task.promise.keep();
-                    return self.office.settlements.record(*unread.fact, unread.about).await;
+                    return self.office.settlements.record(Fact::Attempted(*unread.fact), unread.about).await;
                 }
             }
         }

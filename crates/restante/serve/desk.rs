@@ -53,8 +53,8 @@ impl Desk {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an attempt in. What comes back is for a new courier.
-    pub(crate) fn give(&self, mut assignment: Assignment) -> Option<(Seat, Assignment)> {
+    /// Takes an attempt in. What comes back is for a new courier: there may be `connections` of them.
+    pub(crate) fn give(&self, mut assignment: Assignment, connections: usize) -> Option<(Seat, Assignment)> {
         let mut state = self.state();
         while let Some(courier) = state.idle.pop() {
             match courier.send(assignment) {
@@ -63,8 +63,20 @@ impl Desk {
             }
         }
         state.waiting.push_back(assignment);
+        if self.taken() >= connections.max(1) {
+            return None;
+        }
         let seat = self.seats.clone().try_acquire_owned().ok()?;
         state.waiting.pop_front().map(|first| (Seat(seat), first))
+    }
+
+    fn taken(&self) -> usize {
+        self.seats_max - self.seats.available_permits().min(self.seats_max)
+    }
+
+    /// Seats that are taken, besides that of who asks.
+    pub(crate) fn others(&self) -> usize {
+        self.taken().saturating_sub(1)
     }
 
     /// The next attempt for a courier that has nothing to do; none if none comes in time, or none ever will.
@@ -175,22 +187,32 @@ mod tests {
     async fn there_are_never_more_couriers_than_seats_a_probe_included() {
         let desk = desk(2);
         let probe = desk.seat(SOON).await.unwrap();
-        let (first, one) = desk.give(assignment(1)).unwrap();
-        assert!(desk.give(assignment(2)).is_none() && desk.seat(SOON).await.is_none());
+        let (first, one) = desk.give(assignment(1), 20).unwrap();
+        assert!(desk.give(assignment(2), 20).is_none() && desk.seat(SOON).await.is_none());
         assert_eq!(bits(&one), bits(&assignment(1)));
         assert!(desk.leave(first).is_empty());
         // What waited longest comes first, to the probe's courier as to a new one.
-        let (second, two) = desk.give(assignment(3)).unwrap();
+        let (second, two) = desk.give(assignment(3), 20).unwrap();
         assert_eq!(bits(&two), bits(&assignment(2)));
         assert_eq!(bits(&desk.next(SOON).await.unwrap()), bits(&assignment(3)));
         drop((probe, second));
     }
 
     #[tokio::test]
+    async fn no_more_couriers_are_sent_than_the_primary_likes_and_the_first_always() {
+        let desk = desk(5);
+        let (first, _) = desk.give(assignment(1), 0).unwrap();
+        assert!(desk.give(assignment(2), 1).is_none());
+        let (_second, two) = desk.give(assignment(3), 2).unwrap();
+        assert_eq!((bits(&two), desk.others()), (bits(&assignment(2)), 1));
+        assert!(desk.leave(first).is_empty() && desk.others() == 0);
+    }
+
+    #[tokio::test]
     async fn what_waits_when_the_last_courier_leaves_is_given_back_and_not_lost() {
         let desk = desk(2);
-        let seats = [1, 2].map(|n| desk.give(assignment(n)).unwrap().0);
-        assert!(desk.give(assignment(3)).is_none());
+        let seats = [1, 2].map(|n| desk.give(assignment(n), 20).unwrap().0);
+        assert!(desk.give(assignment(3), 20).is_none());
         let left = seats.map(|seat| desk.leave(seat).len());
         assert_eq!(left, [0, 1]);
     }
@@ -198,19 +220,19 @@ mod tests {
     #[tokio::test]
     async fn an_idle_courier_is_asked_before_a_connection_is_opened() {
         let desk = desk(2);
-        let (_seat, _) = desk.give(assignment(1)).unwrap();
-        let (next, given) = tokio::join!(desk.next(LONG), async { desk.give(assignment(2)).is_none() });
+        let (_seat, _) = desk.give(assignment(1), 20).unwrap();
+        let (next, given) = tokio::join!(desk.next(LONG), async { desk.give(assignment(2), 20).is_none() });
         assert!(given);
         assert_eq!(bits(&next.unwrap()), bits(&assignment(2)));
         // One that went is not asked.
         assert!(desk.next(SOON).await.is_none() && desk.state().idle.is_empty());
-        assert!(desk.give(assignment(3)).is_some());
+        assert!(desk.give(assignment(3), 20).is_some());
     }
 
     #[tokio::test]
     async fn a_closed_desk_sends_its_couriers_home_and_gives_back_what_waits() {
         let desk = desk(1);
-        let (_seat, _) = desk.give(assignment(1)).unwrap();
+        let (_seat, _) = desk.give(assignment(1), 20).unwrap();
         let (next, ()) = tokio::join!(desk.next(LONG), async { assert!(desk.close().is_empty()) });
         assert!(next.is_none() && desk.is_closed());
         assert!(desk.next(LONG).await.is_none());
@@ -219,8 +241,8 @@ mod tests {
     #[tokio::test]
     async fn a_large_message_is_not_taken_to_wait_behind_another() {
         let desk = desk(1);
-        let (_seat, _) = desk.give(assignment(1)).unwrap();
-        desk.give(assignment(2));
+        let (_seat, _) = desk.give(assignment(1), 20).unwrap();
+        desk.give(assignment(2), 20);
         assert!(desk.next_ahead(99).is_none());
         assert_eq!(bits(&desk.next_ahead(100).unwrap()), bits(&assignment(2)));
     }
@@ -228,8 +250,8 @@ mod tests {
     #[tokio::test]
     async fn what_nobody_has_begun_can_be_taken_back_and_nothing_else() {
         let desk = desk(1);
-        let (_seat, _) = desk.give(assignment(1)).unwrap();
-        (2..=4).for_each(|n| drop(desk.give(assignment(n))));
+        let (_seat, _) = desk.give(assignment(1), 20).unwrap();
+        (2..=4).for_each(|n| drop(desk.give(assignment(n), 20)));
         let [first, ahead, begun, waiting] = [1, 2, 3, 4].map(|n| bits(&assignment(n)));
         assert_eq!([(); 2].map(|()| bits(&desk.next_ahead(100).unwrap())), [ahead, begun]);
         assert!(desk.begin(begun) && !desk.begin(begun));

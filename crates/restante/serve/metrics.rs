@@ -46,10 +46,12 @@ struct ByRoute {
 }
 
 const TLS_VERSIONS: [&str; 2] = ["TLSv1.2", "TLSv1.3"];
-const ACTIONS: [(Action, &str); 5] = [
+const ACTIONS: [(Action, &str); 7] = [
     (Action::Hold, "hold"),
     (Action::Release, "release"),
     (Action::Bounce, "bounce"),
+    (Action::Settle, "settle"),
+    (Action::Expire, "expire"),
     (Action::Remove, "remove"),
     (Action::Undo, "undo"),
 ];
@@ -197,7 +199,7 @@ impl Metrics {
         }
         page.head("restante_primary_up", "gauge", "1 while the route's primary takes mail.");
         for route in routes {
-            let up = u64::from(route.state == restante_relay::RouteState::Up);
+            let up = u64::from(super::relay::is_up(route));
             page.line(&format!("restante_primary_up{{route=\"{}\"}}", route.name), up);
         }
         self.render_counters(&mut page);

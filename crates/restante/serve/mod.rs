@@ -9,6 +9,7 @@ mod admin;
 mod ahead;
 pub(crate) mod attempt;
 mod choose;
+mod clerk;
 pub(crate) mod couriers;
 mod crowd;
 mod desk;
@@ -374,6 +375,7 @@ impl Daemon {
         let memory = memory::Memory::new();
         let office = office(config, &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
+        let (decisions, decided) = mpsc::unbounded_channel();
         let relay = relay::RelayTask {
             relay,
             office,
@@ -386,9 +388,13 @@ impl Daemon {
             index,
             metrics: metrics.clone(),
             newest: relay::Newest::new(boot.end),
+            decisions,
             rest: None,
         };
         let operating = Arc::new(Semaphore::new(1));
+        let clerk =
+            clerk::Clerk { storage: storage.clone(), settlements: settlements.clone(), operating: operating.clone() };
+        tokio::spawn(clerk.run(decided));
         let retention = retention::Keeper {
             storage: storage.clone(),
             journal: journal.clone(),
@@ -535,6 +541,7 @@ fn route_settings(route: &Route) -> RouteSettings {
         recipients: route.recipients.clone(),
         max_connections: MAX_CONNECTIONS_DEFAULT,
         attempts_ahead: couriers::ATTEMPTS_AHEAD,
+        per_minute: None,
     }
 }
 

@@ -169,6 +169,8 @@ fn verb(action: Action) -> &'static str {
         Action::Hold => "hold",
         Action::Release => "release",
         Action::Bounce => "bounce",
+        Action::Settle => "settle",
+        Action::Expire => "expire",
         Action::Remove => "remove",
         Action::Undo => "undo",
     }

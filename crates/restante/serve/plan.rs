@@ -49,7 +49,7 @@ fn word(action: Action) -> Option<&'static str> {
     match action {
         Action::Bounce => Some("bounce"),
         Action::Remove => Some("remove"),
-        Action::Hold | Action::Release | Action::Undo => None,
+        Action::Hold | Action::Release | Action::Settle | Action::Expire | Action::Undo => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::attempt::Job;
 use super::choose::{Choice, Which, choose};
+use super::clerk::{Decision, Decisions};
 use super::couriers::{self, Office, Report};
 use super::desk::{Assignment, Desk};
 use super::index::IndexHandle;
@@ -116,6 +117,7 @@ pub(crate) struct RelayTask {
     pub(crate) index: IndexHandle,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) newest: Newest,
+    pub(crate) decisions: Decisions,
     /// While the other end is there, no attempt begins.
     pub(crate) rest: Option<oneshot::Receiver<()>>,
 }
@@ -163,11 +165,15 @@ impl RelayTask {
     fn act(&mut self) {
         while let Some(action) = self.relay.poll(clock::now()) {
             match action {
-                Action::Attempt { id, route, position, recipients, attempt } => {
+                Action::Settle { id, position, recipients, reason } => {
+                    let action = Operation::Settle;
+                    let _stopping = self.decisions.send(Decision { id, position, action, recipients, reason });
+                }
+                Action::Attempt { id, route, position, recipients, attempt, connections } => {
                     let content_len = self.relay.ledger().get(id).map_or(0, |t| t.content_len);
                     let job = Job { id, position, recipients, attempt };
                     let desk = self.desk(route);
-                    if let Some((seat, first)) = desk.give(Assignment { job, content_len }) {
+                    if let Some((seat, first)) = desk.give(Assignment { job, content_len }, connections) {
                         tokio::spawn(couriers::run(desk, self.office.clone(), seat, first));
                     }
                 }
@@ -180,7 +186,9 @@ impl RelayTask {
             announce(&event);
             let line = Line::primary(&event, clock::now());
             match &event {
-                Event::PrimaryDown { route, why } => self.log_waiting(line, route, why),
+                Event::PrimaryDown { route, why } | Event::BreakerTripped { route, why } => {
+                    self.log_waiting(line, route, why);
+                }
                 _ => self.log.write(line),
             }
         }
@@ -390,12 +398,31 @@ fn announce(event: &Event) {
         Event::PrimaryDown { route, why } => {
             tracing::warn!("route {route}: the primary is down, mail for it waits: {why}");
         }
+        Event::PrimaryRecovering { route, down_for } => {
+            let after = down_for.map_or(String::new(), |down| format!(" after {} s", down.as_secs()));
+            tracing::info!("route {route}: the primary answers again{after}, a canary goes first");
+        }
+        Event::DrainStarted { route, messages } => {
+            tracing::info!("route {route}: the primary took the canary, {messages} messages follow");
+        }
+        Event::DrainFinished { route, messages, took } => {
+            tracing::info!("route {route}: the backlog is gone, {messages} messages in {} s", took.as_secs());
+        }
+        Event::BreakerTripped { route, why } => {
+            tracing::error!(
+                "route {route}: {why}: nothing more is sent but a canary now and then, and nothing is bounced; \
+                 `restante queue release --route {route}` tries again at once"
+            );
+        }
+        Event::BreakerReset { route } => {
+            tracing::info!("route {route}: the primary takes mail again, all that it refused is tried again");
+        }
     }
 }
 
 /// Whether a route's primary takes mail, for a page that wants one word.
 pub(crate) fn is_up(status: &RouteStatus) -> bool {
-    status.state == RouteState::Up
+    matches!(status.state, RouteState::Up | RouteState::Recovering)
 }
 
 #[cfg(test)]
@@ -415,6 +442,7 @@ mod tests {
             recipients: None,
             max_connections: 1,
             attempts_ahead: 0,
+            per_minute: None,
         };
         let (routes, now) = (Arc::new(Routes::new(vec![settings]).unwrap()), clock::now());
         let mut relay = Relay::new(routes, contents(directory.path()).ledger, 7, now);

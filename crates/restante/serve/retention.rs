@@ -210,7 +210,8 @@ impl Keeper {
                         RecipientIndex::try_from(n).ok().map(|n| (n, Outcome::Quarantined(cause)))
                     };
                     let results = pending.filter_map(damaged).collect();
-                    self.settlements.record(super::attempt::found(id, results), None).await;
+                    let found = Fact::Attempted(super::attempt::found(id, results));
+                    self.settlements.record(found, None).await;
                     continue;
                 }
                 Err(ReadError::Io(error)) => return Err(error).context("cannot read what is to be carried"),

@@ -5,7 +5,7 @@ use super::journal::{Entry, Journal, Refused};
 use super::memory::Share;
 use restante_envelope::TransactionId;
 use restante_journal::{Prepared, Receipt};
-use restante_ledger::{Accepted, Attempted, Fact};
+use restante_ledger::{Accepted, Fact};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -89,8 +89,9 @@ impl Settlements {
     }
 
     /// Hands an outcome to the journal. Waits for room in its line alone.
-    pub(crate) async fn record(self: &Arc<Self>, fact: Attempted, about: Option<Arc<Accepted>>) {
-        self.submit(fact.id, Fact::Attempted(fact), about).await;
+    pub(crate) async fn record(self: &Arc<Self>, fact: Fact, about: Option<Arc<Accepted>>) {
+        let Some(id) = fact.transaction() else { return };
+        self.submit(id, fact, about).await;
         // Nobody is woken for an answer: one task sees to all, once a second while there are any. It outlives the courier.
         if !std::mem::replace(&mut self.open().watched, true) {
             tokio::spawn(self.clone().watch());
@@ -146,7 +147,7 @@ impl Settlements {
 mod tests {
     use super::*;
     use crate::clock;
-    use restante_ledger::Timings;
+    use restante_ledger::{Attempted, Timings};
     use std::sync::atomic::Ordering;
 
     #[tokio::test]
@@ -159,7 +160,7 @@ mod tests {
             let id = TransactionId::from_bits(n);
             let fact =
                 Attempted { id, at: clock::now(), next_hop: None, timings: Timings::default(), results: Vec::new() };
-            settlements.record(fact, None).await;
+            settlements.record(Fact::Attempted(fact), None).await;
         }
         while offered.load(Ordering::Relaxed) < 6 {
             tokio::task::yield_now().await;

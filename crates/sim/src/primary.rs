@@ -6,7 +6,9 @@ use crate::world::{Happening, ROUTES, World};
 use crate::{Broken, Failure};
 use restante_envelope::{Reply, RouteName, TransactionId};
 use restante_journal::{Prepared, ReadError};
-use restante_ledger::{Attempted, Cause, Fact, Outcome, Position, RecipientIndex, Timings};
+use restante_ledger::{
+    Action as Operation, Attempted, Cause, Fact, Operated, Outcome, Position, RecipientIndex, Timings,
+};
 use restante_relay::{Action, ConnectionTrouble, Heard, Verdict, judge, received_header};
 use std::time::Duration;
 
@@ -60,7 +62,11 @@ impl World {
                     let epoch = self.epoch;
                     self.later(5, 300, Happening::ProbeEnds { epoch, route, ok });
                 }
-                Action::Attempt { id, route, position, recipients, attempt } => {
+                Action::Settle { id, recipients, reason, .. } => {
+                    let (at, actor) = (self.now(), "restante".into());
+                    self.submit_operation(Operated { id, at, action: Operation::Settle, recipients, actor, reason })?;
+                }
+                Action::Attempt { id, route, position, recipients, attempt, .. } => {
                     self.begin(id, index_of(&route), position, recipients, attempt)?;
                 }
             }
@@ -145,17 +151,19 @@ impl World {
             let heard = if doubtful { &taken } else { heard };
             match judge(heard, attempt.attempt.saturating_sub(1), id, self.plan.seed, now) {
                 Verdict::Record(outcome) => results.push((*index, outcome)),
-                Verdict::RetryUnrecorded => broke = Some("it broke".to_owned()),
+                Verdict::RetryUnrecorded => broke = Some(ConnectionTrouble::Broke("it broke".to_owned())),
+                Verdict::SlowDown => broke = Some(ConnectionTrouble::PushedBack("it is busy".to_owned())),
             }
         }
         if results.is_empty() {
-            self.failed(&attempt, ConnectionTrouble::Broke("it broke".into()));
+            let why = broke.unwrap_or_else(|| ConnectionTrouble::Broke("it broke".into()));
+            self.failed(&attempt, why);
             return Ok(());
         }
         if let Some(why) = broke {
             let known: Vec<RecipientIndex> = results.iter().map(|(index, _)| *index).collect();
             for index in attempt.recipients.iter().filter(|index| !known.contains(index)) {
-                let cause = Cause::Connection(why.clone());
+                let cause = Cause::Connection(why.to_string());
                 results.push((*index, Outcome::Deferred { cause, next_at: now }));
             }
         }

@@ -82,6 +82,7 @@ fn routes_of(max_connections: usize) -> Result<Arc<Routes>, Failure> {
             recipients: None,
             max_connections,
             attempts_ahead: 1,
+            per_minute: None,
         }
     };
     let routes = Routes::new(ROUTES.map(route).into());
@@ -468,7 +469,7 @@ impl World {
         let (action, changes): (_, fn(RecipientState) -> bool) = if self.draw.one_in(2) {
             (Action::Hold, |state| matches!(state, RecipientState::Due | RecipientState::Deferred(_)))
         } else {
-            (Action::Release, |state| state == RecipientState::Hold)
+            (Action::Release, |state| matches!(state, RecipientState::Hold | RecipientState::Refused))
         };
         let chosen = process.relay.ledger().iter().map(|(id, t)| {
             let recipients = t.recipients.iter().enumerate().filter(|(_, r)| changes(r.state));
@@ -486,7 +487,7 @@ impl World {
         })
     }
 
-    fn submit_operation(&mut self, operated: Operated) -> Result<(), Failure> {
+    pub(crate) fn submit_operation(&mut self, operated: Operated) -> Result<(), Failure> {
         self.note(|| format!("operator: {:?} {}", operated.action, operated.id));
         let fact = Fact::Operated(operated);
         let record = restante_journal::Prepared::fact(&fact, Vec::new());
@@ -504,7 +505,9 @@ impl World {
             .relay
             .ledger()
             .iter()
-            .filter(|(_, t)| t.recipients.iter().any(|r| r.state == RecipientState::Hold))
+            .filter(|(_, t)| {
+                t.recipients.iter().any(|r| matches!(r.state, RecipientState::Hold | RecipientState::Refused))
+            })
             .map(|(id, t)| (id, (0..t.recipients.len()).filter_map(|n| RecipientIndex::try_from(n).ok()).collect()))
             .collect();
         for (id, recipients) in frozen {

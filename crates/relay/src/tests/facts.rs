@@ -29,13 +29,20 @@ pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
         recipients: None,
         max_connections: *max_connections,
         attempts_ahead: 0,
+        per_minute: None,
     };
     Arc::new(Routes::new(list.iter().map(settings).collect()).unwrap())
 }
 
-/// A message of 100 bytes with one recipient on each of `routes`.
+/// A message of 100 bytes with one recipient on each of `routes`, always the same.
 pub(crate) fn accepted(n: u128, routes: &[&str], at: u64, hold: Option<&str>) -> Fact {
-    let recipient = |route: &&str| Recipient::new(ForwardPath::parse(&format!("r@{route}.test")).unwrap(), name(route));
+    accepted_for("r", n, routes, at, hold)
+}
+
+/// The same for this mailbox.
+pub(crate) fn accepted_for(local: &str, n: u128, routes: &[&str], at: u64, hold: Option<&str>) -> Fact {
+    let path = |route: &str| ForwardPath::parse(&format!("{local}@{route}.test")).unwrap();
+    let recipient = |route: &&str| Recipient::new(path(route), name(route));
     Fact::Accepted(Accepted {
         id: id(n),
         envelope: Envelope::new(ReversePath::null(), routes.iter().map(recipient).collect(), BodyType::SevenBit),

@@ -60,7 +60,8 @@ struct Simulation {
     journal: Vec<Fact>,
     happenings: BTreeMap<(u64, u64), Happening>,
     primaries: Vec<Primary>,
-    in_flight: BTreeSet<(TransactionId, usize)>,
+    /// With how often the primary had been changed when each began.
+    in_flight: BTreeMap<(TransactionId, usize), u32>,
     probing: BTreeSet<usize>,
     sent: BTreeSet<(TransactionId, RecipientIndex)>,
     tried: BTreeSet<(TransactionId, usize)>,
@@ -96,7 +97,7 @@ impl Simulation {
             journal: Vec::new(),
             happenings: BTreeMap::new(),
             primaries: limits.map(primary).into(),
-            in_flight: BTreeSet::new(),
+            in_flight: BTreeMap::new(),
             probing: BTreeSet::new(),
             sent: BTreeSet::new(),
             tried: BTreeSet::new(),
@@ -181,6 +182,10 @@ impl Simulation {
                 let epoch = self.epoch;
                 self.later(PROBE_MS[route], Happening::ProbeEnds { epoch, route, generation, ok });
             }
+            Action::Settle { id, recipients, .. } => {
+                self.ever_held.insert(id);
+                self.record(operated(id, Operation::Settle, recipients));
+            }
             Action::Attempt { id, route, position, recipients, .. } => {
                 let route = index_of(&route);
                 self.check_attempt(id, route, &recipients);
@@ -201,11 +206,13 @@ impl Simulation {
         for recipient in recipients {
             let entry = transaction.recipients[usize::from(*recipient)];
             assert!(!self.sent.contains(&(id, *recipient)), "{id} {recipient} was sent before");
-            assert!(matches!(entry.state, RecipientState::Due | RecipientState::Deferred(_)), "{:?}", entry.state);
+            let may_be = [RecipientState::Due, RecipientState::Refused].contains(&entry.state);
+            assert!(may_be || matches!(entry.state, RecipientState::Deferred(_)), "{:?}", entry.state);
             assert_eq!(ledger.route(entry.route), Some(&name(ROUTES[route])));
         }
-        assert!(self.in_flight.insert((id, route)), "two attempts of {id} at once");
-        let active = self.in_flight.iter().filter(|(_, r)| *r == route).count();
+        let generation = self.primaries[route].generation;
+        assert!(self.in_flight.insert((id, route), generation).is_none(), "two attempts of {id} at once");
+        let active = self.in_flight.iter().filter(|((_, r), g)| *r == route && **g == generation).count();
         let primary = &mut self.primaries[route];
         assert!(primary.configured, "an attempt on a route that is not configured");
         assert!(active <= primary.max_connections, "more than {} connections", primary.max_connections);
@@ -218,7 +225,13 @@ impl Simulation {
     fn note_events(&mut self) {
         for event in self.relay.take_events() {
             match event {
-                Event::PrimaryUp { route, .. } => self.primaries[index_of(&route)].up = true,
+                Event::PrimaryUp { route, .. } | Event::PrimaryRecovering { route, .. } => {
+                    self.primaries[index_of(&route)].up = true;
+                }
+                Event::DrainStarted { route, .. }
+                | Event::DrainFinished { route, .. }
+                | Event::BreakerTripped { route, .. }
+                | Event::BreakerReset { route } => assert!(self.primaries[index_of(&route)].up),
                 Event::PrimarySuspect { route, .. } => {
                     let primary = &mut self.primaries[index_of(&route)];
                     assert!(std::mem::take(&mut primary.up), "suspect, but was not up");
@@ -238,9 +251,9 @@ impl Simulation {
                 assert_eq!((status.state, status.next_probe, status.counts.deferred), (RouteState::Down, None, 0));
                 continue;
             }
-            assert_eq!(status.state == RouteState::Up, primary.up);
-            let full = status.counts.active >= primary.max_connections as u64;
-            assert!(status.counts.waiting == 0 || full || !primary.up, "due mail, a free connection, and no attempt");
+            assert_eq!(matches!(status.state, RouteState::Up | RouteState::Recovering), primary.up);
+            let moves = status.counts.active > 0 || self.relay.poll_timeout().is_some();
+            assert!(status.counts.waiting == 0 || moves || !primary.up, "due mail, and nothing will move it");
             assert!(primary.up || self.probing.contains(&route) || status.next_probe.is_some(), "nobody probes");
         }
     }
@@ -257,14 +270,18 @@ impl Simulation {
                 let open: Vec<_> = on_route.map(|r| r.state).filter(|state| !state.is_settled()).collect();
                 let view = self.relay.transaction_state(id, &name(known));
                 // What was removed while it is being delivered is active until that has ended.
-                assert_eq!(view.is_some(), !open.is_empty() || self.in_flight.contains(&(id, route)));
+                assert_eq!(view.is_some(), !open.is_empty() || self.in_flight.contains_key(&(id, route)));
                 let Some(view) = view else { continue };
                 pending += 1;
                 oldest = oldest.or(Some(transaction.accepted_at));
                 *by_state.entry(view.state.as_str()).or_insert(0) += 1;
-                assert_eq!(view.state == TransactionState::Active, self.in_flight.contains(&(id, route)));
-                let frozen = open.iter().all(|state| *state == RecipientState::Hold);
-                assert!(view.state == TransactionState::Active || frozen == (view.state == TransactionState::Hold));
+                assert_eq!(view.state == TransactionState::Active, self.in_flight.contains_key(&(id, route)));
+                let is_frozen =
+                    |state: &RecipientState| matches!(state, RecipientState::Hold | RecipientState::Refused);
+                let (frozen, held) = (open.iter().all(is_frozen), view.state == TransactionState::Hold);
+                // What was refused may be tried again.
+                let retried = open.contains(&RecipientState::Refused);
+                assert!(view.state == TransactionState::Active || frozen == held || (frozen && retried));
             }
             let counted = ["active", "deferred", "waiting", "hold"].map(|s| by_state.get(s).copied().unwrap_or(0));
             let Some(status) = self.status(route) else {
@@ -315,7 +332,8 @@ impl Simulation {
             Happening::MustHaveTried { route, back_at, operations } => {
                 let tried = self.primaries[route].last_attempt_at.is_some_and(|at| at >= back_at);
                 let steady = self.operations == operations && self.primaries[route].there;
-                assert!(tried || !steady, "{} was back at {back_at} ms and got nothing", ROUTES[route]);
+                let status = self.relay.route_status(ms(self.now));
+                assert!(tried || !steady, "{} was back at {back_at} ms and got nothing: {status:#?}", ROUTES[route]);
             }
             Happening::Calm => self.calm_down(),
         }
@@ -365,12 +383,14 @@ impl Simulation {
         let primary = &self.primaries[route];
         let Some(RouteStatus { counts, .. }) = self.status(route).filter(|_| primary.configured) else { return };
         let young = self.now - primary.trouble_since < 3_590_000;
-        if !primary.up && young && counts.waiting > 0 && counts.active < primary.max_connections as u64 {
+        if !primary.up && young && counts.waiting > 0 && counts.active == 0 {
             let (back_at, operations) = (self.now, self.operations);
             // A sixteenth of the outage, but two seconds at the most, or always if it is slow; and a quarter of that as jitter.
             let age = self.now - self.primaries[route].trouble_since;
             let interval = if PROBE_MS[route] > 100 { 2_000 } else { (age / 16).clamp(250, 2_000) };
-            let noticed = SUSPECT_MS.max(interval * 5 / 4) + PROBE_MS[route];
+            // One that flapped must answer twice more.
+            let again = 2 * (1_000 + PROBE_MS[route]);
+            let noticed = SUSPECT_MS.max(interval * 5 / 4) + PROBE_MS[route] + again;
             self.later(noticed, Happening::MustHaveTried { route, back_at, operations });
         }
     }
@@ -403,6 +423,7 @@ impl Simulation {
             match judge(&heard, attempts, id, self.seed, ms(self.now)) {
                 Verdict::Record(outcome) => results.push((*recipient, outcome)),
                 Verdict::RetryUnrecorded => return self.fail(id, route, ConnectionTrouble::Broke("reset".into())),
+                Verdict::SlowDown => return self.fail(id, route, ConnectionTrouble::PushedBack("busy".into())),
             }
         }
         if self.draw(10) == 0 {

@@ -143,6 +143,12 @@ fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
     if states().any(|s| s == RecipientState::Hold) {
         return ("hold", "never by itself: on hold; `restante queue release`".into());
     }
+    if states().any(|s| s == RecipientState::Refused) {
+        return (
+            "hold",
+            format!("when {name} takes other mail: settled or tried again; `restante queue release` tries now"),
+        );
+    }
     if let Some(to) = entry.recipients.iter().find(|to| is_given_up(to.state)) {
         return (to.word(), given_up(entry.row, to, live));
     }

@@ -124,7 +124,8 @@ fn verb(action: Action) -> &'static str {
     match action {
         Action::Hold => "held",
         Action::Release => "released",
-        Action::Bounce => "bounced",
+        Action::Bounce | Action::Settle => "bounced",
+        Action::Expire => "expired",
         Action::Remove => "removed",
         Action::Undo => "undone",
     }

@@ -222,7 +222,7 @@ impl Line {
 
     fn with_cause(self, cause: &Cause) -> Self {
         match cause {
-            Cause::Reply(reply) => self.with_reply(reply),
+            Cause::Reply(reply) | Cause::Content(reply) => self.with_reply(reply),
             other => self.with("why", &other.to_string()),
         }
     }
@@ -249,7 +249,8 @@ impl Line {
         let (event, status) = match operated.action {
             restante_ledger::Action::Hold => ("held", "hold"),
             restante_ledger::Action::Release => ("released", "released"),
-            restante_ledger::Action::Bounce => ("bounced", "bounced"),
+            restante_ledger::Action::Bounce | restante_ledger::Action::Settle => ("bounced", "bounced"),
+            restante_ledger::Action::Expire => ("expired", "expired"),
             restante_ledger::Action::Remove => ("removed", "removed"),
             restante_ledger::Action::Undo => ("undone", "waiting"),
         };
@@ -283,13 +284,21 @@ impl Line {
     pub(crate) fn primary(event: &Event, at: Timestamp) -> Self {
         let line = Self::new(event.name(), at);
         match event {
-            Event::PrimaryUp { route, down_for } => {
+            Event::PrimaryUp { route, down_for } | Event::PrimaryRecovering { route, down_for } => {
                 let line = line.with("route", route.as_str());
                 down_for.iter().fold(line, |line, down| line.number("down_s", down.as_secs()))
             }
             Event::PrimarySuspect { route, why } | Event::PrimaryDown { route, why } => {
                 line.with("route", route.as_str()).with("why", why)
             }
+            Event::DrainStarted { route, messages } => line.with("route", route.as_str()).number("messages", *messages),
+            Event::DrainFinished { route, messages, took } => {
+                line.with("route", route.as_str()).number("messages", *messages).number("took_s", took.as_secs())
+            }
+            Event::BreakerTripped { route, why } => {
+                line.with("route", route.as_str()).word("status", "tripped").with("why", why)
+            }
+            Event::BreakerReset { route } => line.with("route", route.as_str()).word("status", "reset"),
         }
     }
 

@@ -1,0 +1,357 @@
+//! All that belongs to one route: its mail, its primary's health, whether that is believed, and how fast it is given mail. Knows
+//! the ledger only as it is shown.
+
+use crate::RouteSettings;
+use crate::breaker::{Breaker, Canary, Finding, Signs};
+use crate::health::{Change, ConnectionTrouble, Health};
+use crate::load::Load;
+use crate::pace::Pace;
+use crate::schedule::{Place, Schedule};
+use crate::status::{Event, RouteState};
+use restante_envelope::{RouteName, Timestamp, TransactionId};
+use restante_ledger::{Mailbox, RecipientIndex};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// A mailbox has this part of what is under way while others wait: a flood leaves three quarters to them.
+const SHARES: usize = 4;
+/// How many of the oldest are looked at for a canary that the primary should know.
+const CANARY_LOOK_MAX: usize = 256;
+/// While a primary has tripped its breaker, the canaries go round so many of those it refused: one mailbox may be gone indeed.
+const CANARY_ROUND: usize = 8;
+/// Every so many a canary is one that it has not refused yet: all that it refused may never have existed.
+const CANARY_UNTRIED_EVERY: u32 = 3;
+
+/// What a lane needs to know of a message.
+pub(crate) trait Messages {
+    /// Whose it is: of several, its first recipient on this route.
+    fn mailbox(&self, id: TransactionId) -> Mailbox;
+    /// Whether the primary took mail for that mailbox before.
+    fn is_known(&self, id: TransactionId) -> bool;
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) name: RouteName,
+    /// None: the route is not configured (any more), and its mail waits.
+    pub(crate) limits: Option<Limits>,
+    /// As configured, to see when they become others.
+    pub(crate) next_hops: Vec<String>,
+    pub(crate) health: Health,
+    pub(crate) schedule: Schedule,
+    pub(crate) breaker: Breaker,
+    pub(crate) pace: Pace,
+    /// Under way to a primary of before.
+    outdated: BTreeSet<TransactionId>,
+    drain: Option<Drain>,
+    wake: Option<Timestamp>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    connections: usize,
+    attempts_ahead: usize,
+    per_minute: Option<u32>,
+}
+
+impl From<&RouteSettings> for Limits {
+    fn from(route: &RouteSettings) -> Self {
+        let RouteSettings { max_connections: connections, attempts_ahead, per_minute, .. } = *route;
+        Self { connections, attempts_ahead, per_minute }
+    }
+}
+
+/// A backlog on its way out, since the primary came up.
+#[derive(Debug)]
+struct Drain {
+    began: Timestamp,
+    down_for: Option<Duration>,
+    /// When it began.
+    messages: u64,
+    answered: u64,
+    /// It took one.
+    is_believed: bool,
+}
+
+impl Lane {
+    pub(crate) fn new(name: &RouteName, settings: Option<&RouteSettings>, load: Load, now: Timestamp) -> Self {
+        let limits = settings.map(Limits::from);
+        Self {
+            name: name.clone(),
+            limits,
+            next_hops: settings.map(|route| route.next_hops.clone()).unwrap_or_default(),
+            health: if settings.is_some() { Health::unknown(now) } else { Health::not_configured(name, now) },
+            schedule: Schedule::counted(load),
+            breaker: Breaker::new(now),
+            pace: Pace::new(limits.map_or(1, |l| l.connections), limits.and_then(|l| l.per_minute), now),
+            outdated: BTreeSet::new(),
+            drain: None,
+            wake: None,
+        }
+    }
+
+    pub(crate) fn is_configured(&self) -> bool {
+        self.limits.is_some()
+    }
+
+    /// Goes by these settings from now on.
+    pub(crate) fn set(&mut self, route: &RouteSettings) {
+        let limits = Limits::from(route);
+        self.limits = Some(limits);
+        self.pace.set_limits(limits.connections, limits.per_minute);
+        self.next_hops.clone_from(&route.next_hops);
+    }
+
+    /// Its primary is another one, or it has none any more: nothing that was found is true of it.
+    pub(crate) fn begin_anew(&mut self, health: Health, now: Timestamp) {
+        let limits = self.limits;
+        self.health = health;
+        self.drain = None;
+        self.outdated = self.schedule.active_ids().collect();
+        self.breaker = Breaker::new(now);
+        self.pace = Pace::new(limits.map_or(1, |l| l.connections), limits.and_then(|l| l.per_minute), now);
+    }
+
+    pub(crate) fn place(&mut self, id: TransactionId, content_len: u64, place: Place) {
+        let place = match place {
+            Place::Deferred(_) if self.limits.is_none() => Place::Due,
+            place => place,
+        };
+        self.schedule.place(id, content_len, place);
+    }
+
+    /// As every listing has it.
+    pub(crate) fn state(&self) -> RouteState {
+        match self.health.state {
+            RouteState::Up if self.drain.is_some() || self.breaker.tripped().is_some() => RouteState::Recovering,
+            state => state,
+        }
+    }
+
+    /// Since when it is in that state.
+    pub(crate) fn since(&self) -> Timestamp {
+        self.breaker.tripped().filter(|_| self.health.is_up()).map_or(self.health.since, |(_, since)| since)
+    }
+
+    /// Why mail does not just flow; empty if it does.
+    pub(crate) fn reason(&self) -> &str {
+        match self.breaker.tripped() {
+            Some((why, _)) if self.health.is_up() => why,
+            _ => &self.health.reason,
+        }
+    }
+
+    /// Messages that may be under way now.
+    fn attempts_max(&self) -> usize {
+        let Some(limits) = self.limits else { return 0 };
+        let connections = self.pace.connections().min(limits.connections);
+        connections + limits.attempts_ahead * connections / limits.connections.max(1)
+    }
+
+    /// Messages under way to the primary of now.
+    fn active(&self) -> usize {
+        self.schedule.active().saturating_sub(self.outdated.len())
+    }
+
+    /// An attempt is over.
+    pub(crate) fn ended(&mut self, id: TransactionId) {
+        self.outdated.remove(&id);
+    }
+
+    fn has_candidate(&self) -> bool {
+        self.schedule.has_due() || (self.breaker.canary().is_some() && self.refused_canary().is_some())
+    }
+
+    /// The oldest of those that it refused, and not since it came up.
+    fn refused_canary(&self) -> Option<TransactionId> {
+        match self.breaker.canary()? {
+            Canary::Refused(_) => self.schedule.refused().next(),
+            Canary::Next => self.schedule.refused().find(|id| !self.breaker.has_just_refused(*id)),
+        }
+    }
+
+    fn may_attempt(&self, now: Timestamp) -> bool {
+        let active = self.active();
+        self.health.is_up()
+            && active < self.attempts_max()
+            && self.has_candidate()
+            && self.breaker.may_begin(active, now)
+            && self.pace.may_begin(active, now)
+    }
+
+    /// Takes the message whose turn it is, if one may be sent now.
+    pub(crate) fn begin(&mut self, messages: &impl Messages, now: Timestamp) -> Option<TransactionId> {
+        if !self.may_attempt(now) {
+            return None;
+        }
+        let id = match self.canary(messages) {
+            Some(id) => {
+                self.schedule.begin_this(id, messages.mailbox(id));
+                id
+            }
+            None => {
+                let share = (self.attempts_max() / SHARES).max(1);
+                self.schedule.begin(share, |id| messages.mailbox(id))?
+            }
+        };
+        self.breaker.begins(now);
+        self.pace.begins(now);
+        Some(id)
+    }
+
+    fn canary(&self, messages: &impl Messages) -> Option<TransactionId> {
+        let known_or_first = || {
+            let oldest = self.schedule.oldest_due(CANARY_LOOK_MAX);
+            oldest.iter().copied().find(|id| messages.is_known(*id)).or(oldest.first().copied())
+        };
+        match self.breaker.canary()? {
+            Canary::Refused(n) if !self.schedule.has_due() || (n + 1) % CANARY_UNTRIED_EVERY != 0 => {
+                let round: Vec<_> = self.schedule.refused().take(CANARY_ROUND).collect();
+                let place = usize::try_from(n).unwrap_or(0) % round.len().max(1);
+                round.get(place).copied().or_else(known_or_first)
+            }
+            Canary::Refused(_) => known_or_first(),
+            Canary::Next => known_or_first().or_else(|| self.refused_canary()),
+        }
+    }
+
+    /// Notes when this, lane number `number`, wants to be looked at.
+    pub(crate) fn rewake(&mut self, number: usize, wakes: &mut Vec<(Timestamp, usize)>, now: Timestamp) {
+        let wake = self.next_wake(now);
+        if wake == self.wake {
+            return;
+        }
+        if let Some(at) = std::mem::replace(&mut self.wake, wake) {
+            wakes.retain(|wake| *wake != (at, number));
+        }
+        if let Some(at) = wake {
+            wakes.insert(wakes.partition_point(|wake| *wake < (at, number)), (at, number));
+        }
+    }
+
+    /// When there is something to do here. After [`Self::begin`] gave nothing, this is later than `now`.
+    fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
+        self.limits?;
+        let attempt = if self.may_attempt(now) { Some(Timestamp::default()) } else { self.next_attempt(now) };
+        [attempt, self.health.next_probe(), self.schedule.next_wake()].into_iter().flatten().min()
+    }
+
+    /// When an attempt may begin that may not now, if nothing is heard before.
+    fn next_attempt(&self, now: Timestamp) -> Option<Timestamp> {
+        let active = self.active();
+        if !self.health.is_up() || active >= self.attempts_max() || !self.has_candidate() {
+            return None;
+        }
+        let mut at = now + Duration::from_millis(1);
+        if !self.breaker.may_begin(active, now) {
+            at = at.max(self.breaker.next_wake(active)?);
+        }
+        if !self.pace.may_begin(active, now) {
+            at = at.max(self.pace.next_wake(active, now)?);
+        }
+        Some(at)
+    }
+
+    /// A connection failed.
+    pub(crate) fn trouble(&mut self, why: &str, now: Timestamp, events: &mut Vec<Event>) {
+        self.pace.broke();
+        if self.health.trouble(why, now).is_some() {
+            self.drain = None;
+            events.push(Event::PrimarySuspect { route: self.name.clone(), why: why.into() });
+        }
+    }
+
+    /// A connection was refused, or a message was not taken for what the server has to do besides: no sign that it is down, if
+    /// others work. Returns whether that is so.
+    pub(crate) fn is_busy(&mut self, why: &ConnectionTrouble, now: Timestamp) -> bool {
+        match why {
+            ConnectionTrouble::PushedBack(_) => self.pace.pushed_back(now),
+            ConnectionTrouble::Refused { open, .. } if *open > 0 => self.pace.refused_connection(*open, now),
+            _ => return false,
+        }
+        true
+    }
+
+    /// A probe ended.
+    pub(crate) fn probed(&mut self, result: Result<(), String>, now: Timestamp, events: &mut Vec<Event>) {
+        let route = self.name.clone();
+        match self.health.probe_ended(result, now) {
+            Some(Change::Up { down_for }) => {
+                self.breaker.came_up(now);
+                self.pace.came_up(now);
+                if self.has_candidate() {
+                    let messages = self.schedule.counts().waiting;
+                    let (began, answered, is_believed) = (now, 0, false);
+                    self.drain = Some(Drain { began, down_for, messages, answered, is_believed });
+                    events.push(Event::PrimaryRecovering { route, down_for });
+                } else {
+                    events.push(Event::PrimaryUp { route, down_for });
+                }
+            }
+            Some(Change::Down) => events.push(Event::PrimaryDown { route, why: self.health.reason.clone() }),
+            Some(Change::Suspect) | None => {}
+        }
+    }
+
+    /// The primary answered a message, and that is durable. Gives what it is believed to have refused for good.
+    pub(crate) fn answered(
+        &mut self,
+        id: TransactionId,
+        signs: Signs,
+        took_ms: u32,
+        now: Timestamp,
+        events: &mut Vec<Event>,
+    ) -> Vec<(TransactionId, RecipientIndex, String)> {
+        self.pace.answered(took_ms, self.schedule.has_due(), now);
+        let was_tripped = self.breaker.tripped().is_some();
+        let finding = self.breaker.heard(id, signs, now);
+        let route = self.name.clone();
+        if let Some(drain) = &mut self.drain {
+            drain.answered += 1;
+            if self.breaker.is_believed() && !std::mem::replace(&mut drain.is_believed, true) {
+                events.push(Event::DrainStarted { route: route.clone(), messages: drain.messages });
+            }
+        }
+        match finding {
+            Some(Finding::Tripped) => {
+                let why = self.breaker.tripped().map(|(why, _)| why.to_owned()).unwrap_or_default();
+                events.push(Event::BreakerTripped { route, why });
+                Vec::new()
+            }
+            Some(Finding::BelievedAgain) => {
+                let settled = self.breaker.take_provisional();
+                self.schedule.retry_refused(&settled.iter().map(|(id, ..)| *id).collect());
+                if was_tripped {
+                    events.push(Event::BreakerReset { route });
+                }
+                settled
+            }
+            Some(Finding::Believed) => self.breaker.take_provisional(),
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether the backlog is gone.
+    pub(crate) fn settle_drain(&mut self, now: Timestamp, events: &mut Vec<Event>) {
+        let is_over = !self.schedule.has_due()
+            && self.drain.as_ref().is_some_and(|d| self.schedule.active() == 0 || d.answered >= d.messages)
+            && self.breaker.tripped().is_none();
+        if let Some(drain) = self.drain.take_if(|_| is_over) {
+            let route = self.name.clone();
+            if drain.is_believed {
+                let (messages, took) = (drain.answered, now.since(drain.began));
+                events.push(Event::DrainFinished { route: route.clone(), messages, took });
+            }
+            self.health.since = now;
+            events.push(Event::PrimaryUp { route, down_for: drain.down_for });
+        }
+    }
+
+    /// When the backlog will be gone, at the speed of the last seconds.
+    pub(crate) fn eta(&self, now: Timestamp) -> Option<Duration> {
+        let counts = self.schedule.counts();
+        let left = counts.waiting + counts.active;
+        let milli = self.pace.speed_milli(now).filter(|_| self.health.is_up() && left > 0)?;
+        Some(Duration::from_millis(left.saturating_mul(1_000_000) / milli.max(1)))
+    }
+}

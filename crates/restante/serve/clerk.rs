@@ -1,0 +1,48 @@
+//! Writes down what the relay decided by itself about messages that nobody is delivering: one task, one at a time, as an
+//! operator would. Decides nothing.
+
+use super::settlements::Settlements;
+use crate::clock;
+use restante_envelope::TransactionId;
+use restante_journal::{DirStorage, Reader};
+use restante_ledger::{Action, Fact, Operated, Position, RecipientIndex};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, mpsc};
+
+/// Who did it, where an operator's name would stand.
+const ACTOR: &str = "restante";
+
+/// What is to be written down.
+pub(crate) struct Decision {
+    pub(crate) id: TransactionId,
+    pub(crate) position: Position,
+    pub(crate) action: Action,
+    pub(crate) recipients: Vec<RecipientIndex>,
+    pub(crate) reason: String,
+}
+
+/// The end that the relay's task has: it never waits. The line is as long as what the relay has in memory of it anyway.
+pub(crate) type Decisions = mpsc::UnboundedSender<Decision>;
+
+pub(crate) struct Clerk {
+    pub(crate) storage: DirStorage,
+    pub(crate) settlements: Arc<Settlements>,
+    /// Held by whoever changes how recipients stand.
+    pub(crate) operating: Arc<Semaphore>,
+}
+
+impl Clerk {
+    /// Runs until the relay's task has ended.
+    pub(crate) async fn run(self, mut decisions: mpsc::UnboundedReceiver<Decision>) {
+        let mut reader = Reader::new(self.storage);
+        while let Some(Decision { id, position, action, recipients, reason }) = decisions.recv().await {
+            // For the log alone: it is done all the same where the envelope cannot be read.
+            let read = move || (reader.accepted(position, id).ok(), reader);
+            let Ok((about, back)) = tokio::task::spawn_blocking(read).await else { return };
+            reader = back;
+            let Ok(_permit) = self.operating.clone().acquire_owned().await else { return };
+            let operated = Operated { id, at: clock::now(), action, recipients, actor: ACTOR.into(), reason };
+            self.settlements.record(Fact::Operated(operated), about.map(Arc::new)).await;
+        }
+    }
+}
