@@ -34,9 +34,9 @@ fn recipients_of_one_message_part_ways_and_the_sent_one_is_not_sent_again() {
     let mut daemon = Serve::new(directory.path(), primary.port).start();
     let id = send_one(&daemon, &Message::new("parts", 1, 3000), &[no, later, yes]);
     let parted = |daemon: &Daemon| {
-        eventually("hold, deferred and sent", || {
+        eventually("bounced, deferred and sent", || {
             let states = [no, later, yes].map(|address| state_of(daemon, &id, address));
-            (states == ["hold", "deferred", "sent"]).then_some(())
+            (states == ["bounced", "deferred", "sent"]).then_some(())
         });
     };
     parted(&daemon);
@@ -47,22 +47,28 @@ fn recipients_of_one_message_part_ways_and_the_sent_one_is_not_sent_again() {
     assert_eq!(state_of(&daemon, &id, yes), "sent");
     let account = cli(directory.path(), &["verify", "--json"]).expect_code(0).account();
     assert_eq!(
-        (&account["transactions"], &account["accepted"], &account["sent"]),
-        (&1.into(), &3.into(), &1.into()),
+        (&account["transactions"], &account["accepted"], &account["sent"], &account["bounced"]),
+        (&1.into(), &3.into(), &1.into(), &1.into()),
         "{account}"
     );
-    // A flush moves what is deferred, and never what is on hold.
+    // A flush moves what is deferred, and never what is settled.
     let tried = primary.attempts(no);
     primary.answer(later, "250 2.1.5 Ok");
     eventually("the deferred recipient's delivery", || {
         daemon.ask(&["queue", "flush", "--all"]);
         (primary.deliveries_to(later) == 1).then_some(())
     });
-    assert_eq!((primary.attempts(no), primary.deliveries_to(no)), (tried, 0), "a flush moved a recipient on hold");
+    assert_eq!(
+        (primary.attempts(no), primary.deliveries_to(no)),
+        (tried, 0),
+        "a flush moved a recipient that is settled"
+    );
     primary.answer(no, "250 2.1.5 Ok");
-    cli(directory.path(), &["queue", "release", "--id", &id]).expect_code(2);
-    cli(directory.path(), &["queue", "release", "--id", &id, "--reason", "the user exists now"]).expect_code(0);
-    eventually("the released recipient's delivery", || (primary.deliveries_to(no) == 1).then_some(()));
+    cli(directory.path(), &["queue", "undo", "--id", &id]).expect_code(2);
+    cli(directory.path(), &["queue", "undo", "--id", &id, "--reason", "the user exists now"]).expect_code(0);
+    eventually("the delivery to the recipient whose refusal was undone", || {
+        (primary.deliveries_to(no) == 1).then_some(())
+    });
     daemon.wait_until_empty();
     assert_eq!(
         (primary.deliveries_to(yes), primary.deliveries_to(later)),
@@ -123,15 +129,20 @@ fn a_held_message_stays_until_it_is_released() {
 fn a_hold_is_for_mail_that_waits_for_a_connection_too() {
     const CONNECTIONS: usize = 20;
     let directory = scratch();
-    let mut primary = Sink::closed();
+    let primary = Sink::opened();
     let daemon = Serve::new(directory.path(), primary.port).start();
+    // A primary that has taken so much is given all connections at once.
+    for n in 0..100 {
+        send_one(&daemon, &Message::new("warm", n, 500), &["warm@example.test"]);
+    }
+    primary.wait_for(100);
+    daemon.wait_until_empty();
+    primary.keep_waiting(Some("first@example.test"));
     // The rest is under way as far as the relay is concerned, and one of them is announced to the primary already.
     for n in 0..60 {
         let to = if n < CONNECTIONS as u64 { "first@example.test" } else { "rest@example.test" };
         send_one(&daemon, &Message::new("hold", n, 500), &[to]);
     }
-    primary.keep_waiting(Some("first@example.test"));
-    primary.open();
     eventually("all connections busy", || (primary.waiting() == CONNECTIONS).then_some(()));
     cli(directory.path(), &["queue", "hold", "--to", "rest@example.test", "--reason", "worm"]).expect_code(0);
     primary.keep_waiting(None);
@@ -139,7 +150,7 @@ fn a_hold_is_for_mail_that_waits_for_a_connection_too() {
         let left = daemon.ask(&["queue", "ls"]);
         (left.len() == 60 - CONNECTIONS && left.iter().all(|t| t["state"] == "hold")).then_some(())
     });
-    assert_eq!((primary.count(), primary.deliveries_to("rest@example.test")), (CONNECTIONS, 0));
+    assert_eq!((primary.count(), primary.deliveries_to("rest@example.test")), (100 + CONNECTIONS, 0));
     cli(directory.path(), &["queue", "release", "--to", "rest@example.test", "--reason", "false alarm"]).expect_code(0);
     daemon.wait_until_empty();
     assert_eq!(primary.deliveries_to("rest@example.test"), 60 - CONNECTIONS);

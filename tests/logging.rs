@@ -40,7 +40,7 @@ fn the_life_of_a_message_is_told_from_its_session_to_its_delivery() {
     daemon.stop();
     assert!(life.iter().all(|line| line["id"] != other.as_str()), "another message: {life:?}");
     let events = events(&life);
-    for expected in ["connect", "accepted", "disconnect", "waiting", "primary_up", "sent"] {
+    for expected in ["connect", "accepted", "disconnect", "waiting", "primary_recovering", "sent"] {
         assert!(events.contains(&expected), "no {expected}: {events:?}");
     }
     assert_eq!((events[0], events[events.len() - 1]), ("connect", "life"));

@@ -162,7 +162,7 @@ fn a_slip_is_refused_and_who_may_not_or_cannot_is_told() {
     queue(data, "remove --all --yes remove-1-x").expect_code(2);
     let (id, _) = offer(&daemon, "a@example.net", &["a@example.test"], 1);
     let refused = queue(data, &format!("undo --id {id} --id 7ZZZZZZZZZZZZZZZZZZZZZZZZZ")).expect_code(4).err;
-    assert!(refused.contains(&format!("{id}: was neither removed nor bounced")), "{refused}");
+    assert!(refused.contains(&format!("{id}: was neither removed, bounced nor expired")), "{refused}");
     assert!(refused.contains("no message of this journal has that ID"), "{refused}");
     let stranger = scratch();
     let admin = daemon.admin.to_string();

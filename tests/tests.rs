@@ -22,6 +22,8 @@ mod disk;
 #[cfg(test)]
 mod door;
 #[cfg(test)]
+mod drain;
+#[cfg(test)]
 mod encryption;
 #[cfg(test)]
 mod encryption_out;

@@ -39,6 +39,8 @@ const NOBODY: u32 = 65_534;
 pub enum Role {
     /// Delivers mail for our domain into a maildir.
     Primary,
+    /// The same, with more lines of main.cf.
+    PrimaryWith(String),
     /// The same, and offers STARTTLS with a certificate of its own making.
     EncryptingPrimary,
     /// Relays everything to this port of 127.0.0.1.
@@ -78,7 +80,7 @@ impl Postfix {
             run(tool("chown").args([owner, &path])).expect_code(0);
         }
         let mut special = match role {
-            Role::Primary | Role::EncryptingPrimary => format!(
+            Role::Primary | Role::EncryptingPrimary | Role::PrimaryWith(_) => format!(
                 "virtual_mailbox_domains = {OURS}\nvirtual_mailbox_maps = static:box/\nvirtual_mailbox_base = {home}/mail\n\
                  virtual_uid_maps = static:{NOBODY}\nvirtual_gid_maps = static:{NOBODY}\n"
             ),
@@ -88,6 +90,9 @@ impl Postfix {
                 format!("relayhost = [127.0.0.1]:{next}\nsmtp_tls_security_level = encrypt\n")
             }
         };
+        if let Role::PrimaryWith(lines) = &role {
+            special.push_str(lines);
+        }
         if matches!(role, Role::EncryptingPrimary) {
             let pem = format!("{home}/etc/tls.pem");
             run(tool("openssl")
@@ -110,6 +115,12 @@ impl Postfix {
         run(tool("postfix").args(["-c", &format!("{home}/etc"), "start"])).expect_code(0);
         eventually("Postfix to listen", || TcpStream::connect(smtp).ok());
         postfix
+    }
+
+    /// Sets this in main.cf and has it read.
+    pub fn set(&self, setting: &str) {
+        run(self.tool("postconf").args(["-e", setting])).expect_code(0);
+        run(self.tool("postfix").arg("reload")).expect_code(0);
     }
 
     /// The files in its maildir: one a message.

@@ -5,13 +5,14 @@
 //!
 //! | | what may be tried | it takes a message | it refuses a mailbox that it took mail for | it refuses another |
 //! |---|---|---|---|---|
-//! | **proving**: it has just come up | one, and one more for each ten seconds without an answer | believed | the second such mailbox: tripped | the twentieth message in a row: tripped |
+//! | **proving**: it has just come up | one, and one more for each five seconds without an answer | believed | the second such mailbox: tripped | the twentieth message in a row: tripped |
 //! | **believed** | all | all that it refused so far is settled | doubted | believed |
 //! | **doubted** | as when proving | one for a mailbox it took mail for, or the third: believed | another such mailbox: tripped | doubted |
 //! | **tripped** | a canary each half minute, later each five | believed: all that was refused is tried again | tripped | tripped |
 //!
 //! Coming up after an outage leads from *believed* and *doubted* to *proving*, and gives a tripped one its next canary at
-//! once; so does the word of an operator. A refusal of the content says nothing about mailboxes and counts as one of another.
+//! once; so does the word of an operator. What a believed primary refused within a minute of taking something is also settled
+//! when a minute has passed in which nothing spoke against it: the last of a backlog need not wait for other mail. A refusal of the content says nothing about mailboxes and counts as one of another.
 //! Without the memory of mailboxes that mail was taken for (a new journal), the first twenty refusals decide.
 
 use restante_envelope::{Timestamp, TransactionId};
@@ -26,16 +27,16 @@ const REFUSED_IN_ROW_MAX: u8 = 20;
 const KNOWN_REFUSED_MAX: u8 = 2;
 /// Messages it takes that end a doubt, whoever they are for.
 const ACCEPTED_ENDS_DOUBT: u8 = 3;
-/// A canary that is not answered for this long gets company: the message itself may be what hangs, in a filter.
-const PATIENCE_SECS: u64 = 10;
-/// More of them are never under way.
-const CANARIES_MAX: usize = 4;
 /// From one canary to the next of a primary that refuses all: somebody may be repairing it this minute.
 const CANARY_FIRST_SECS: u64 = 30;
 /// Doublings of that: at most five minutes and a bit.
 const CANARY_DOUBLINGS_MAX: u32 = 3;
-/// So many canaries at the first interval.
+/// So many canaries at the first interval, and of these all are among those it refused: nothing more shall reach it.
 const CANARIES_EARLY: u32 = 20;
+/// Later every so many a canary is another one.
+const UNTRIED_EVERY: u32 = 3;
+/// A refusal so soon after something was taken is believed when as much time has passed again.
+const QUIET_SECS: u64 = 60;
 /// Refusals that can be settled without another try. Of more than these, the others are tried again.
 const PROVISIONAL_MAX: usize = 10_000;
 
@@ -76,14 +77,15 @@ enum State {
 pub(crate) struct Breaker {
     state: State,
     provisional: BTreeMap<(TransactionId, RecipientIndex), String>,
-    /// When the last canary began.
-    canary_at: Timestamp,
+    /// When it took something last, and when it refused something last.
+    accepted_at: Option<Timestamp>,
+    refused_at: Timestamp,
 }
 
 impl Breaker {
     /// Nothing is known: it must prove itself.
     pub(crate) fn new(now: Timestamp) -> Self {
-        Self { state: State::proving(), provisional: BTreeMap::new(), canary_at: now }
+        Self { state: State::proving(), provisional: BTreeMap::new(), accepted_at: None, refused_at: now }
     }
 
     /// The primary is up, and was not.
@@ -120,32 +122,28 @@ impl Breaker {
         match &self.state {
             State::Believed => None,
             State::Proving { .. } | State::Doubted { .. } => Some(Canary::Next),
+            State::Tripped { canaries, .. } if *canaries >= CANARIES_EARLY && canaries % UNTRIED_EVERY == 0 => {
+                Some(Canary::Untried)
+            }
             State::Tripped { canaries, .. } => Some(Canary::Refused(*canaries)),
         }
     }
 
-    /// Whether one more may be tried while `active` are.
-    pub(crate) fn may_begin(&self, active: usize, now: Timestamp) -> bool {
+    /// Whether one more may be tried while `active` are, of which so many as `slow` seem to hang.
+    pub(crate) fn may_begin(&self, active: usize, slow: usize, now: Timestamp) -> bool {
         match &self.state {
             State::Believed => true,
             State::Tripped { next_canary, .. } => active == 0 && *next_canary <= now,
-            State::Proving { .. } | State::Doubted { .. } => {
-                active == 0 || self.more_at(active) <= Some(now) && active < CANARIES_MAX
-            }
+            State::Proving { .. } | State::Doubted { .. } => active <= slow,
         }
     }
 
     /// When [`Self::may_begin`] says something else, if nothing is heard before.
     pub(crate) fn next_wake(&self, active: usize) -> Option<Timestamp> {
         match &self.state {
-            State::Believed => None,
             State::Tripped { next_canary, .. } => (active == 0).then_some(*next_canary),
-            State::Proving { .. } | State::Doubted { .. } => self.more_at(active).filter(|_| active < CANARIES_MAX),
+            State::Believed | State::Proving { .. } | State::Doubted { .. } => None,
         }
-    }
-
-    fn more_at(&self, active: usize) -> Option<Timestamp> {
-        (active > 0).then(|| self.canary_at + Duration::from_secs(PATIENCE_SECS))
     }
 
     /// Whether it refused this one, in this process and since it last came up or was believed.
@@ -155,7 +153,6 @@ impl Breaker {
 
     /// An attempt begins.
     pub(crate) fn begins(&mut self, now: Timestamp) {
-        self.canary_at = now;
         if let State::Tripped { next_canary, canaries, .. } = &mut self.state {
             *canaries += 1;
             let doublings = canaries.saturating_sub(CANARIES_EARLY).min(CANARY_DOUBLINGS_MAX);
@@ -163,9 +160,22 @@ impl Breaker {
         }
     }
 
+    /// An attempt ended before the primary heard of it: that was no canary.
+    pub(crate) fn untold(&mut self, now: Timestamp) {
+        if let State::Tripped { next_canary, .. } = &mut self.state {
+            *next_canary = now;
+        }
+    }
+
     /// An attempt was answered, and that is durable.
     pub(crate) fn heard(&mut self, id: TransactionId, signs: Signs, now: Timestamp) -> Option<Finding> {
         let (is_refused, was_tripped) = (!signs.refused.is_empty(), self.tripped().is_some());
+        if is_refused {
+            self.refused_at = now;
+        }
+        if signs.accepted.is_some() {
+            self.accepted_at = Some(now);
+        }
         for (index, why) in signs.refused {
             if self.provisional.len() < PROVISIONAL_MAX {
                 self.provisional.insert((id, index), why);
@@ -180,6 +190,13 @@ impl Breaker {
             Some(known) => self.accepted(known),
             None => (!was_tripped && self.tripped().is_some()).then_some(Finding::Tripped),
         }
+    }
+
+    /// When what it refused is believed though nothing was taken since.
+    pub(crate) fn settles_at(&self) -> Option<Timestamp> {
+        let quiet = Duration::from_secs(QUIET_SECS);
+        let is_soon = self.accepted_at.is_some_and(|at| self.refused_at.since(at) <= quiet);
+        (is_soon && self.is_believed() && !self.provisional.is_empty()).then(|| self.refused_at + quiet)
     }
 
     /// Refusals to be settled: after [`Finding::Believed`] those of this process, and else none. Whoever takes them settles them.
@@ -253,7 +270,8 @@ impl State {
 pub(crate) enum Canary {
     /// One for a mailbox it took mail for, if there is one near the head; else the oldest.
     Next,
-    /// One of those it refused; this many were tried since it tripped. Every third is another one: it may be that all it
-    /// refused never existed.
+    /// One of those it refused; this many were tried since it tripped.
     Refused(u32),
+    /// One that it has not refused: it may be that all it refused never existed.
+    Untried,
 }

@@ -19,8 +19,11 @@ const SHARES: usize = 4;
 const CANARY_LOOK_MAX: usize = 256;
 /// While a primary has tripped its breaker, the canaries go round so many of those it refused: one mailbox may be gone indeed.
 const CANARY_ROUND: usize = 8;
-/// Every so many a canary is one that it has not refused yet: all that it refused may never have existed.
-const CANARY_UNTRIED_EVERY: u32 = 3;
+
+/// What is not answered for this long gets company on another connection: the message itself may be what hangs, in a filter.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// At most so much of it. A server on which four messages hang is slow.
+const COMPANY_MAX: u32 = 3;
 
 /// What a lane needs to know of a message.
 pub(crate) trait Messages {
@@ -43,6 +46,8 @@ pub(crate) struct Lane {
     pub(crate) pace: Pace,
     /// Under way to a primary of before.
     outdated: BTreeSet<TransactionId>,
+    /// When an attempt ended, or one began while none was under way.
+    heard_at: Timestamp,
     drain: Option<Drain>,
     wake: Option<Timestamp>,
 }
@@ -85,6 +90,7 @@ impl Lane {
             breaker: Breaker::new(now),
             pace: Pace::new(limits.map_or(1, |l| l.connections), limits.and_then(|l| l.per_minute), now),
             outdated: BTreeSet::new(),
+            heard_at: now,
             drain: None,
             wake: None,
         }
@@ -142,9 +148,9 @@ impl Lane {
     }
 
     /// Messages that may be under way now.
-    fn attempts_max(&self) -> usize {
+    fn attempts_max(&self, now: Timestamp) -> usize {
         let Some(limits) = self.limits else { return 0 };
-        let connections = self.pace.connections().min(limits.connections);
+        let connections = self.connections(now).min(limits.connections);
         connections + limits.attempts_ahead * connections / limits.connections.max(1)
     }
 
@@ -154,8 +160,20 @@ impl Lane {
     }
 
     /// An attempt is over.
-    pub(crate) fn ended(&mut self, id: TransactionId) {
+    pub(crate) fn ended(&mut self, id: TransactionId, now: Timestamp) {
         self.outdated.remove(&id);
+        self.heard_at = now;
+    }
+
+    /// Attempts that seem to hang.
+    fn slow(&self, now: Timestamp) -> usize {
+        let waits = now.since(self.heard_at).as_secs() / PATIENCE.as_secs();
+        usize::try_from(waits.min(COMPANY_MAX.into())).unwrap_or(0).min(self.active())
+    }
+
+    /// Connections that may be open now.
+    pub(crate) fn connections(&self, now: Timestamp) -> usize {
+        self.pace.connections().max(1 + self.slow(now))
     }
 
     fn has_candidate(&self) -> bool {
@@ -165,7 +183,7 @@ impl Lane {
     /// The oldest of those that it refused, and not since it came up.
     fn refused_canary(&self) -> Option<TransactionId> {
         match self.breaker.canary()? {
-            Canary::Refused(_) => self.schedule.refused().next(),
+            Canary::Refused(_) | Canary::Untried => self.schedule.refused().next(),
             Canary::Next => self.schedule.refused().find(|id| !self.breaker.has_just_refused(*id)),
         }
     }
@@ -173,9 +191,9 @@ impl Lane {
     fn may_attempt(&self, now: Timestamp) -> bool {
         let active = self.active();
         self.health.is_up()
-            && active < self.attempts_max()
+            && active < self.attempts_max(now)
             && self.has_candidate()
-            && self.breaker.may_begin(active, now)
+            && self.breaker.may_begin(active, self.slow(now), now)
             && self.pace.may_begin(active, now)
     }
 
@@ -190,10 +208,13 @@ impl Lane {
                 id
             }
             None => {
-                let share = (self.attempts_max() / SHARES).max(1);
+                let share = (self.attempts_max(now) / SHARES).max(1);
                 self.schedule.begin(share, |id| messages.mailbox(id))?
             }
         };
+        if self.active() <= 1 {
+            self.heard_at = now;
+        }
         self.breaker.begins(now);
         self.pace.begins(now);
         Some(id)
@@ -205,12 +226,12 @@ impl Lane {
             oldest.iter().copied().find(|id| messages.is_known(*id)).or(oldest.first().copied())
         };
         match self.breaker.canary()? {
-            Canary::Refused(n) if !self.schedule.has_due() || (n + 1) % CANARY_UNTRIED_EVERY != 0 => {
+            Canary::Refused(n) => {
                 let round: Vec<_> = self.schedule.refused().take(CANARY_ROUND).collect();
                 let place = usize::try_from(n).unwrap_or(0) % round.len().max(1);
                 round.get(place).copied().or_else(known_or_first)
             }
-            Canary::Refused(_) => known_or_first(),
+            Canary::Untried => known_or_first().or_else(|| self.refused_canary()),
             Canary::Next => known_or_first().or_else(|| self.refused_canary()),
         }
     }
@@ -233,18 +254,33 @@ impl Lane {
     fn next_wake(&self, now: Timestamp) -> Option<Timestamp> {
         self.limits?;
         let attempt = if self.may_attempt(now) { Some(Timestamp::default()) } else { self.next_attempt(now) };
-        [attempt, self.health.next_probe(), self.schedule.next_wake()].into_iter().flatten().min()
+        let others = [self.health.next_probe(), self.schedule.next_wake(), self.breaker.settles_at()];
+        others.into_iter().chain([attempt]).flatten().min()
+    }
+
+    /// When one more seems to hang than `slow`, and that makes a difference.
+    fn company_at(&self, slow: usize) -> Option<Timestamp> {
+        let more = u32::try_from(slow).ok()? + 1;
+        let is_narrow = self.pace.connections() <= slow + 1 && self.limits?.connections > slow + 1;
+        let is_canary = self.breaker.canary().is_some();
+        let helps = self.active() > slow && more <= COMPANY_MAX && (is_narrow || is_canary);
+        helps.then(|| self.heard_at + PATIENCE * more)
     }
 
     /// When an attempt may begin that may not now, if nothing is heard before.
     fn next_attempt(&self, now: Timestamp) -> Option<Timestamp> {
         let active = self.active();
-        if !self.health.is_up() || active >= self.attempts_max() || !self.has_candidate() {
+        if !self.health.is_up() || !self.has_candidate() {
             return None;
         }
         let mut at = now + Duration::from_millis(1);
-        if !self.breaker.may_begin(active, now) {
-            at = at.max(self.breaker.next_wake(active)?);
+        let slow = self.slow(now);
+        let company = self.company_at(slow);
+        if active >= self.attempts_max(now) {
+            at = at.max(company?);
+        }
+        if !self.breaker.may_begin(active, slow, now) {
+            at = at.max(self.breaker.next_wake(active).or(company)?);
         }
         if !self.pace.may_begin(active, now) {
             at = at.max(self.pace.next_wake(active, now)?);
@@ -329,6 +365,18 @@ impl Lane {
             Some(Finding::Believed) => self.breaker.take_provisional(),
             None => Vec::new(),
         }
+    }
+
+    /// An attempt ended before the primary heard of it.
+    pub(crate) fn untold(&mut self, now: Timestamp) {
+        self.breaker.untold(now);
+        self.pace.untold();
+    }
+
+    /// What it refused and is believed by now.
+    pub(crate) fn settle_due(&mut self, now: Timestamp) -> Vec<(TransactionId, RecipientIndex, String)> {
+        let is_due = self.breaker.settles_at().is_some_and(|at| at <= now);
+        if is_due { self.breaker.take_provisional() } else { Vec::new() }
     }
 
     /// Whether the backlog is gone.

@@ -40,9 +40,9 @@ const RATE_GROWS_EVERY_SECS: u64 = 10;
 const RATE_STEP_PERCENT: u64 = 5;
 const RATE_STEP_LATER_PERCENT: u64 = 25;
 const SMALL_STEPS: u32 = 6;
-/// Millimessages a second. Below the least, a primary that takes one message a minute is asked no more often than that;
-/// above the most, no limit was ever met.
-const RATE_MIN_MILLI: u64 = 16;
+/// Millimessages a second. Less than six a minute is nobody's limit, but trouble that passes; above the most, no limit was ever
+/// met.
+const RATE_MIN_MILLI: u64 = 100;
 const RATE_FREE_MILLI: u64 = 1_000_000;
 /// For how long the speed of the drain is measured, in slots of a second.
 const SPEED_SECS: u64 = 15;
@@ -203,6 +203,11 @@ impl Pace {
 
     fn token_at(&self, now: Timestamp) -> Option<Timestamp> {
         self.limit_milli().map(|milli| self.bucket.filled(milli, now).ready_at(milli))
+    }
+
+    /// One that was begun was not sent.
+    pub(crate) fn untold(&mut self) {
+        self.bucket.milli += TOKEN_MILLI;
     }
 
     /// One is sent.

@@ -208,7 +208,7 @@ impl Relay {
                 let number = recipient.and_then(|r| self.by_ledger.get(usize::from(r.route)));
                 let Some(lane) = number.and_then(|number| self.lanes.get_mut(*number)) else { continue };
                 lane.schedule.recorded(id);
-                lane.ended(id);
+                lane.ended(id, now);
                 if let Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } = outcome {
                     lane.trouble(why, now, &mut self.events);
                 }
@@ -225,8 +225,12 @@ impl Relay {
                 }
             }
             lane.place(id, transaction.content_len, place);
-            if let Some(signs) = heard.remove(&route) {
-                self.settled.extend(lane.answered(id, signs, took_ms, now, &mut self.events));
+            match (heard.remove(&route), fact) {
+                (Some(signs), _) => {
+                    self.settled.extend(lane.answered(id, signs, took_ms, now, &mut self.events));
+                }
+                (None, Fact::Attempted(_)) => lane.untold(now),
+                (None, _) => {}
             }
             lane.settle_drain(now, &mut self.events);
             lane.rewake(number, &mut self.wakes, now);
@@ -269,10 +273,10 @@ impl Relay {
             }
         }
         self.polled_at = now;
-        if let Some(action) = self.next_settled() {
-            return Some(action);
-        }
         loop {
+            if let Some(action) = self.next_settled() {
+                return Some(action);
+            }
             let (_, lane) = self.wakes.first().copied().filter(|(at, _)| *at <= now)?;
             let action = self.look(lane, now);
             self.rewake(lane);
@@ -302,6 +306,7 @@ impl Relay {
     fn look(&mut self, number: usize, now: Timestamp) -> Option<Action> {
         let lane = self.lanes.get_mut(number)?;
         lane.schedule.wake(now);
+        self.settled.extend(lane.settle_due(now));
         if lane.health.next_probe().is_some_and(|at| at <= now) {
             lane.health.probe_begins(self.seed ^ number as u64, now);
             return Some(Action::Probe { route: lane.name.clone() });
@@ -317,7 +322,7 @@ impl Relay {
         let recipients = due_recipients(&self.by_ledger, transaction, number, (flushed, retried), now);
         let attempts = |index: &RecipientIndex| transaction.recipients.get(usize::from(*index)).map(|r| r.attempts);
         let attempt = recipients.iter().filter_map(attempts).max().unwrap_or(0).saturating_add(1);
-        let (route, connections) = (lane.name.clone(), lane.pace.connections());
+        let (route, connections) = (lane.name.clone(), lane.connections(now));
         Some(Action::Attempt { id, route, position: transaction.position, recipients, attempt, connections })
     }
 
@@ -342,7 +347,7 @@ impl Relay {
         if !lane.schedule.unrecorded(id) {
             return;
         }
-        lane.ended(id);
+        lane.ended(id, now);
         // Without the route nobody would wake it from its wait.
         if matches!(why, ConnectionTrouble::Broke(_) | ConnectionTrouble::PushedBack(_)) && lane.is_configured() {
             let times = lane.schedule.broke(id);
@@ -363,7 +368,7 @@ impl Relay {
         let Some(number) = self.by_name.get(route).copied() else { return };
         if let Some(lane) = self.lanes.get_mut(number).filter(|lane| lane.schedule.is_active(id)) {
             lane.schedule.unrecorded(id);
-            lane.ended(id);
+            lane.ended(id, self.polled_at);
             self.replace(number, id);
         }
     }

@@ -135,7 +135,7 @@ Exit codes:
     delivered meanwhile     12 the set changed since the plan: nothing was done";
 
 const UNDO_HELP: &str = "\
-Takes effect at once. What was removed or bounced can be taken up again until it leaves the
+Takes effect at once. What was removed, bounced or expired can be taken up again until it leaves the
 journal, `retain` after. `restante queue ls --state removed --state bounced` lists it.
 
 Exit codes: 0 done, 2 usage, 4 nothing that matches can be undone, 5 daemon unreachable, 7 not permitted";

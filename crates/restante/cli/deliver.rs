@@ -495,7 +495,7 @@ mod tests {
         let states: Vec<_> =
             contents(dir).ledger.iter().flat_map(|(_, t)| t.recipients.to_vec()).map(|r| r.state).collect();
         assert!(
-            matches!(states[..], [RecipientState::Deferred(_), RecipientState::Sent, RecipientState::Hold]),
+            matches!(states[..], [RecipientState::Deferred(_), RecipientState::Sent, RecipientState::Refused]),
             "{states:?}"
         );
         let kinder = Primary::start(kind);

@@ -81,7 +81,17 @@ fn route_in_words(route: &Value) -> String {
             line += &format!(", {count} {}", if state == "hold" { "on hold" } else { state });
         }
     }
-    line + &format!(", oldest {}", super::words::seconds(number(route, "oldest_s")))
+    line += &format!(", oldest {}", super::words::seconds(number(route, "oldest_s")));
+    if let Some(speed) = route.get("per_minute").and_then(Value::as_u64).filter(|speed| *speed > 0) {
+        line += &format!(", {speed} a minute");
+        if let Some(most) = route.get("per_minute_max").and_then(Value::as_u64) {
+            line += &format!(" of {most} that it takes");
+        }
+    }
+    if let Some(eta) = route.get("eta_s").and_then(Value::as_u64) {
+        line += &format!(", gone in {}", super::words::seconds(eta));
+    }
+    line
 }
 
 #[cfg(test)]

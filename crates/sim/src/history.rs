@@ -5,7 +5,7 @@ use crate::client::{self, Promise};
 use crate::{Failure, Rule};
 use restante_envelope::{Timestamp, TransactionId};
 use restante_journal::{Report, State};
-use restante_ledger::{Accepted, Action, Balance, Fact, Ledger, Outcome, Position, RecipientIndex};
+use restante_ledger::{Accepted, Action, Balance, Cause, Fact, Ledger, Outcome, Position, RecipientIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// One content that a client sent, from its first byte to its last.
@@ -23,7 +23,10 @@ struct Transmission {
 pub(crate) enum Standing {
     Waiting,
     Frozen,
+    /// By the primary, which is not believed yet.
+    Refused,
     Sent,
+    Bounced,
     Damaged,
 }
 
@@ -114,24 +117,30 @@ impl History {
                 for (index, outcome) in &attempted.results {
                     let standing = match outcome {
                         Outcome::Sent(_) => Standing::Sent,
+                        Outcome::Held(Cause::Reply(_) | Cause::Content(_)) => Standing::Refused,
                         Outcome::Held(_) => Standing::Frozen,
                         Outcome::Quarantined(_) => Standing::Damaged,
                         Outcome::Deferred { .. } => Standing::Waiting,
                     };
                     self.set(attempted.id, *index, |was| match was {
-                        Standing::Frozen if standing == Standing::Waiting => Standing::Frozen,
-                        Standing::Damaged if standing != Standing::Sent => Standing::Damaged,
+                        Standing::Frozen if matches!(standing, Standing::Waiting | Standing::Refused) => {
+                            Standing::Frozen
+                        }
+                        Standing::Damaged | Standing::Bounced if standing != Standing::Sent => was,
                         Standing::Sent => Standing::Sent,
                         _ => standing,
                     });
                 }
             }
             Fact::Operated(operated) => {
-                let standing = if operated.action == Action::Hold { Standing::Frozen } else { Standing::Waiting };
                 for index in &operated.recipients {
-                    self.set(operated.id, *index, |was| match was {
-                        Standing::Sent | Standing::Damaged => was,
-                        _ => standing,
+                    self.set(operated.id, *index, |was| match (was, operated.action) {
+                        (Standing::Bounced, Action::Undo) => Standing::Waiting,
+                        (Standing::Sent | Standing::Damaged | Standing::Bounced, _) | (_, Action::Undo) => was,
+                        (Standing::Refused, Action::Settle) => Standing::Bounced,
+                        (_, Action::Settle) => was,
+                        (_, Action::Hold) => Standing::Frozen,
+                        _ => Standing::Waiting,
                     });
                 }
             }
@@ -304,7 +313,8 @@ impl History {
         for (_, standing) in self.messages.values().flat_map(|message| &message.recipients) {
             model.accepted += 1;
             *(match standing {
-                Standing::Waiting | Standing::Frozen => &mut model.pending,
+                Standing::Waiting | Standing::Frozen | Standing::Refused => &mut model.pending,
+                Standing::Bounced => &mut model.bounced,
                 Standing::Sent => &mut model.sent,
                 Standing::Damaged => &mut model.quarantined,
             }) += 1;
@@ -344,7 +354,7 @@ impl History {
         let message = self.messages.get(&id);
         for index in recipients {
             match message.and_then(|m| m.recipients.get(usize::from(*index))) {
-                Some((_, Standing::Waiting)) => {}
+                Some((_, Standing::Waiting | Standing::Refused)) => {}
                 other => {
                     return Err(broken(Rule::Attempt, format!("{id} recipient {index} is tried, and is {other:?}")));
                 }
@@ -390,7 +400,10 @@ impl History {
 
     /// Whether nothing is left to be done for anybody. What the disk spoiled need not get anywhere.
     pub(crate) fn is_settled(&self) -> bool {
-        let is_open = |(_, standing): &(String, Standing)| matches!(standing, Standing::Waiting | Standing::Frozen);
+        let is_open = |(_, standing): &(String, Standing)| {
+            // What was bounced is undone in the calm: a primary may have refused by a whim of the seed's.
+            matches!(standing, Standing::Waiting | Standing::Frozen | Standing::Refused | Standing::Bounced)
+        };
         let open = self.messages.values().filter(|message| message.recipients.iter().any(is_open));
         open.into_iter().all(|message| self.is_message_spoiled(message.position))
     }

@@ -231,7 +231,8 @@ impl World {
                 .next_wake()
                 .map(|at| self.time + u64::try_from(at.since(self.now()).as_millis()).unwrap_or(0).max(1));
             let Some(at) = next.into_iter().chain(wake).min().filter(|at| *at < END_MS) else {
-                let what = format!("after the calm, it did not end: {:?}", self.history.messages);
+                let routes = self.process.as_ref().map(|process| process.relay.route_status(self.now()));
+                let what = format!("after the calm, it did not end: {:?}; {routes:?}", self.history.messages);
                 return Err(Failure { rule: Rule::Delivery, what });
             };
             self.time = at;
@@ -501,18 +502,18 @@ impl World {
         let now = self.now();
         let Some(process) = &mut self.process else { return Ok(()) };
         process.relay.flush(Flush::All, now);
-        let frozen: Vec<_> = process
-            .relay
-            .ledger()
-            .iter()
-            .filter(|(_, t)| {
-                t.recipients.iter().any(|r| matches!(r.state, RecipientState::Hold | RecipientState::Refused))
-            })
-            .map(|(id, t)| (id, (0..t.recipients.len()).filter_map(|n| RecipientIndex::try_from(n).ok()).collect()))
-            .collect();
-        for (id, recipients) in frozen {
+        let is_frozen = |state| matches!(state, RecipientState::Hold | RecipientState::Refused);
+        let is_bounced = |state| state == RecipientState::Bounced;
+        let mut orders = Vec::new();
+        for (id, transaction) in process.relay.ledger().iter() {
+            let all = || (0..transaction.recipients.len()).filter_map(|n| RecipientIndex::try_from(n).ok()).collect();
+            let any = |is: fn(RecipientState) -> bool| transaction.recipients.iter().any(|r| is(r.state));
+            orders.extend(any(is_bounced).then(|| (id, Action::Undo, all())));
+            orders.extend(any(is_frozen).then(|| (id, Action::Release, all())));
+        }
+        for (id, action, recipients) in orders {
             let (actor, reason) = ("operator".into(), "the calm".into());
-            self.submit_operation(Operated { id, at: now, action: Action::Release, recipients, actor, reason })?;
+            self.submit_operation(Operated { id, at: now, action, recipients, actor, reason })?;
         }
         Ok(())
     }

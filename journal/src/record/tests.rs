@@ -165,8 +165,8 @@ fn a_choice_that_the_format_does_not_know_is_malformed_and_not_guessed() {
         (&attempted, 28, 2),
         (&attempted, 33, 5),
         (&attempted, 33, SENT),
-        (&attempted, 34, 4),
-        (&operated, 8, 6),
+        (&attempted, 34, 5),
+        (&operated, 8, 8),
     ] {
         let mut meta = record.meta.clone();
         assert!(read(record, 0, &meta).is_ok());

@@ -114,7 +114,7 @@ impl Life {
         let needles = [finder(&format!("\"sid\":\"{sid}\"")).1, finder("\"ev\":\"primary_").1];
         let is_wanted = |entry: &Entry| match entry.get("ev") {
             "connect" | "rejected" | "disconnect" => entry.get("sid") == sid,
-            "primary_up" | "primary_down" => {
+            "primary_up" | "primary_recovering" | "primary_down" => {
                 let ts = entry.get("ts");
                 routes.contains(entry.get("route"))
                     && ts >= since.as_str()

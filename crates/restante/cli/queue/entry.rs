@@ -40,6 +40,8 @@ pub(crate) struct Entry<'r> {
     pub(crate) next: String,
     /// Whether it is being delivered now.
     pub(crate) active: bool,
+    /// Why what the primary refused is not believed, where that is so.
+    pub(crate) tripped: Option<String>,
     /// Those on this route.
     pub(crate) recipients: Vec<&'r RecipientRow>,
 }
@@ -54,7 +56,8 @@ pub(crate) fn all_entries<'r>(row: &'r Row, live: &Live) -> Vec<Entry<'r>> {
             None => {
                 let active = live.active.contains(&(row.id.to_string(), route.to_owned()));
                 let recipients = vec![recipient];
-                entries.push(Entry { row, route, state: "", next: String::new(), active, recipients });
+                let tripped = live.tripped.get(route).cloned();
+                entries.push(Entry { row, route, state: "", next: String::new(), active, tripped, recipients });
             }
         }
     }
@@ -80,7 +83,7 @@ impl Entry<'_> {
     }
 
     pub(crate) fn to_json(&self) -> Value {
-        let to: Vec<Value> = self.recipients.iter().map(|to| recipient_json(to, self.active)).collect();
+        let to: Vec<Value> = self.recipients.iter().map(|to| recipient_json(to, Some(self))).collect();
         json!({"type": "transaction", "id": self.row.id.to_string(), "route": self.route, "state": self.state,
             "from": from(self.row), "size": self.row.size, "accepted_at": self.row.accepted_at.to_string(), "to": to,
             "next": self.next, "expires_at": null, "subject": self.row.summary.subject})
@@ -98,7 +101,9 @@ impl Entry<'_> {
         let addresses: Vec<&str> = self.recipients.iter().map(|to| addr(to)).collect();
         line += &printable(&format!("{}  ({})", addresses.join(", "), self.next));
         for to in &self.recipients {
+            let tripped = self.tripped.as_ref().filter(|_| to.state == RecipientState::Refused);
             if let Some(why) = to.reason.as_ref().or(to.last_reply.as_ref()) {
+                let why = tripped.map_or(why.clone(), |tripped| format!("{tripped}: {why}"));
                 line += &format!("\n{:28}{}", "", printable(&format!("{}: {why}", addr(to))));
             }
         }
@@ -134,6 +139,10 @@ fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
     if states().any(|s| s == RecipientState::Due) {
         let next = match live.routes.get(name).map(String::as_str) {
             Some("up") => "as soon as a connection is free".into(),
+            Some("recovering") => match &entry.tripped {
+                Some(why) => format!("when {name} takes a canary again: {why}"),
+                None => "in its turn: the backlog is on its way".into(),
+            },
             Some(_) => format!("when {name} is up"),
             None if live.running => format!("never by itself: route {name} is not configured"),
             None => "when the daemon runs".into(),
@@ -144,10 +153,11 @@ fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
         return ("hold", "never by itself: on hold; `restante queue release`".into());
     }
     if states().any(|s| s == RecipientState::Refused) {
-        return (
-            "hold",
-            format!("when {name} takes other mail: settled or tried again; `restante queue release` tries now"),
-        );
+        let next = match &entry.tripped {
+            Some(why) => format!("tried again when {name} takes a canary: {why}"),
+            None => format!("settled as bounced when {name} takes other mail; `restante queue release` tries it again"),
+        };
+        return ("hold", next);
     }
     if let Some(to) = entry.recipients.iter().find(|to| is_given_up(to.state)) {
         return (to.word(), given_up(entry.row, to, live));
@@ -167,10 +177,12 @@ fn given_up(row: &Row, to: &RecipientRow, live: &Live) -> String {
     format!("{}{by}; `restante queue undo --id {} --reason TEXT` takes it up again {until}", to.word(), row.id)
 }
 
-pub(super) fn recipient_json(to: &RecipientRow, active: bool) -> Value {
+pub(super) fn recipient_json(to: &RecipientRow, entry: Option<&Entry<'_>>) -> Value {
+    let active = entry.is_some_and(|entry| entry.active);
+    let tripped = entry.and_then(|entry| entry.tripped.clone()).filter(|_| to.state == RecipientState::Refused);
     let word = if active && to.state == RecipientState::Due { "active" } else { to.word() };
     json!({"addr": addr(to), "state": word, "last_reply": to.last_reply,
-        "next_at": to.next_at().map(|at| at.to_string()), "reason": to.reason})
+        "next_at": to.next_at().map(|at| at.to_string()), "reason": tripped.or_else(|| to.reason.clone())})
 }
 
 #[cfg(test)]

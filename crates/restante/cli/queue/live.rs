@@ -15,6 +15,8 @@ pub(crate) struct Live {
     pub(crate) active: HashSet<(String, String)>,
     /// Route and state.
     pub(crate) routes: HashMap<String, String>,
+    /// Routes whose primary refuses what it should take, and what is known of that.
+    pub(crate) tripped: HashMap<String, String>,
     /// How long settled mail is kept.
     pub(crate) retain: Option<Duration>,
 }
@@ -30,9 +32,12 @@ impl Live {
         let running = status.is_some();
         let retain = status.as_ref().and_then(|status| status.get("node")?.get("retain_s")?.as_u64());
         let retain = retain.map(Duration::from_secs);
-        let routes = list(status, "routes").iter().map(|r| (text(r, "name"), text(r, "state"))).collect();
+        let routes = list(status, "routes");
+        let is_tripped = |route: &&Value| text(route, "state") == "recovering" && !text(route, "reason").is_empty();
+        let tripped = routes.iter().filter(is_tripped).map(|r| (text(r, "name"), text(r, "reason"))).collect();
+        let routes = routes.iter().map(|r| (text(r, "name"), text(r, "state"))).collect();
         let active = if running { list(ask("/api/v1/active"), "active") } else { Vec::new() };
         let active = active.iter().map(|a| (text(a, "id"), text(a, "route"))).collect();
-        Self { running, active, routes, retain }
+        Self { running, active, routes, tripped, retain }
     }
 }

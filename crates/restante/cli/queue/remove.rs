@@ -64,7 +64,7 @@ pub(super) fn undo(cli: &Cli, order: &Operation, output: Output) -> anyhow::Resu
     }
     if matched == 0 {
         output.note(
-            "restante: nothing that matches can be undone: what was removed or bounced can be until it leaves the journal, `retain` after",
+            "restante: nothing that matches can be undone: what was removed, bounced or expired can be until it leaves the journal, `retain` after",
         );
     }
     if output.json {

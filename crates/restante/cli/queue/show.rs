@@ -158,8 +158,8 @@ fn object(row: &Row, entries: &[Entry<'_>], histories: &Histories, envelope: Opt
 }
 
 fn recipient(to: &RecipientRow, entries: &[Entry<'_>]) -> Value {
-    let active = entries.iter().any(|entry| entry.active && Some(entry.route) == to.route.as_deref());
-    let mut object = recipient_json(to, active);
+    let entry = entries.iter().find(|entry| Some(entry.route) == to.route.as_deref());
+    let mut object = recipient_json(to, entry);
     if let Some(map) = object.as_object_mut() {
         map.insert("route".into(), to.route.clone().into());
         map.insert("attempts".into(), to.attempts.into());

@@ -331,6 +331,6 @@ fn row(reader: &mut Reader<DirStorage>, id: TransactionId, told: &Told, selector
 fn is_meant(row: &Row, route: &RouteName, index: RecipientIndex, selector: &Selector, now: Timestamp) -> bool {
     let recipients = row.recipients.get(usize::from(index)).into_iter().collect();
     let route = route.as_str();
-    let entry = Entry { row, route, state: "sent", next: String::new(), active: false, recipients };
+    let entry = Entry { row, route, state: "sent", next: String::new(), active: false, tripped: None, recipients };
     selector.matches(&entry, now)
 }
