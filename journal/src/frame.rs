@@ -31,6 +31,8 @@ pub enum Kind {
     Carried,
     /// A message that was sent, offered once more.
     Replayed,
+    /// How a primary stands.
+    Watched,
     /// The end of a batch.
     Mark,
     /// The end of a segment.
@@ -49,6 +51,7 @@ impl Kind {
             Self::Succession => 5,
             Self::Carried => 6,
             Self::Replayed => 7,
+            Self::Watched => 8,
             Self::Mark => 16,
             Self::Seal => 17,
             Self::Unknown(code) => code,
@@ -69,6 +72,7 @@ impl Kind {
             5 => Self::Succession,
             6 => Self::Carried,
             7 => Self::Replayed,
+            8 => Self::Watched,
             16 => Self::Mark,
             17 => Self::Seal,
             other => Self::Unknown(other),

@@ -36,6 +36,7 @@ mod storage;
 mod structure;
 mod summary;
 mod survey;
+mod watched;
 mod window;
 mod writer;
 

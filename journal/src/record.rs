@@ -5,7 +5,7 @@ use crate::carry::{self, Cargo};
 use crate::codec::{Malformed, Put, Take};
 use crate::frame::{FLAG_BLOB, FLAG_IGNORABLE, FLAG_REQUESTS, FrameHeader, Kind};
 use crate::structure::{Mark, Seal, Succession};
-use crate::{replayed, requests};
+use crate::{replayed, requests, watched};
 use restante_envelope::{
     BodyType, EnhancedStatus, Envelope, ForwardPath, Protocol, Recipient, Reply, ReversePath, RouteName, Timestamp,
     Trace, TransactionId,
@@ -62,6 +62,7 @@ impl Prepared {
             Fact::Operated(o) => Self::new(Kind::Operated, Some(o.id), 0, encode_operated(o), Vec::new()),
             Fact::Served(s) => Self::new(Kind::Served, None, 0, encode_served(s), Vec::new()),
             Fact::Replayed(r) => Self::new(Kind::Replayed, Some(r.id), 0, replayed::encode(r), Vec::new()),
+            Fact::Watched(w) => Self::new(Kind::Watched, None, 0, watched::encode(w), Vec::new()),
             Fact::Carried(c) => {
                 let cargo = Cargo { accepted: c.accepted.clone(), content, blob: None };
                 Self::carried(cargo, c.recipients.clone()).0
@@ -82,8 +83,8 @@ impl Prepared {
 
     pub(crate) fn flags(&self) -> u8 {
         match self.kind {
-            // It changes nothing that a reader of before would have to know.
-            Kind::Replayed => FLAG_IGNORABLE,
+            // They change nothing that a reader of before would have to know.
+            Kind::Replayed | Kind::Watched => FLAG_IGNORABLE,
             _ => {
                 let of = |is_so, flag| if is_so { flag } else { 0 };
                 of(self.blob.is_some(), FLAG_BLOB) | of(self.has_requests, FLAG_REQUESTS)
@@ -114,6 +115,7 @@ fn decode(header: &FrameHeader, content_len: u64, meta: &[u8]) -> Result<Option<
         Kind::Served => Fact::Served(decode_served(&mut take)?),
         Kind::Carried => Fact::Carried(carry::decode(&mut take, id, content_len, has_requests)?),
         Kind::Replayed => Fact::Replayed(replayed::decode(&mut take, id)?),
+        Kind::Watched => Fact::Watched(watched::decode(&mut take)?),
         // No facts, but a meta that does not decode is as wrong in these.
         Kind::Succession => return Succession::decode(meta).map(|_| None),
         Kind::Mark => return Mark::decode(meta).map(|_| None),

@@ -16,6 +16,7 @@ use crate::report::State;
 use crate::scan::Totals;
 use crate::shelf::{Found, Shelf};
 use crate::storage::{SegmentFile, Storage};
+use crate::watched;
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{Accepted, Base, Carried, Fact, Gist, Mailbox, Position};
 use std::collections::HashMap;
@@ -282,6 +283,7 @@ const OPERATED: u8 = 3;
 const SERVED: u8 = 4;
 const CARRIED: u8 = 5;
 const OTHER: u8 = 6;
+const WATCHED: u8 = 7;
 
 fn put_gist(put: &mut Put, gist: &Gist, routes: &mut Routes) {
     let head = |put: &mut Put, kind: u8, id: &TransactionId, at: &Timestamp| {
@@ -329,6 +331,10 @@ fn put_gist(put: &mut Put, gist: &Gist, routes: &mut Routes) {
             put.u8(SERVED);
             put.0.extend(encode_served(served));
         }
+        Gist::Watched(watched) => {
+            put.u8(WATCHED);
+            put.0.extend(watched::encode(watched));
+        }
         Gist::Other => put.u8(OTHER),
     }
 }
@@ -341,6 +347,7 @@ fn take_gist(take: &mut Take<'_>, routes: &[RouteName]) -> Result<Gist, Malforme
     let kind = take.u8()?;
     match kind {
         SERVED => return decode_served(take).map(Gist::Served),
+        WATCHED => return watched::decode(take).map(Gist::Watched),
         OTHER => return Ok(Gist::Other),
         _ => {}
     }

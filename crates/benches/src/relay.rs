@@ -35,6 +35,8 @@ fn relay(ledger: Ledger, probe: Result<(), String>) -> Relay {
         max_connections: MAX_CONNECTIONS_DEFAULT,
         attempts_ahead: 0,
         per_minute: None,
+        expire: restante_relay::EXPIRE_DEFAULT,
+        expire_cap: restante_relay::EXPIRE_CAP_DEFAULT,
     };
     let routes = Arc::new(Routes::new(vec![settings]).unwrap());
     let mut relay = Relay::new(routes, ledger, 7, facts::at(0));

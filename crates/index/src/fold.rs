@@ -120,7 +120,7 @@ impl<'a> Fold<'a> {
             }
             Event::Fact(Fact::Attempted(attempted)) => self.attempted(attempted),
             Event::Fact(Fact::Operated(operated)) => self.operated(operated),
-            Event::Fact(Fact::Served(_) | Fact::Replayed(_)) => Ok(()),
+            Event::Fact(Fact::Served(_) | Fact::Watched(_) | Fact::Replayed(_)) => Ok(()),
             Event::Fact(Fact::Carried(carried)) => self.carried(change.position, carried, summary, false),
             Event::DamagedCarried(carried) => self.carried(change.position, carried, summary, true),
             Event::Damaged(accepted) => self.accept(change.position, accepted, RecipientState::Quarantined, summary),

@@ -85,7 +85,7 @@ impl Deliveries {
                     self.note(replayed.id, *index, |past| past.replayed(mark));
                 }
             }
-            Fact::Accepted(_) | Fact::Operated(_) | Fact::Served(_) => {}
+            Fact::Accepted(_) | Fact::Operated(_) | Fact::Served(_) | Fact::Watched(_) => {}
         }
     }
 

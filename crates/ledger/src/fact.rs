@@ -1,6 +1,6 @@
 //! The durable records, as values. How they look as bytes is `journal/FORMAT.md`'s business.
 
-use crate::{Past, RecipientState};
+use crate::{Past, RecipientState, Watched};
 use restante_envelope::{Envelope, Reply, Timestamp, Trace, TransactionId};
 use std::fmt;
 use std::net::IpAddr;
@@ -38,6 +38,8 @@ pub enum Fact {
     Carried(Carried),
     /// Recipients that had been sent were offered once more.
     Replayed(Replayed),
+    /// A primary stands another way from now on.
+    Watched(Watched),
 }
 
 impl Fact {
@@ -49,7 +51,7 @@ impl Fact {
             Self::Operated(operated) => Some(operated.id),
             Self::Carried(carried) => Some(carried.accepted.id),
             Self::Replayed(replayed) => Some(replayed.id),
-            Self::Served(_) => None,
+            Self::Served(_) | Self::Watched(_) => None,
         }
     }
 }

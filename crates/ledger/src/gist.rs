@@ -1,7 +1,7 @@
 //! What the fold needs of a fact, and nothing else: no words, and of addresses 32 bits. Summaries of segments hold these, so that a start
 //! need not read what it does not keep.
 
-use crate::{Accepted, Action, Fact, Mailbox, RecipientIndex, RecipientState, Served};
+use crate::{Accepted, Action, Fact, Mailbox, RecipientIndex, RecipientState, Served, Watched};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 
 /// A fact, as far as [`crate::Ledger::recall`] is concerned.
@@ -55,6 +55,8 @@ pub enum Gist {
     },
     /// All of it: there are few.
     Served(Served),
+    /// All of it: there are few.
+    Watched(Watched),
     /// A fact that changes nothing in the ledger.
     Other,
 }
@@ -88,6 +90,7 @@ impl From<&Fact> for Gist {
                 standings: carried.recipients.iter().map(|told| (told.attempts, told.state)).collect(),
             },
             Fact::Served(served) => Self::Served(served.clone()),
+            Fact::Watched(watched) => Self::Watched(watched.clone()),
             Fact::Replayed(_) => Self::Other,
         }
     }

@@ -3,9 +3,10 @@
 use crate::retention::{self, Base, Tallies};
 use crate::{
     Accepted, Balance, Carried, Fact, Gist, IdMap, Known, Mailbox, Position, RecipientEntry, RecipientIndex,
-    RecipientState, Served, Transaction,
+    RecipientState, Served, Transaction, Watch, Watched,
 };
 use restante_envelope::{RouteName, Timestamp, TransactionId};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A route, by its place in [`Ledger::routes`].
@@ -22,6 +23,9 @@ pub struct Ledger {
     served: Option<Served>,
     tallies: Tallies,
     known: Known,
+    watches: BTreeMap<RouteName, Watch>,
+    /// The latest time in a record since the daemon started that writes.
+    seen_at: Timestamp,
     without_effect: u64,
 }
 
@@ -68,7 +72,8 @@ impl Ledger {
                 let told = operated.recipients.iter().map(|index| (*index, operated.action));
                 self.change(operated.id, operated.at, 0, told, RecipientState::after_action);
             }
-            Fact::Served(served) => self.served = Some(served.clone()),
+            Fact::Served(served) => self.begins(served),
+            Fact::Watched(watched) => self.watched(watched),
             Fact::Carried(carried) => self.carried(position, message(&carried.accepted), told(carried)),
             Fact::Replayed(_) => {}
         }
@@ -87,7 +92,8 @@ impl Ledger {
                 let told = recipients.iter().map(|index| (*index, *action));
                 self.change(*id, *at, 0, told, RecipientState::after_action);
             }
-            Gist::Served(served) => self.served = Some(served.clone()),
+            Gist::Served(served) => self.begins(served),
+            Gist::Watched(watched) => self.watched(watched),
             Gist::Carried { id, at, content_len, to, standings } => {
                 let message = Message { id: *id, at: *at, content_len: *content_len, to: named(to) };
                 self.carried(position, message, standings.iter().copied());
@@ -95,6 +101,22 @@ impl Ledger {
             Gist::Other => {}
         }
         None
+    }
+
+    /// A daemon starts: the one before was there until its last record at least.
+    fn begins(&mut self, served: &Served) {
+        self.watches.values_mut().for_each(|watch| watch.ended(self.seen_at));
+        (self.served, self.seen_at) = (Some(served.clone()), served.at);
+    }
+
+    fn watched(&mut self, watched: &Watched) {
+        self.seen_at = self.seen_at.max(watched.at);
+        self.watches.entry(watched.route.clone()).or_default().apply(watched);
+    }
+
+    /// When the primary of this route could be reached; none if that was never written down.
+    pub fn watch(&self, route: &RouteName) -> Option<&Watch> {
+        self.watches.get(route)
     }
 
     /// Takes an `Accepted` fact whose record is intact but whose content is not: all its recipients are quarantined.
@@ -201,6 +223,7 @@ impl Ledger {
     }
 
     fn enter(&mut self, id: TransactionId, transaction: Transaction) {
+        self.seen_at = self.seen_at.max(transaction.accepted_at);
         self.largest_id = self.largest_id.max(Some(id));
         self.balance.transactions += 1;
         for recipient in &transaction.recipients {
@@ -232,6 +255,7 @@ impl Ledger {
         told: impl Iterator<Item = (RecipientIndex, T)>,
         after: impl Fn(RecipientState, T) -> Option<RecipientState>,
     ) -> bool {
+        self.seen_at = self.seen_at.max(at);
         let mut transaction = self.transactions.get_mut(id);
         let was_settled = transaction.as_ref().is_none_or(|t| t.is_settled());
         for (index, told) in told {

@@ -25,6 +25,7 @@ mod known;
 mod ledger;
 mod retention;
 mod transaction;
+mod watch;
 
 pub use balance::Balance;
 pub use deliveries::{Deliveries, Past, ReplayMark};
@@ -38,3 +39,4 @@ pub(crate) use known::Known;
 pub use ledger::{Ledger, RouteIndex};
 pub use retention::Base;
 pub use transaction::{Mailbox, RecipientEntry, RecipientState, Recipients, Transaction};
+pub use watch::{PrimaryState, Span, Watch, Watched};

@@ -49,6 +49,11 @@ pub(crate) struct Lane {
     /// When an attempt ended, or one began while none was under way.
     heard_at: Timestamp,
     drain: Option<Drain>,
+    /// Its state as it was written down last.
+    pub(crate) noted: Option<RouteState>,
+    /// Messages that will be given up within two days.
+    pub(crate) expiring: u64,
+    pub(crate) warned_at: Option<Timestamp>,
     wake: Option<Timestamp>,
 }
 
@@ -57,12 +62,14 @@ pub(crate) struct Limits {
     connections: usize,
     attempts_ahead: usize,
     per_minute: Option<u32>,
+    pub(crate) expire: Duration,
+    pub(crate) expire_cap: Duration,
 }
 
 impl From<&RouteSettings> for Limits {
     fn from(route: &RouteSettings) -> Self {
-        let RouteSettings { max_connections: connections, attempts_ahead, per_minute, .. } = *route;
-        Self { connections, attempts_ahead, per_minute }
+        let RouteSettings { max_connections: connections, attempts_ahead, per_minute, expire, expire_cap, .. } = *route;
+        Self { connections, attempts_ahead, per_minute, expire, expire_cap }
     }
 }
 
@@ -92,6 +99,9 @@ impl Lane {
             outdated: BTreeSet::new(),
             heard_at: now,
             drain: None,
+            noted: None,
+            expiring: 0,
+            warned_at: None,
             wake: None,
         }
     }

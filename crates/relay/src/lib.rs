@@ -19,6 +19,7 @@ mod breaker;
 mod health;
 mod jitter;
 mod lane;
+mod lifetime;
 mod load;
 mod pace;
 mod relay;
@@ -33,6 +34,7 @@ mod turns;
 mod verdict;
 
 pub use health::ConnectionTrouble;
+pub use lifetime::{EXPIRE_CAP_DEFAULT, EXPIRE_DEFAULT};
 pub use load::{Claim, Loads};
 pub use relay::{Action, Flush, Relay};
 pub use room::{Disk, Floor, Quota, Trend};

@@ -14,7 +14,7 @@ use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
     Action as Operation, Attempted, Base, Cause, Fact, Ledger, Mailbox, Outcome, Position, RecipientEntry,
-    RecipientIndex, RecipientState, RouteIndex, Transaction,
+    RecipientIndex, RecipientState, RouteIndex, Transaction, Watched,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -57,6 +57,19 @@ pub enum Action {
         /// What it said.
         reason: String,
     },
+    /// Write down that a message had its time: an `Operated` fact with the action `Expire`.
+    Expire {
+        /// The transaction.
+        id: TransactionId,
+        /// Where its `Accepted` record is.
+        position: Position,
+        /// Never empty.
+        recipients: Vec<RecipientIndex>,
+        /// In words.
+        reason: String,
+    },
+    /// Write down how a primary stands: a `Watched` fact.
+    Watch(Watched),
     /// See whether a route's primary takes mail. Ends with [`Relay::probe_ended`].
     Probe {
         /// The route.
@@ -78,16 +91,21 @@ pub enum Flush {
 /// The schedule of all routes. See the module's head for how it is driven.
 #[derive(Debug)]
 pub struct Relay {
-    ledger: Ledger,
-    lanes: Vec<Lane>,
+    pub(crate) ledger: Ledger,
+    pub(crate) lanes: Vec<Lane>,
     by_name: BTreeMap<RouteName, usize>,
     /// The lane of each of the ledger's routes.
-    by_ledger: Vec<usize>,
+    pub(crate) by_ledger: Vec<usize>,
     /// When each lane wants to be looked at, sorted; one entry at most for each, the same as its `wake`.
     wakes: Vec<(Timestamp, usize)>,
     /// The lanes of the configured routes, in the configuration's order.
     configured: Vec<usize>,
-    events: Vec<Event>,
+    pub(crate) events: Vec<Event>,
+    /// How many of them had been told when the states were last written down.
+    pub(crate) events_noted: usize,
+    pub(crate) ticked_at: Option<Timestamp>,
+    /// To be done next.
+    pub(crate) queued: VecDeque<Action>,
     /// To be written down, by transaction.
     settled: VecDeque<(TransactionId, RecipientIndex, String)>,
     loads: Loads,
@@ -106,6 +124,9 @@ impl Relay {
             wakes: Vec::new(),
             configured: Vec::new(),
             events: Vec::new(),
+            events_noted: 0,
+            ticked_at: None,
+            queued: VecDeque::new(),
             settled: VecDeque::new(),
             loads: Loads::default(),
             seed,
@@ -274,7 +295,8 @@ impl Relay {
         }
         self.polled_at = now;
         loop {
-            if let Some(action) = self.next_settled() {
+            self.note_changes(now);
+            if let Some(action) = self.queued.pop_front().or_else(|| self.next_settled()) {
                 return Some(action);
             }
             let (_, lane) = self.wakes.first().copied().filter(|(at, _)| *at <= now)?;
@@ -328,7 +350,7 @@ impl Relay {
 
     /// When to call [`Self::poll`] again, unless something is reported before. May be in the past.
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        let settled = (!self.settled.is_empty()).then(Timestamp::default);
+        let settled = (!self.settled.is_empty() || !self.queued.is_empty()).then(Timestamp::default);
         settled.or(self.wakes.first().map(|(at, _)| *at))
     }
 
@@ -437,6 +459,7 @@ impl Relay {
 
     /// The changes of primaries' states since the last call.
     pub fn take_events(&mut self) -> Vec<Event> {
+        self.events_noted = 0;
         std::mem::take(&mut self.events)
     }
 
@@ -459,6 +482,7 @@ impl Relay {
                 bytes: lane.schedule.bytes(),
                 oldest,
                 eta: lane.eta(now),
+                expiring: lane.expiring,
                 next_probe,
                 counts,
             }

@@ -5,6 +5,7 @@
 
 use restante_envelope::{DomainName, ForwardPath, RouteName};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Attempts at once to one route when nothing is configured. Postfix's `default_destination_concurrency_limit`: what
 /// a mail server expects of one peer.
@@ -33,6 +34,10 @@ pub struct RouteSettings {
     pub attempts_ahead: usize,
     /// Messages a minute that are never exceeded, if it is limited by configuration.
     pub per_minute: Option<u32>,
+    /// How long a message may wait while the primary can be reached. See [`crate::EXPIRE_DEFAULT`].
+    pub expire: Duration,
+    /// How long it may wait at all. See [`crate::EXPIRE_CAP_DEFAULT`].
+    pub expire_cap: Duration,
 }
 
 impl RouteSettings {
@@ -178,6 +183,8 @@ mod tests {
             max_connections: MAX_CONNECTIONS_DEFAULT,
             attempts_ahead: 0,
             per_minute: None,
+            expire: crate::EXPIRE_DEFAULT,
+            expire_cap: crate::EXPIRE_CAP_DEFAULT,
         }
     }
 

@@ -84,6 +84,13 @@ pub enum Event {
         /// In words.
         why: String,
     },
+    /// Mail on this route will be given up soon.
+    Expiring {
+        /// The route.
+        route: RouteName,
+        /// Messages.
+        messages: u64,
+    },
     /// It took a canary: everything it refused is tried again.
     BreakerReset {
         /// Its route.
@@ -101,6 +108,7 @@ impl Event {
             Self::PrimaryRecovering { .. } => "primary_recovering",
             Self::DrainStarted { .. } => "drain_started",
             Self::DrainFinished { .. } => "drain_finished",
+            Self::Expiring { .. } => "expiring",
             Self::BreakerTripped { .. } | Self::BreakerReset { .. } => "breaker",
         }
     }
@@ -153,6 +161,8 @@ pub struct RouteStatus {
     pub eta: Option<Duration>,
     /// When the primary is probed next, unless it is up or a probe is under way.
     pub next_probe: Option<Timestamp>,
+    /// Transactions that will be given up within two days, if nothing changes.
+    pub expiring: u64,
     /// The transactions by state.
     pub counts: Counts,
 }

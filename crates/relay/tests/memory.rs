@@ -75,6 +75,8 @@ fn relay() -> Relay {
         max_connections: 20,
         attempts_ahead: 20,
         per_minute: None,
+        expire: restante_relay::EXPIRE_DEFAULT,
+        expire_cap: restante_relay::EXPIRE_CAP_DEFAULT,
     };
     Relay::new(Arc::new(Routes::new(vec![route]).unwrap()), Ledger::new(), 7, now())
 }

@@ -1,11 +1,11 @@
-//! Writes down what the relay decided by itself about messages that nobody is delivering: one task, one at a time, as an
+//! Writes down what the relay decided by itself about messages that nobody is delivering, and how primaries stand: one task, one at a time, as an
 //! operator would. Decides nothing.
 
 use super::settlements::Settlements;
 use crate::clock;
 use restante_envelope::TransactionId;
 use restante_journal::{DirStorage, Reader};
-use restante_ledger::{Action, Fact, Operated, Position, RecipientIndex};
+use restante_ledger::{Action, Fact, Operated, Position, RecipientIndex, Watched};
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -13,12 +13,17 @@ use tokio::sync::{Semaphore, mpsc};
 const ACTOR: &str = "restante";
 
 /// What is to be written down.
-pub(crate) struct Decision {
-    pub(crate) id: TransactionId,
-    pub(crate) position: Position,
-    pub(crate) action: Action,
-    pub(crate) recipients: Vec<RecipientIndex>,
-    pub(crate) reason: String,
+pub(crate) enum Decision {
+    /// About a message.
+    Operate {
+        id: TransactionId,
+        position: Position,
+        action: Action,
+        recipients: Vec<RecipientIndex>,
+        reason: String,
+    },
+    /// About a primary.
+    Watch(Watched),
 }
 
 /// The end that the relay's task has: it never waits. The line is as long as what the relay has in memory of it anyway.
@@ -35,7 +40,14 @@ impl Clerk {
     /// Runs until the relay's task has ended.
     pub(crate) async fn run(self, mut decisions: mpsc::UnboundedReceiver<Decision>) {
         let mut reader = Reader::new(self.storage);
-        while let Some(Decision { id, position, action, recipients, reason }) = decisions.recv().await {
+        while let Some(decision) = decisions.recv().await {
+            let (id, position, action, recipients, reason) = match decision {
+                Decision::Operate { id, position, action, recipients, reason } => (id, position, action, recipients, reason),
+                Decision::Watch(watched) => {
+                    self.settlements.record(Fact::Watched(watched), None).await;
+                    continue;
+                }
+            };
             // For the log alone: it is done all the same where the envelope cannot be read.
             let read = move || (reader.accepted(position, id).ok(), reader);
             let Ok((about, back)) = tokio::task::spawn_blocking(read).await else { return };

@@ -541,7 +541,9 @@ fn route_settings(route: &Route) -> RouteSettings {
         recipients: route.recipients.clone(),
         max_connections: MAX_CONNECTIONS_DEFAULT,
         attempts_ahead: couriers::ATTEMPTS_AHEAD,
-        per_minute: None,
+        per_minute: route.per_minute,
+        expire: route.expire,
+        expire_cap: route.expire_cap,
     }
 }
 

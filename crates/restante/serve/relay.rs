@@ -33,6 +33,9 @@ const WAITING_NAMED_MAX: usize = 1_000;
 /// Whether there is room again on a full disk.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
+/// How often the relay is told that time passes.
+const TICK: Duration = Duration::from_secs(60);
+
 /// A question, or an order of an operator.
 pub(crate) enum Request {
     /// How do the routes stand?
@@ -93,11 +96,14 @@ impl Newest {
         Self { number: end.map_or(0, |end| end.segment), since: clock::now(), holds_something: false }
     }
 
-    fn take(&mut self, position: Position, fact: &Fact, now: Timestamp) {
-        if position.segment > self.number {
+    /// Whether it is the first of a segment.
+    fn take(&mut self, position: Position, fact: &Fact, now: Timestamp) -> bool {
+        let is_first = position.segment > self.number;
+        if is_first {
             *self = Self { number: position.segment, since: now, holds_something: false };
         }
-        self.holds_something |= !matches!(fact, Fact::Served(_));
+        self.holds_something |= !matches!(fact, Fact::Served(_) | Fact::Watched(_));
+        is_first
     }
 }
 
@@ -132,6 +138,8 @@ impl RelayTask {
     pub(crate) async fn run(mut self) {
         let mut stopping = self.stopping.clone();
         let mut stopped = false;
+        let mut minutes = tokio::time::interval(TICK);
+        minutes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             // What is sent while that cannot be recorded is sent again after the next start.
             let is_stuck = self.office.settlements.are_stuck();
@@ -156,6 +164,7 @@ impl RelayTask {
                     open.iter().for_each(|desk| self.close(desk));
                 }
                 _ = rested(&mut self.rest) => self.rest = None,
+                _ = minutes.tick() => self.relay.tick(clock::now()),
                 () = super::session::until(next) => {}
             }
         }
@@ -166,9 +175,12 @@ impl RelayTask {
         while let Some(action) = self.relay.poll(clock::now()) {
             match action {
                 Action::Settle { id, position, recipients, reason } => {
-                    let action = Operation::Settle;
-                    let _stopping = self.decisions.send(Decision { id, position, action, recipients, reason });
+                    self.decide(id, position, Operation::Settle, recipients, reason);
                 }
+                Action::Expire { id, position, recipients, reason } => {
+                    self.decide(id, position, Operation::Expire, recipients, reason);
+                }
+                Action::Watch(watched) => drop(self.decisions.send(Decision::Watch(watched))),
                 Action::Attempt { id, route, position, recipients, attempt, connections } => {
                     let content_len = self.relay.ledger().get(id).map_or(0, |t| t.content_len);
                     let job = Job { id, position, recipients, attempt };
@@ -189,9 +201,15 @@ impl RelayTask {
                 Event::PrimaryDown { route, why } | Event::BreakerTripped { route, why } => {
                     self.log_waiting(line, route, why);
                 }
+                // For the operator; the delivery log tells what happened.
+                Event::Expiring { .. } => {}
                 _ => self.log.write(line),
             }
         }
+    }
+
+    fn decide(&self, id: TransactionId, at: Position, action: Operation, recipients: Vec<u16>, reason: String) {
+        let _stopping = self.decisions.send(Decision::Operate { id, position: at, action, recipients, reason });
     }
 
     fn desk(&mut self, route: RouteName) -> Arc<Desk> {
@@ -214,7 +232,9 @@ impl RelayTask {
             self.relay.apply(position, &fact, now);
             // Counted now.
             drop(claim);
-            self.newest.take(position, &fact, now);
+            if self.newest.take(position, &fact, now) {
+                self.relay.note_states_again();
+            }
             if let Fact::Operated(operated) = &fact
                 && !matches!(operated.action, Operation::Release | Operation::Undo)
             {
@@ -414,6 +434,9 @@ fn announce(event: &Event) {
                  `restante queue release --route {route}` tries again at once"
             );
         }
+        Event::Expiring { route, messages } => {
+            tracing::warn!("route {route}: {messages} messages will be given up within two days: `expire` of their route");
+        }
         Event::BreakerReset { route } => {
             tracing::info!("route {route}: the primary takes mail again, all that it refused is tried again");
         }
@@ -443,6 +466,8 @@ mod tests {
             max_connections: 1,
             attempts_ahead: 0,
             per_minute: None,
+            expire: restante_relay::EXPIRE_DEFAULT,
+            expire_cap: restante_relay::EXPIRE_CAP_DEFAULT,
         };
         let (routes, now) = (Arc::new(Routes::new(vec![settings]).unwrap()), clock::now());
         let mut relay = Relay::new(routes, contents(directory.path()).ledger, 7, now);

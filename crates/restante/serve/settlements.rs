@@ -33,7 +33,6 @@ struct Open {
 }
 
 struct Settlement {
-    id: TransactionId,
     fact: Fact,
     about: Option<Arc<Accepted>>,
     outcome: oneshot::Receiver<Result<Receipt, Refused>>,
@@ -90,8 +89,7 @@ impl Settlements {
 
     /// Hands an outcome to the journal. Waits for room in its line alone.
     pub(crate) async fn record(self: &Arc<Self>, fact: Fact, about: Option<Arc<Accepted>>) {
-        let Some(id) = fact.transaction() else { return };
-        self.submit(id, fact, about).await;
+        self.submit(fact, about).await;
         // Nobody is woken for an answer: one task sees to all, once a second while there are any. It outlives the courier.
         if !std::mem::replace(&mut self.open().watched, true) {
             tokio::spawn(self.clone().watch());
@@ -102,7 +100,8 @@ impl Settlements {
     pub(crate) fn give_up(&self) {
         let mut open = self.open();
         open.sweep();
-        let ids: Vec<String> = open.refused.iter().map(|settlement| settlement.id.to_string()).collect();
+        let ids = open.refused.iter().filter_map(|settlement| settlement.fact.transaction());
+        let ids: Vec<String> = ids.map(|id| id.to_string()).collect();
         if !ids.is_empty() {
             tracing::error!(
                 "the disk is full: what became of {} message(s) was not recorded, they may be sent again after the next start: {}",
@@ -112,7 +111,7 @@ impl Settlements {
         }
     }
 
-    async fn submit(&self, id: TransactionId, fact: Fact, about: Option<Arc<Accepted>>) {
+    async fn submit(&self, fact: Fact, about: Option<Arc<Accepted>>) {
         let record = Prepared::fact(&fact, Vec::new());
         let (answer, outcome) = oneshot::channel();
         let (kept, told) = (fact.clone(), about.clone());
@@ -120,7 +119,7 @@ impl Settlements {
         if self.journal.submit(entry).await.is_ok() {
             let mut open = self.open();
             open.sweep();
-            open.waiting.push_back(Settlement { id, fact: kept, about: told, outcome });
+            open.waiting.push_back(Settlement { fact: kept, about: told, outcome });
         }
     }
 
@@ -136,8 +135,8 @@ impl Settlements {
                 }
                 std::mem::take(&mut open.refused)
             };
-            for Settlement { id, fact, about, .. } in refused {
-                self.submit(id, fact, about).await;
+            for Settlement { fact, about, .. } in refused {
+                self.submit(fact, about).await;
             }
         }
     }

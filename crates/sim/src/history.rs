@@ -144,7 +144,7 @@ impl History {
                     });
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
+            Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) | Fact::Replayed(_) => {}
         }
         Ok(())
     }

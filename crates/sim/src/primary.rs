@@ -62,6 +62,13 @@ impl World {
                     let epoch = self.epoch;
                     self.later(5, 300, Happening::ProbeEnds { epoch, route, ok });
                 }
+                Action::Watch(watched) => {
+                    let fact = Fact::Watched(watched);
+                    let record = Prepared::fact(&fact, Vec::new());
+                    let _full_line = self.enter(Entry { record, fact, waits: Waits::Nobody });
+                }
+                // Nothing ticks here: `lifetimes` of the relay does that.
+                Action::Expire { .. } => {}
                 Action::Settle { id, recipients, reason, .. } => {
                     let (at, actor) = (self.now(), "restante".into());
                     self.submit_operation(Operated { id, at, action: Operation::Settle, recipients, actor, reason })?;

@@ -83,6 +83,8 @@ fn routes_of(max_connections: usize) -> Result<Arc<Routes>, Failure> {
             max_connections,
             attempts_ahead: 1,
             per_minute: None,
+            expire: restante_relay::EXPIRE_DEFAULT,
+            expire_cap: restante_relay::EXPIRE_CAP_DEFAULT,
         }
     };
     let routes = Routes::new(ROUTES.map(route).into());

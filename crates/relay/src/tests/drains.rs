@@ -149,6 +149,8 @@ impl Drain {
 
     fn act(&mut self, action: Action) {
         match action {
+            Action::Watch(watched) => self.apply(&Fact::Watched(watched)),
+            Action::Expire { id, .. } => panic!("{id} is given up"),
             Action::Probe { .. } => self.probe_at = Some(self.now + 5),
             Action::Settle { id, recipients, .. } => {
                 self.bounced += recipients.len() as u64;

@@ -30,6 +30,8 @@ pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
         max_connections: *max_connections,
         attempts_ahead: 0,
         per_minute: None,
+        expire: crate::EXPIRE_DEFAULT,
+        expire_cap: crate::EXPIRE_CAP_DEFAULT,
     };
     Arc::new(Routes::new(list.iter().map(settings).collect()).unwrap())
 }

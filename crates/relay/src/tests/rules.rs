@@ -51,6 +51,9 @@ impl Bench {
                 Action::Attempt { id, route, recipients, attempt, .. } => {
                     format!("{} {route} {recipients:?} #{attempt}", id.to_bits())
                 }
+                // Tested in `lifetimes`.
+                Action::Watch(_) => continue,
+                Action::Expire { id, .. } => format!("expire {}", id.to_bits()),
                 Action::Settle { id, recipients, reason, .. } => {
                     format!("settle {} {recipients:?}: {reason}", id.to_bits())
                 }

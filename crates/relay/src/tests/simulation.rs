@@ -182,6 +182,8 @@ impl Simulation {
                 let epoch = self.epoch;
                 self.later(PROBE_MS[route], Happening::ProbeEnds { epoch, route, generation, ok });
             }
+            Action::Watch(watched) => self.record(Fact::Watched(watched)),
+            Action::Expire { id, .. } => panic!("{id} is given up"),
             Action::Settle { id, recipients, .. } => {
                 self.ever_held.insert(id);
                 self.record(operated(id, Operation::Settle, recipients));
@@ -231,6 +233,7 @@ impl Simulation {
                 Event::DrainStarted { route, .. }
                 | Event::DrainFinished { route, .. }
                 | Event::BreakerTripped { route, .. }
+                | Event::Expiring { route, .. }
                 | Event::BreakerReset { route } => assert!(self.primaries[index_of(&route)].up),
                 Event::PrimarySuspect { route, .. } => {
                     let primary = &mut self.primaries[index_of(&route)];

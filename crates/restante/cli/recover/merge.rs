@@ -174,6 +174,6 @@ fn about(fact: &Fact) -> Option<TransactionId> {
     match fact {
         Fact::Attempted(attempted) => Some(attempted.id),
         Fact::Operated(operated) => Some(operated.id),
-        Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) | Fact::Replayed(_) => None,
+        Fact::Accepted(_) | Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) | Fact::Replayed(_) => None,
     }
 }

@@ -298,6 +298,7 @@ impl Line {
             Event::BreakerTripped { route, why } => {
                 line.with("route", route.as_str()).word("status", "tripped").with("why", why)
             }
+            Event::Expiring { route, messages } => line.with("route", route.as_str()).number("messages", *messages),
             Event::BreakerReset { route } => line.with("route", route.as_str()).word("status", "reset"),
         }
     }
