@@ -18,6 +18,7 @@
 mod health;
 mod jitter;
 mod load;
+mod pattern;
 mod relay;
 mod room;
 mod routes;
@@ -30,6 +31,7 @@ mod verdict;
 
 pub use health::ConnectionTrouble;
 pub use load::{Claim, Loads};
+pub use pattern::{DomainPattern, PatternError};
 pub use relay::{Action, Flush, Relay};
 pub use room::{Disk, Floor, Quota, Trend};
 pub use routes::{ATTEMPTS_AHEAD_DEFAULT, Admit, MAX_CONNECTIONS_DEFAULT, RouteError, RouteSettings, Routes};

@@ -27,7 +27,7 @@ pub(crate) use units::{duration, duration_text, quota_text, size, size_text};
 
 use flags::Given;
 use restante_envelope::DomainName;
-use restante_relay::{Floor, Quota};
+use restante_relay::{DomainPattern, Floor, Quota};
 use restante_smtp::BareLineEnds;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -120,7 +120,7 @@ pub(crate) struct Route {
     /// Letters, digits, `.`, `-` and `_`; no other route has it.
     pub(crate) name: String,
     /// Never empty.
-    pub(crate) domains: Vec<DomainName>,
+    pub(crate) domains: Vec<DomainPattern>,
     /// The next hops, in order; never empty.
     pub(crate) primary: Vec<HostPort>,
     /// The addresses taken, as they were written, files already read; none: any address of the domains.

@@ -9,7 +9,7 @@ use super::fingerprint::Fingerprint;
 use super::recipients::{self, Listed, NoList};
 use super::units;
 use super::walk::{Keys, Text, Walk};
-use restante_envelope::DomainName;
+use restante_relay::{DomainPattern, PatternError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -46,15 +46,20 @@ pub(super) struct Ourselves<'a> {
     pub(super) routes_may_be_missing: bool,
 }
 
-/// A domain that we take mail for.
-pub(crate) fn domain(text: &str) -> Result<DomainName, String> {
-    match DomainName::parse(text) {
-        Ok(name) if address::looks_like_ipv4(&name) => Err(format!("`{text}` is an address, not a domain")),
-        Ok(name) => Ok(name),
-        Err(_) if text == "*" => Err("`*` would take mail for everybody: name the domains".to_owned()),
-        Err(_) if text.starts_with("*.") => Err(format!("`{text}` is a pattern: name each subdomain")),
-        Err(_) if text.is_empty() => Err("a domain is missing".to_owned()),
-        Err(_) => Err(format!("`{text}` is not a domain name")),
+/// A domain that we take mail for, or `*.` in front of one: all below it.
+pub(crate) fn domain(text: &str) -> Result<DomainPattern, String> {
+    match DomainPattern::parse(text) {
+        Ok(domain) if address::looks_like_ipv4(domain.name()) => Err(format!("`{text}` is an address, not a domain")),
+        Ok(domain) => Ok(domain),
+        Err(PatternError::Everybody) => Err("`*` would take mail for everybody: name the domains".to_owned()),
+        Err(PatternError::TopLevel) => {
+            Err(format!("`{text}` would take mail for a whole top-level domain: name the domains below it"))
+        }
+        Err(PatternError::Name(_)) if text.is_empty() => Err("a domain is missing".to_owned()),
+        Err(PatternError::Name(_)) if text.contains('*') => {
+            Err(format!("`{text}` is no pattern: a star stands alone in front, such as *.example.com"))
+        }
+        Err(PatternError::Name(_)) => Err(format!("`{text}` is not a domain name")),
     }
 }
 
@@ -83,7 +88,7 @@ struct Reader<'a> {
     base: &'a Path,
     ourselves: &'a Ourselves<'a>,
     /// With the line that has it.
-    domains: BTreeMap<DomainName, usize>,
+    domains: BTreeMap<DomainPattern, usize>,
     names: BTreeMap<String, usize>,
 }
 
@@ -99,11 +104,16 @@ impl Reader<'_> {
         name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed, quota })
     }
 
-    fn name(&mut self, header: Range<usize>, table: &DeTable<'_>, first_domain: Option<&DomainName>) -> Option<String> {
+    fn name(
+        &mut self,
+        header: Range<usize>,
+        table: &DeTable<'_>,
+        first_domain: Option<&DomainPattern>,
+    ) -> Option<String> {
         let (name, span) = if table.contains_key("name") {
             self.walk.string(table, "name", "office")?
         } else {
-            (first_domain?.as_str(), header)
+            (first_domain?.name().as_str(), header)
         };
         let label = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(label) {
@@ -123,7 +133,7 @@ impl Reader<'_> {
         Some(name.to_owned())
     }
 
-    fn domains(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<DomainName> {
+    fn domains(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<DomainPattern> {
         let mut domains = Vec::new();
         for (text, span) in self.filled_list(header, table, "domains", "example.com", "whose mail is it?") {
             let name = match domain(text) {
@@ -179,7 +189,7 @@ impl Reader<'_> {
         self.walk.strings(table, key, example).unwrap_or_default()
     }
 
-    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainName]) -> (Option<Vec<String>>, Vec<Listed>) {
+    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainPattern]) -> (Option<Vec<String>>, Vec<Listed>) {
         let errors_before = self.walk.errors();
         let Some(texts) = self.walk.strings(table, "recipients", "info@example.com") else { return (None, Vec::new()) };
         let (mut recipients, mut listed) = (Vec::new(), Vec::new());

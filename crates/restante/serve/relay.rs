@@ -410,7 +410,7 @@ mod tests {
         let route = RouteName::new("example.test");
         let settings = restante_relay::RouteSettings {
             name: route.clone(),
-            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap()],
+            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap().into()],
             next_hops: Vec::new(),
             recipients: None,
             max_connections: 1,

@@ -163,7 +163,7 @@ primary = ["192.0.2.1"]
     let floor = Floor::default();
     assert_eq!(config.limits, Limits { max_connections: 4_000, exempt: Vec::new(), floor, ..Limits::default() });
     let [office, other] = &config.routes[..] else { panic!("{:?}", config.routes) };
-    assert_eq!(office.domains.iter().map(DomainName::as_str).collect::<Vec<_>>(), ["example.com", "example.org"]);
+    assert_eq!(office.domains.iter().map(ToString::to_string).collect::<Vec<_>>(), ["example.com", "example.org"]);
     assert_eq!(
         office.primary.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["mail.example.com:25", "[2001:db8::1]:25"]
@@ -224,7 +224,9 @@ fn all_errors_of_the_command_line_are_shown_together() {
             "a.test=h",
             "b.test,A.test=h",
             "c.test=::1",
-            "*.d.test=h",
+            "*.com=h",
+            "*.e.test=h",
+            "e.test=h",
             "192.0.2.1=h",
         ])
     };
@@ -236,12 +238,13 @@ error: --route `*=h`: `*` would take mail for everybody: name the domains
 error: --route `=h`: a domain is missing
 error: --route `b.test,A.test=h`: the domain a.test is there twice
 error: --route `c.test=::1`: an IPv6 address stands in brackets, such as [2001:db8::1]:25
-error: --route `*.d.test=h`: `*.d.test` is a pattern: name each subdomain
+error: --route `*.com=h`: `*.com` would take mail for a whole top-level domain: name the domains below it
+error: --route `e.test=h`: another route has the name e.test: begin with another domain, or name both in a file
 error: --route `192.0.2.1=h`: `192.0.2.1` is an address, not a domain
 error: --listen `25`: an address to listen on is IP:PORT, such as \"0.0.0.0:25\" or \"[::]:25\"
 error: --admin `localhost:1`: an address to listen on is IP:PORT, such as \"0.0.0.0:25\" or \"[::]:25\"
 error: --hostname `two words`: this is not a host name, such as mx2.example.net
-11 errors; nothing was started, no port is open
+12 errors; nothing was started, no port is open
 ";
     assert_eq!((shown.as_str(), code), (expected, 2));
 }

@@ -1,8 +1,7 @@
 //! What is other in a new configuration than in the one in force, in words. Compares; changes nothing.
 
 use crate::config::{Config, Limits, Route, duration_text, quota_text, size_text};
-use restante_envelope::DomainName;
-use restante_relay::Floor;
+use restante_relay::{DomainPattern, Floor};
 use std::fmt::Display;
 
 /// `1 recipient`, `214 recipients`, `any recipient`
@@ -40,7 +39,7 @@ fn of_route(old: &Route, new: &Route) -> Vec<String> {
     if old.primary != new.primary {
         changes.push(format!("route {name}: primary {} -> {}", joined(&old.primary), joined(&new.primary)));
     }
-    let only_in = |these: &Route, those: &Route| -> Vec<DomainName> {
+    let only_in = |these: &Route, those: &Route| -> Vec<DomainPattern> {
         these.domains.iter().filter(|domain| !those.domains.contains(domain)).cloned().collect()
     };
     for (verb, domains) in [("takes mail for", only_in(new, old)), ("takes no more mail for", only_in(old, new))] {
