@@ -431,6 +431,7 @@ impl Relay {
             let counts = lane.schedule.counts();
             RouteStatus {
                 name: lane.name.clone(),
+                next_hops: lane.next_hops.clone(),
                 state: lane.health.state,
                 since: lane.health.since,
                 reason: lane.health.reason.clone(),

@@ -4,6 +4,7 @@ use super::args::{Cli, Config as Command};
 use super::exit;
 use super::output::Output;
 use crate::config::{self, Config, Invalid, Setting, Value, toml_string};
+use crate::routing;
 use crate::serve::tls;
 use serde_json::json;
 
@@ -58,7 +59,7 @@ fn say_valid(config: &Config, output: Output) {
         let route = |route: &config::Route| {
             json!({
                 "name": route.name, "domains": route.domains.len(),
-                "primary": route.primary.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "primary": routing::shown(&routing::targets(route)),
                 "recipients": route.recipients.as_ref().map(Vec::len),
             })
         };
@@ -93,12 +94,18 @@ fn sentence(config: &Config) -> String {
 }
 
 fn route_in_words(route: &config::Route) -> String {
-    let primary: Vec<String> = route.primary.iter().map(ToString::to_string).collect();
+    let primary = routing::shown(&routing::targets(route));
+    // A hundred domains have one primary, and are counted elsewhere.
+    let primary = match (route.primary.is_empty(), primary.as_slice()) {
+        (true, [first, _, .., _]) => format!("{first} and {} more", primary.len() - 1),
+        (true, _) => primary.join(", "),
+        (false, _) => primary.join(", then "),
+    };
     let recipients = match &route.recipients {
         Some(list) => counted(list.len(), "recipient"),
         None => "any recipient".to_owned(),
     };
-    format!("{} to {} ({recipients})", route.name, primary.join(", then "))
+    format!("{} to {primary} ({recipients})", route.name)
 }
 
 fn counted(n: usize, what: &str) -> String {

@@ -86,6 +86,8 @@ pub(crate) struct Config {
     pub(crate) certificate: Option<CertificateFiles>,
     /// How much of the delivery log is kept.
     pub(crate) log: LogSettings,
+    /// The DNS servers to ask for MX; none: those of the system.
+    pub(crate) dns_servers: Vec<SocketAddr>,
     /// The file that was read, if one was.
     pub(crate) file: Option<PathBuf>,
 }
@@ -121,7 +123,7 @@ pub(crate) struct Route {
     pub(crate) name: String,
     /// Never empty.
     pub(crate) domains: Vec<DomainPattern>,
-    /// The next hops, in order; never empty.
+    /// The next hops, in order; none: follow the MX of the domains.
     pub(crate) primary: Vec<HostPort>,
     /// The addresses taken, as they were written, files already read; none: any address of the domains.
     pub(crate) recipients: Option<Vec<String>>,
@@ -275,6 +277,7 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         trusted: Trusted::default(),
         certificate: None,
         log: LogSettings::default(),
+        dns_servers: Vec::new(),
         file: None,
     }
 }

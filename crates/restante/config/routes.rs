@@ -8,7 +8,7 @@ use super::file::ROOT;
 use super::fingerprint::Fingerprint;
 use super::recipients::{self, Listed, NoList};
 use super::units;
-use super::walk::{Keys, Text, Walk};
+use super::walk::{Keys, Walk};
 use restante_relay::{DomainPattern, PatternError};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -96,11 +96,12 @@ impl Reader<'_> {
     fn route(&mut self, header: Range<usize>, table: &DeTable<'_>) -> Option<Route> {
         self.walk.check_keys(table, &ROUTE);
         let domains = self.domains(&header, table);
-        let primary = self.primary(&header, table);
+        let primary = self.primary(table);
         let name = self.name(header, table, domains.first());
         let (recipients, listed) = self.recipients(table, &domains);
         let quota = self.walk.parsed(table, "quota", "10GiB", units::quota);
-        let complete = !domains.is_empty() && !primary.is_empty();
+        // Without the key MX is followed; a key that names nobody is an error, noted already.
+        let complete = !domains.is_empty() && primary.is_empty() != table.contains_key("primary");
         name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed, quota })
     }
 
@@ -135,7 +136,12 @@ impl Reader<'_> {
 
     fn domains(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<DomainPattern> {
         let mut domains = Vec::new();
-        for (text, span) in self.filled_list(header, table, "domains", "example.com", "whose mail is it?") {
+        let help = "whose mail is it?";
+        if !table.contains_key("domains") {
+            self.walk.missing(table, &ROUTE, "domains", header.clone(), help);
+        }
+        self.walk.check_not_empty(table, "domains", help);
+        for (text, span) in self.walk.strings(table, "domains", "example.com").unwrap_or_default() {
             let name = match domain(text) {
                 Ok(name) => name,
                 Err(why) => {
@@ -153,10 +159,10 @@ impl Reader<'_> {
         domains
     }
 
-    fn primary(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<HostPort> {
+    fn primary(&mut self, table: &DeTable<'_>) -> Vec<HostPort> {
         let mut primary = Vec::new();
-        let help = "following MX is not there yet: name the primary";
-        for (text, span) in self.filled_list(header, table, "primary", "mail.example.com:25", help) {
+        self.walk.check_not_empty(table, "primary", "name the primary, or leave it out to follow MX");
+        for (text, span) in self.walk.strings(table, "primary", "mail.example.com:25").unwrap_or_default() {
             let next_hop = match text.parse::<HostPort>() {
                 Ok(next_hop) => next_hop,
                 Err(why) => {
@@ -171,22 +177,6 @@ impl Reader<'_> {
             primary.push(next_hop);
         }
         primary
-    }
-
-    /// A list that must be there and not be empty.
-    fn filled_list<'t>(
-        &mut self,
-        header: &Range<usize>,
-        table: &'t DeTable<'t>,
-        key: &str,
-        example: &str,
-        help: &str,
-    ) -> Vec<Text<'t>> {
-        if !table.contains_key(key) {
-            self.walk.missing(table, &ROUTE, key, header.clone(), help);
-        }
-        self.walk.check_not_empty(table, key, help);
-        self.walk.strings(table, key, example).unwrap_or_default()
     }
 
     fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainPattern]) -> (Option<Vec<String>>, Vec<Listed>) {

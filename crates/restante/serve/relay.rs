@@ -130,6 +130,7 @@ impl RelayTask {
     pub(crate) async fn run(mut self) {
         let mut stopping = self.stopping.clone();
         let mut stopped = false;
+        self.tell_unconfigured();
         loop {
             // What is sent while that cannot be recorded is sent again after the next start.
             let is_stuck = self.office.settlements.are_stuck();
@@ -283,6 +284,18 @@ impl RelayTask {
         }
         before.values().for_each(|desk| self.close(desk));
         self.relay.set_routes(routes, clock::now());
+        self.tell_unconfigured();
+    }
+
+    /// Mail whose route the configuration does not have waits for ever, unless somebody is told.
+    fn tell_unconfigured(&self) {
+        let routes = self.relay.route_status(clock::now());
+        for RouteStatus { name, pending, .. } in routes.iter().filter(|route| !self.desks.contains_key(&route.name)) {
+            let s = if *pending == 1 { " waits" } else { "s wait" };
+            tracing::warn!(
+                "route {name} is not configured, and {pending} message{s} for it: they go on when a route has that name again"
+            );
+        }
     }
 
     fn answer(&mut self, request: Request) {

@@ -69,7 +69,7 @@ retain = 7
 [smtp]
 listen = ["25"]
 max_message_size = "100"
-[dns]
+[cluster]
 cert = "x"
 [[route]]
 domain = ["example.com"]
@@ -98,10 +98,10 @@ error: bad `max_message_size`
   --> restante.toml:6:20
   6 | max_message_size = "100"
     |                    ^^^^^ a unit is missing: "100KiB" or "100MiB"?
-error: section [dns] is reserved for a later release
+error: section [cluster] is reserved for a later release
   --> restante.toml:7:2
-  7 | [dns]
-    |  ^^^ remove it
+  7 | [cluster]
+    |  ^^^^^^^ remove it
 error: unknown key `domain` in [[route]]
   --> restante.toml:10:1
   10 | domain = ["example.com"]
@@ -109,7 +109,7 @@ error: unknown key `domain` in [[route]]
 error: `primary` is empty
   --> restante.toml:11:11
   11 | primary = []
-     |           ^^ following MX is not there yet: name the primary
+     |           ^^ name the primary, or leave it out to follow MX
 error: bad domain
   --> restante.toml:14:22
   14 | domains = ["b.test", "*"]
@@ -327,7 +327,7 @@ fn unknown_and_reserved_names_are_told_apart() {
         "[spool]",
         "unknown section [spool]",
         "2:2",
-        "known here: hostname, journal, smtp, tls, admin, limits, log, route",
+        "known here: hostname, journal, smtp, tls, admin, limits, log, dns, route",
     );
     assert_error(
         "[smtp]\nport = 25",
@@ -338,7 +338,7 @@ fn unknown_and_reserved_names_are_told_apart() {
     assert_error("[journal]\nretian = \"7d\"", "unknown key `retian` in [journal]", "3:1", "did you mean `retain`?");
     assert_error("[admin]\nhtp = \"x\"", "unknown key `htp` in [admin]", "3:1", "did you mean `http`?");
     assert_error("[limits]\nexempts = []", "unknown key `exempts` in [limits]", "3:1", "did you mean `exempt`?");
-    for name in ["metrics", "status", "notify", "dns", "cluster"] {
+    for name in ["metrics", "status", "notify", "cluster"] {
         let message = format!("section [{name}] is reserved for a later release");
         assert_error(&format!("[{name}]\nx = 1"), &message, "2:2", "remove it");
     }

@@ -48,12 +48,7 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
     assert_route_error(&two, "the domain a.test is there twice", "6:22", "first on line 3");
 
     let to = |primary: &str| format!("domains = [\"a.test\"]\nprimary = {primary}");
-    assert_route_error(
-        "domains = [\"a.test\"]",
-        "missing `primary`",
-        "2:1",
-        "following MX is not there yet: name the primary",
-    );
+    assert_route_error(&to("[]"), "`primary` is empty", "4:11", "name the primary, or leave it out to follow MX");
     assert_route_error(
         &to("[\"mx2.example.net\"]"),
         "the primary mx2.example.net:25 is ourselves",
@@ -73,6 +68,17 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
         "an IPv6 address stands in brackets, such as [2001:db8::1]:25",
     );
     assert!(only_error("hostname = \"a.test\"\n").contains("missing `route`"));
+}
+
+#[test]
+fn a_route_without_a_primary_follows_mx() {
+    let toml =
+        "hostname = \"a.test\"\n[dns]\nservers = [\"127.0.0.1\"]\n[[route]]\ndomains = [\"b.test\", \"*.b.test\"]\n";
+    let config = Place::with(toml).resolve(&Flags::default()).unwrap();
+    assert_eq!(crate::routing::shown(&crate::routing::targets(&config.routes[0])), ["MX of b.test"]);
+    assert_eq!(config.dns_servers, ["127.0.0.1:53".parse().unwrap()]);
+    let bad = only_error(&toml.replace("127.0.0.1", "localhost"));
+    assert!(bad.contains("a DNS server is IP or IP:PORT"), "{bad}");
 }
 
 #[test]
