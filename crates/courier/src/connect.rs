@@ -194,7 +194,7 @@ pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection,
 pub async fn leads_only_to_us(target: &Target, settings: &Settings) -> Result<Option<String>, ConnectError> {
     match resolve(target, settings).await {
         Ok(_) => Ok(None),
-        Err(why @ (ConnectError::Loop { .. } | ConnectError::NoHop(NoHop::OnlyUs(_)))) => Ok(Some(why.to_string())),
+        Err(why @ (ConnectError::Loop { .. } | ConnectError::NoHop(NoHop::OnlyUs { .. }))) => Ok(Some(why.to_string())),
         Err(why) => Err(why),
     }
 }

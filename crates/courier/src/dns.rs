@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -43,6 +43,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOKUPS_MAX: usize = 16;
 /// Domains of one route that are looked up at once: enough to keep so many lookups under way.
 const DOMAINS_AT_ONCE: usize = 16;
+/// Who the system's servers are; hickory reads it, here its date alone is looked at.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What is told of a lookup that panicked.
 const DEFECT: &str = "the lookup ended by a defect of ours";
 
@@ -50,7 +52,7 @@ const DEFECT: &str = "the lookup ended by a defect of ours";
 pub struct Dns {
     /// None: those of `/etc/resolv.conf`.
     servers: Vec<SocketAddr>,
-    resolver: OnceLock<Result<TokioResolver, String>>,
+    resolver: Mutex<Option<(TokioResolver, Option<SystemTime>)>>,
     last: Mutex<LastGood>,
     turns: Semaphore,
     seed: u64,
@@ -83,7 +85,7 @@ enum Answer {
 impl Dns {
     /// Asks `servers`, or the system's where there are none. `seed` shuffles hosts of equal preference. Does nothing yet.
     pub fn new(servers: Vec<SocketAddr>, seed: u64) -> Arc<Self> {
-        let (resolver, last, turns) = (OnceLock::new(), Mutex::default(), Semaphore::new(LOOKUPS_MAX));
+        let (resolver, last, turns) = (Mutex::default(), Mutex::default(), Semaphore::new(LOOKUPS_MAX));
         Arc::new(Self { servers, resolver, last, turns, seed, turn: AtomicU64::new(0) })
     }
 
@@ -134,9 +136,9 @@ impl Dns {
             Answer::NoSuchName | Answer::Addresses(..) => return Err(NoHop::NoDomain(domain.to_owned())),
         };
         let Candidates { hosts, are_listed } = mx::candidates(domain, &records, our_name)?;
-        // What the DNS says of our own name is ours, too: behind address translation this machine does not know it. A name
-        // without a dot is nobody's in the DNS.
-        let own = if our_name.contains('.') { Some(Question::Addresses(our_name.to_owned())) } else { None };
+        // Where our name is not among them, what the DNS says of it tells which host is us: behind address translation this
+        // machine does not know. A name without a dot is nobody's in the DNS.
+        let own = Some(Question::Addresses(our_name.to_owned())).filter(|_| !are_listed && our_name.contains('.'));
         let mut lookups = JoinSet::new();
         let questions = hosts.iter().map(|mx| Some(Question::Addresses(mx.exchange.clone()))).chain([own]);
         for (n, question) in questions.enumerate() {
@@ -160,9 +162,13 @@ impl Dns {
                 Ok(Answer::NoSuchName | Answer::Mx(_)) => (Ok(Vec::new()), None),
                 Err(why) => (Err(why), None),
             };
-            let mut known = addresses.iter().flatten();
-            let is_us = alias.is_some_and(|alias| alias == our_name)
-                || known.any(|address| own.contains(address) || us.are_at(*address));
+            let how = |address: &IpAddr| match own.contains(address) {
+                true => Some(format!("which is at {address}, as {our_name} is, our own name")),
+                false => us.are_at(*address).then(|| format!("which is at {address}, where we listen")),
+            };
+            let is_alias = alias.is_some_and(|alias| alias == our_name);
+            let by_name = is_alias.then(|| format!("another name of {our_name}, our own name"));
+            let is_us = by_name.or_else(|| addresses.iter().flatten().find_map(how));
             Resolved { preference, host: exchange, addresses, is_us }
         });
         mx::preferred(domain, resolved.collect(), are_listed)
@@ -189,13 +195,23 @@ impl Dns {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn resolver(&self) -> Result<&TokioResolver, String> {
-        let made = self.resolver.get_or_init(|| build(&self.servers).map_err(|error| in_words(&error)));
-        made.as_ref().map_err(Clone::clone)
+    /// Made anew when the system's servers are others: a machine that just came up may have none yet.
+    fn resolver(&self) -> Result<TokioResolver, String> {
+        let changed = match self.servers.is_empty() {
+            true => std::fs::metadata(RESOLV_CONF).and_then(|file| file.modified()).ok(),
+            false => None,
+        };
+        let mut made = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((resolver, _)) = made.as_ref().filter(|(_, then)| *then == changed) {
+            return Ok(resolver.clone());
+        }
+        let resolver = build(&self.servers).map_err(|error| in_words(&error))?;
+        *made = Some((resolver.clone(), changed));
+        Ok(resolver)
     }
 
     async fn look_up(&self, question: &Question) -> Result<Answer, String> {
-        let resolver = self.resolver()?;
+        let resolver = &self.resolver()?;
         match question {
             Question::Mx(domain) => match records(resolver, domain, RecordType::MX).await? {
                 None => Ok(Answer::NoSuchName),

@@ -34,8 +34,15 @@ pub enum NoHop {
     #[error("there is no domain {0} in the DNS")]
     NoDomain(String),
     /// Nobody is preferred over us.
-    #[error("the MX of {0} leads back to us: no host is preferred over us there")]
-    OnlyUs(String),
+    #[error("the MX of {domain} leads back to us: nobody is preferred over {host}, {how}")]
+    OnlyUs {
+        /// The domain.
+        domain: String,
+        /// The host that is us.
+        host: String,
+        /// By what it is known to be.
+        how: String,
+    },
     /// There are hosts, and none of them has an address.
     #[error("no mail host of {domain} has an address: {hosts}")]
     NoAddress {
@@ -89,7 +96,8 @@ pub(crate) fn candidates(domain: &str, records: &[Mx], our_name: &str) -> Result
     let ours = hosts.iter().filter(|mx| mx.exchange == our_name).map(|mx| mx.preference).min();
     hosts.retain(|mx| ours.is_none_or(|ours| mx.preference < ours));
     if hosts.is_empty() {
-        return Err(NoHop::OnlyUs(domain.to_owned()));
+        let (host, how) = (our_name.to_owned(), "our own name".to_owned());
+        return Err(NoHop::OnlyUs { domain: domain.to_owned(), host, how });
     }
     hosts.sort_by(|a, b| (a.preference, &a.exchange).cmp(&(b.preference, &b.exchange)));
     let mut seen = BTreeSet::new();
@@ -107,8 +115,8 @@ pub(crate) struct Resolved {
     pub(crate) host: String,
     /// Its addresses, maybe none; or why nobody knows them.
     pub(crate) addresses: Result<Vec<IpAddr>, String>,
-    /// It is us under another name, or at an address of ours.
-    pub(crate) is_us: bool,
+    /// By what it is known to be us, under another name or at an address of ours.
+    pub(crate) is_us: Option<String>,
 }
 
 /// A host that is preferred over us.
@@ -128,7 +136,8 @@ pub(crate) struct Preferred(Vec<Vec<NextHost>>);
 ///
 /// As long as we were not found, a host whose addresses nobody knows may be us: then only those before it are taken.
 pub(crate) fn preferred(domain: &str, hosts: Vec<Resolved>, are_listed: bool) -> Result<Preferred, NoHop> {
-    let ours = hosts.iter().filter(|host| host.is_us).map(|host| host.preference).min();
+    let best_of_ours = hosts.iter().filter(|host| host.is_us.is_some()).min_by_key(|host| host.preference).cloned();
+    let ours = best_of_ours.as_ref().map(|host| host.preference);
     let maybe_ours = hosts.iter().filter(|host| host.addresses.is_err() && !are_listed && ours.is_none());
     let limit = ours.or_else(|| maybe_ours.map(|host| host.preference).min());
     let is_before = |host: &Resolved| limit.is_none_or(|limit| host.preference < limit);
@@ -137,8 +146,8 @@ pub(crate) fn preferred(domain: &str, hosts: Vec<Resolved>, are_listed: bool) ->
         Some(NoHop::Unknown { name: host.host.clone(), why: why.clone() })
     });
     let (before, rest): (Vec<_>, Vec<_>) = hosts.into_iter().partition(is_before);
-    if before.is_empty() && ours.is_some() {
-        return Err(NoHop::OnlyUs(domain.to_owned()));
+    if let Some(Resolved { host, is_us: Some(how), .. }) = best_of_ours.filter(|_| before.is_empty()) {
+        return Err(NoHop::OnlyUs { domain: domain.to_owned(), host, how });
     }
     let names = before.iter().chain(&rest).map(|host| host.host.as_str()).collect::<Vec<_>>().join(", ");
     let mut groups: Vec<(u16, Vec<NextHost>)> = Vec::new();

@@ -81,11 +81,18 @@ async fn what_the_dns_says_is_understood() {
     server.alias("alias.test", "mx2.example.test");
     server.addresses("listener.test", &["127.0.9.9"]);
     server.addresses("translated.test", &["192.0.2.77"]);
-    for us in ["alias.test", "listener.test", "translated.test"] {
+    for (us, how) in [
+        ("alias.test", "another name of mx2.example.test, our own name"),
+        ("listener.test", "which is at 127.0.9.9, where we listen"),
+        ("translated.test", "which is at 192.0.2.77, as mx2.example.test is, our own name"),
+    ] {
         server.mx("b.test", &[(10, us), (20, "mail.a.test")]);
-        let dns = Dns::new(vec![server.address], 7);
-        assert_eq!(follow(&dns, &["b.test"]).await, NoHop::OnlyUs("b.test".into()).to_string(), "{us}");
+        let said = follow(&Dns::new(vec![server.address], 7), &["b.test"]).await;
+        assert_eq!(said, format!("the MX of b.test leads back to us: nobody is preferred over {us}, {how}"));
     }
+    // Where our name tells our rank, a name whose address is the primary's by mistake does no harm.
+    server.mx("c.test", &[(10, "translated.test"), (20, "mx2.example.test")]);
+    assert_eq!(follow(&dns, &["c.test"]).await, "translated.test[192.0.2.77]");
     server.mx("null.test", &[(0, ".")]);
     assert_eq!(follow(&dns, &["null.test"]).await, NoHop::NullMx("null.test".into()).to_string());
     assert_eq!(follow(&dns, &["nobody.test"]).await, NoHop::NoDomain("nobody.test".into()).to_string());
@@ -131,7 +138,7 @@ async fn while_the_dns_is_down_the_last_answer_leads_the_way() {
     let server = server::Dns::start();
     server.mx("a.test", &[(10, "mail.test")]);
     server.addresses("mail.test", &["192.0.2.1"]);
-    let mut dns = Dns::new(vec![server.address], 7);
+    let dns = Dns::new(vec![server.address], 7);
     server.breaks(true);
     let why = follow(&dns, &["a.test"]).await;
     assert!(why.starts_with("look up a.test: "), "{why}");
@@ -139,7 +146,7 @@ async fn while_the_dns_is_down_the_last_answer_leads_the_way() {
     assert_eq!(follow(&dns, &["a.test"]).await, "mail.test[192.0.2.1]");
     server.breaks(true);
     // As when the answers in the cache have had their time.
-    Arc::get_mut(&mut dns).unwrap().resolver = OnceLock::new();
+    *dns.resolver.lock().unwrap() = None;
     let asked = server.asked("a.test");
     assert_eq!(follow(&dns, &["a.test"]).await, "mail.test[192.0.2.1]");
     assert!(server.asked("a.test") > asked);

@@ -27,6 +27,7 @@ fn resolved(hosts: &[Mx]) -> Vec<Resolved> {
     let resolve = |mx: &Mx| {
         let addresses = look_up(&mx.exchange);
         let is_us = addresses.iter().flatten().any(|address| *address == OUR_ADDRESS.parse::<IpAddr>().unwrap());
+        let is_us = is_us.then(|| "at our address".to_owned());
         Resolved { preference: mx.preference, host: mx.exchange.clone(), addresses, is_us }
     };
     hosts.iter().map(resolve).collect()
@@ -39,7 +40,9 @@ fn follow(records: &[Mx], seed: u64) -> Result<Vec<NextHost>, NoHop> {
 
 #[test]
 fn mail_goes_to_whom_the_records_prefer_over_us() {
-    let only_us = "the MX of example.com leads back to us: no host is preferred over us there";
+    let back = "the MX of example.com leads back to us: nobody is preferred over";
+    let only_us = &format!("{back} {US}, our own name");
+    let only_alias = &format!("{back} alias.test, at our address");
     let lost = "look up lost.test: no answer";
     for (records, expected) in [
         (&[(10, "h1.test"), (20, US)][..], "h1.test"),
@@ -51,10 +54,10 @@ fn mail_goes_to_whom_the_records_prefer_over_us() {
         (&[(10, "h1.test"), (20, "h1.test"), (30, US)], "h1.test"),
         // Under another name, by our address.
         (&[(10, "h1.test"), (20, "alias.test"), (30, "h2.test")], "h1.test"),
-        (&[(5, "alias.test"), (10, "h1.test"), (20, US)], only_us),
+        (&[(5, "alias.test"), (10, "h1.test"), (20, US)], only_alias),
         (&[(10, US)], only_us),
         (&[(10, US), (20, "h1.test")], only_us),
-        (&[(10, "alias.test")], only_us),
+        (&[(10, "alias.test")], only_alias),
         // Without records the domain is its own host.
         (&[], "example.com"),
         (&[(0, "")], "example.com takes no mail at all: its MX record is null (RFC 7505)"),
@@ -74,7 +77,7 @@ fn mail_goes_to_whom_the_records_prefer_over_us() {
         };
         assert_eq!(said, expected, "{records:?}");
     }
-    assert_eq!(candidates(US, &[], US), Err(NoHop::OnlyUs(US.to_owned())));
+    assert!(matches!(candidates(US, &[], US), Err(NoHop::OnlyUs { .. })));
 }
 
 #[test]
