@@ -9,13 +9,14 @@ use hickory_resolver::config::{ConnectionConfig, NameServerConfig, ResolveHosts,
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::system_conf::read_system_conf;
 use hickory_resolver::{Resolver, TokioResolver};
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -43,8 +44,6 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOKUPS_MAX: usize = 16;
 /// Domains of one route that are looked up at once: enough to keep so many lookups under way.
 const DOMAINS_AT_ONCE: usize = 16;
-/// Who the system's servers are; hickory reads it, here its date alone is looked at.
-const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What is told of a lookup that panicked.
 const DEFECT: &str = "the lookup ended by a defect of ours";
 
@@ -52,7 +51,8 @@ const DEFECT: &str = "the lookup ended by a defect of ours";
 pub struct Dns {
     /// None: those of `/etc/resolv.conf`.
     servers: Vec<SocketAddr>,
-    resolver: Mutex<Option<(TokioResolver, Option<SystemTime>)>>,
+    /// With the configuration that it was made by.
+    resolver: Mutex<Option<(TokioResolver, String)>>,
     last: Mutex<LastGood>,
     turns: Semaphore,
     seed: u64,
@@ -187,7 +187,10 @@ impl Dns {
                 self.last().learn(question, answer.clone(), Instant::now());
                 Ok(answer)
             }
-            Err(why) => self.last().instead_of(&question, Instant::now()).ok_or(why),
+            Err(why) => {
+                self.look_for_other_servers();
+                self.last().instead_of(&question, Instant::now()).ok_or(why)
+            }
         }
     }
 
@@ -195,19 +198,25 @@ impl Dns {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Made anew when the system's servers are others: a machine that just came up may have none yet.
     fn resolver(&self) -> Result<TokioResolver, String> {
-        let changed = match self.servers.is_empty() {
-            true => std::fs::metadata(RESOLV_CONF).and_then(|file| file.modified()).ok(),
-            false => None,
-        };
         let mut made = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((resolver, _)) = made.as_ref().filter(|(_, then)| *then == changed) {
+        if let Some((resolver, _)) = made.as_ref() {
             return Ok(resolver.clone());
         }
-        let resolver = build(&self.servers).map_err(|error| in_words(&error))?;
-        *made = Some((resolver.clone(), changed));
+        let config = configuration(&self.servers).map_err(|error| in_words(&error))?;
+        let by = format!("{config:?}");
+        let resolver = build(config).map_err(|error| in_words(&error))?;
+        *made = Some((resolver.clone(), by));
         Ok(resolver)
+    }
+
+    /// Who does not answer may have been replaced: a machine that just came up, or moved to another network.
+    fn look_for_other_servers(&self) {
+        let by = configuration(&self.servers).map(|config| format!("{config:?}")).unwrap_or_default();
+        let mut made = self.resolver.lock().unwrap_or_else(PoisonError::into_inner);
+        if made.as_ref().is_some_and(|(_, then)| *then != by) {
+            *made = None;
+        }
     }
 
     async fn look_up(&self, question: &Question) -> Result<Answer, String> {
@@ -236,20 +245,23 @@ impl Dns {
     }
 }
 
-fn build(servers: &[SocketAddr]) -> Result<TokioResolver, NetError> {
-    let mut builder = if servers.is_empty() {
-        Resolver::builder_tokio()?
-    } else {
-        let server = |address: &SocketAddr| {
-            let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
-                connection.port = address.port();
-                connection
-            });
-            NameServerConfig::new(address.ip(), true, connections.into())
-        };
-        let config = ResolverConfig::from_name_servers(servers.iter().map(server).collect());
-        Resolver::builder_with_config(config, TokioRuntimeProvider::default())
+/// These servers, or those of `/etc/resolv.conf`.
+fn configuration(servers: &[SocketAddr]) -> Result<ResolverConfig, NetError> {
+    if servers.is_empty() {
+        return Ok(read_system_conf()?.0);
+    }
+    let server = |address: &SocketAddr| {
+        let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
+            connection.port = address.port();
+            connection
+        });
+        NameServerConfig::new(address.ip(), true, connections.into())
     };
+    Ok(ResolverConfig::from_name_servers(servers.iter().map(server).collect()))
+}
+
+fn build(config: ResolverConfig) -> Result<TokioResolver, NetError> {
+    let mut builder = Resolver::builder_with_config(config, TokioRuntimeProvider::default());
     let options: &mut ResolverOpts = builder.options_mut();
     options.timeout = QUERY_TIMEOUT;
     options.attempts = 1;

@@ -154,3 +154,16 @@ async fn while_the_dns_is_down_the_last_answer_leads_the_way() {
     assert_eq!(follow(&dns, &["a.test"]).await, "mail.test[192.0.2.1]");
     assert_eq!(server.asked("a.test"), asked, "not asked again with every connection");
 }
+
+#[tokio::test]
+async fn servers_that_are_others_now_are_asked() {
+    let server = server::Dns::start();
+    server.addresses("a.test", &["192.0.2.1"]);
+    let dns = Dns::new(vec![server.address], 7);
+    // As of a machine that came up without a network.
+    let nobody = build(ResolverConfig::from_name_servers(Vec::new())).unwrap();
+    *dns.resolver.lock().unwrap() = Some((nobody, "nobody".to_owned()));
+    let why = follow(&dns, &["a.test"]).await;
+    assert!(why.starts_with("look up a.test: "), "{why}");
+    assert_eq!(follow(&dns, &["a.test"]).await, "a.test[192.0.2.1]");
+}
