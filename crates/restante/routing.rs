@@ -6,14 +6,21 @@ use crate::config::{Config, HostPort, Route};
 use restante_courier::{Dns, Ourselves, Settings, Target, leads_only_to_us};
 use restante_ledger::RouteRecord;
 use restante_relay::DomainPattern;
+use std::collections::HashSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 /// All look-ups of a start, or of a reload, together. Senders wait behind the ports that are not open yet, and what the DNS
 /// does not tell by then it tells the first probe.
 const CHECK_PATIENCE: Duration = Duration::from_secs(3);
+/// Each name that is looked up as the system does has a thread that waits for it.
+const LOOKS_AT_ONCE: usize = 16;
+/// With the DNS down there is one for each route; what they say is much the same.
+const DOUBTS_TOLD_MAX: usize = 5;
 /// In front of the domains, where a target is one word of a list.
 const MX_OF: &str = "mx=";
 
@@ -110,14 +117,38 @@ pub(crate) struct Checked {
     pub(crate) doubts: Vec<String>,
 }
 
+impl Checked {
+    /// What is doubtful, as lines of the daemon's own log.
+    pub(crate) fn tell_doubts(&self) {
+        for why in self.doubts.iter().take(DOUBTS_TOLD_MAX) {
+            tracing::warn!("{why}; mail for it waits until that is mended");
+        }
+        let more = self.doubts.len().saturating_sub(DOUBTS_TOLD_MAX);
+        if more > 0 {
+            tracing::warn!("nor is it known of {more} more primaries where they are");
+        }
+    }
+}
+
 /// Looks up where the mail of `routes` would go.
 pub(crate) async fn check(routes: &[Route], settings: &Settings) -> Checked {
     let mut looks = JoinSet::new();
-    let all = routes.iter().flat_map(|route| targets(route).into_iter().map(|target| (route.name.clone(), target)));
-    for (nth, (route, target)) in all.enumerate() {
-        let settings = settings.clone();
+    let mut all: Vec<(String, Target)> = Vec::new();
+    let mut known = HashSet::new();
+    for route in routes {
+        // Many routes may share a primary.
+        let new = targets(route).into_iter().filter(|target| known.insert(target.clone()));
+        all.extend(new.map(|target| (route.name.clone(), target)));
+    }
+    let (turns, deadline) = (Arc::new(Semaphore::new(LOOKS_AT_ONCE)), Instant::now() + CHECK_PATIENCE);
+    for (nth, (route, target)) in all.into_iter().enumerate() {
+        let (settings, turns) = (settings.clone(), turns.clone());
         looks.spawn(async move {
-            let found = timeout(CHECK_PATIENCE, leads_only_to_us(&target, &settings)).await;
+            let look = async {
+                let _turn = turns.acquire().await;
+                leads_only_to_us(&target, &settings).await
+            };
+            let found = timeout_at(deadline, look).await;
             (nth, route, target, found)
         });
     }

@@ -32,6 +32,8 @@ const NEGATIVE_TTL_MAX: Duration = Duration::from_secs(60);
 const LAST_GOOD_MAX: Duration = Duration::from_secs(3 * 86_400);
 /// So long after a failure the last answer is used without asking again: every connection would wait for it.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
+/// The same where there is no last answer: the next probe is to find out soon, and twenty couriers are to ask once.
+const ASK_AGAIN_WITHOUT: Duration = Duration::from_secs(2);
 /// Last answers kept; a thousand domains with two hosts each need as many thousands. The oldest goes.
 const LAST_GOOD_COUNT_MAX: usize = 20_000;
 /// Answers in hickory's cache: as many.
@@ -91,6 +93,9 @@ impl Dns {
 
     /// The hosts that take mail for all of `domains` and are preferred over us, in the order in which to try them.
     ///
+    /// A domain that the DNS does not tell of goes along with the others, as one route has one primary: a customer who let his
+    /// domain expire must not keep the mail of all others from it.
+    ///
     /// # Errors
     /// Of the first domain that leads nowhere; or if two lead to different hosts.
     pub(crate) async fn next_hosts(
@@ -100,6 +105,7 @@ impl Dns {
         ourselves: &Ourselves,
     ) -> Result<Vec<NextHost>, NoHop> {
         let mut first: Option<(&String, Preferred)> = None;
+        let mut untold = None;
         for some in domains.chunks(DOMAINS_AT_ONCE) {
             let mut lookups = JoinSet::new();
             for (n, domain) in some.iter().enumerate() {
@@ -110,10 +116,16 @@ impl Dns {
             let mut found = all(lookups).await;
             for (n, domain) in some.iter().enumerate() {
                 let defect = || Err(NoHop::Unknown { name: domain.clone(), why: DEFECT.to_owned() });
-                let preferred = found.remove(&n).unwrap_or_else(defect)?;
+                let preferred = match found.remove(&n).unwrap_or_else(defect) {
+                    Err(why @ (NoHop::Unknown { .. } | NoHop::NoDomain(_))) => {
+                        untold = untold.or(Some(why));
+                        continue;
+                    }
+                    told => told?,
+                };
                 match &first {
                     None => first = Some((domain, preferred)),
-                    Some((_, same)) if same.leads_where(&preferred) => {}
+                    Some((_, same)) if same.is_as(&preferred) => {}
                     Some((other, others)) => {
                         return Err(NoHop::Differ {
                             first: (*other).clone(),
@@ -126,7 +138,11 @@ impl Dns {
             }
         }
         let seed = mx::mix(self.seed ^ self.turn.fetch_add(1, Ordering::Relaxed));
-        Ok(first.map(|(_, preferred)| preferred.in_order(seed)).unwrap_or_default())
+        match (first, untold) {
+            (Some((_, preferred)), _) => Ok(preferred.in_order(seed)),
+            (None, Some(why)) => Err(why),
+            (None, None) => Ok(Vec::new()),
+        }
     }
 
     async fn preferred(self: &Arc<Self>, domain: &str, our_name: &str, us: &Ourselves) -> Result<Preferred, NoHop> {
@@ -176,8 +192,8 @@ impl Dns {
 
     /// The answer; the last one, where there is none now.
     async fn ask(&self, question: Question) -> Result<Answer, String> {
-        if let Some(answer) = self.last().instead_of_asking(&question, Instant::now()) {
-            return Ok(answer);
+        if let Some(known) = self.last().instead_of_asking(&question, Instant::now()) {
+            return known;
         }
         // Never closed.
         let _turn = self.turns.acquire().await;
@@ -189,7 +205,7 @@ impl Dns {
             }
             Err(why) => {
                 self.look_for_other_servers();
-                self.last().instead_of(&question, Instant::now()).ok_or(why)
+                self.last().instead_of(question, why, Instant::now())
             }
         }
     }
@@ -333,7 +349,9 @@ fn in_words(error: &NetError) -> String {
 struct LastGood(HashMap<Question, Told>);
 
 struct Told {
-    answer: Answer,
+    /// None yet, or why there is none.
+    answer: Result<Answer, String>,
+    /// When that was said.
     at: Instant,
     /// The last failure since.
     failed: Option<Instant>,
@@ -343,9 +361,9 @@ impl Told {
     /// "There is none" is of none: that the DNS does not answer is the better reason.
     fn is_of_use(&self, now: Instant) -> bool {
         let is_something = match &self.answer {
-            Answer::NoSuchName => false,
-            Answer::Mx(_) => true,
-            Answer::Addresses(addresses, _) => !addresses.is_empty(),
+            Err(_) | Ok(Answer::NoSuchName) => false,
+            Ok(Answer::Mx(_)) => true,
+            Ok(Answer::Addresses(addresses, _)) => !addresses.is_empty(),
         };
         is_something && now.duration_since(self.at) < LAST_GOOD_MAX
     }
@@ -353,24 +371,36 @@ impl Told {
 
 impl LastGood {
     fn learn(&mut self, question: Question, answer: Answer, now: Instant) {
+        self.keep(question, Told { answer: Ok(answer), at: now, failed: None });
+    }
+
+    fn keep(&mut self, question: Question, told: Told) {
         if self.0.len() >= LAST_GOOD_COUNT_MAX && !self.0.contains_key(&question) {
             let oldest = self.0.iter().min_by_key(|(_, told)| told.at).map(|(question, _)| question.clone());
             oldest.iter().for_each(|oldest| drop(self.0.remove(oldest)));
         }
-        self.0.insert(question, Told { answer, at: now, failed: None });
+        self.0.insert(question, told);
     }
 
     /// The DNS failed a moment ago: it is not asked again with every connection.
-    fn instead_of_asking(&self, question: &Question, now: Instant) -> Option<Answer> {
-        let told = self.0.get(question).filter(|told| told.is_of_use(now))?;
-        told.failed.filter(|failed| now.duration_since(*failed) < ASK_AGAIN).map(|_| told.answer.clone())
+    fn instead_of_asking(&self, question: &Question, now: Instant) -> Option<Result<Answer, String>> {
+        let told = self.0.get(question)?;
+        let patience = if told.is_of_use(now) { ASK_AGAIN } else { ASK_AGAIN_WITHOUT };
+        told.failed.filter(|failed| now.duration_since(*failed) < patience).map(|_| told.answer.clone())
     }
 
-    /// The DNS failed.
-    fn instead_of(&mut self, question: &Question, now: Instant) -> Option<Answer> {
-        let told = self.0.get_mut(question).filter(|told| told.is_of_use(now))?;
-        told.failed = Some(now);
-        Some(told.answer.clone())
+    /// The DNS failed, and said `why`.
+    fn instead_of(&mut self, question: Question, why: String, now: Instant) -> Result<Answer, String> {
+        match self.0.get_mut(&question).filter(|told| told.is_of_use(now)) {
+            Some(told) => {
+                told.failed = Some(now);
+                told.answer.clone()
+            }
+            None => {
+                self.keep(question, Told { answer: Err(why.clone()), at: now, failed: Some(now) });
+                Err(why)
+            }
+        }
     }
 }
 

@@ -168,7 +168,7 @@ pub(crate) fn preferred(domain: &str, hosts: Vec<Resolved>, are_listed: bool) ->
 impl Preferred {
     /// Whether mail for both goes to the same servers in the same order: by name, or by address, as a provider's customers
     /// have each a name of their own for the same machines.
-    pub(crate) fn leads_where(&self, other: &Self) -> bool {
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
         let names = |group: &[NextHost]| group.iter().map(|next| next.host.clone()).collect::<BTreeSet<_>>();
         let addresses =
             |group: &[NextHost]| group.iter().flat_map(|next| next.addresses.clone()).collect::<BTreeSet<_>>();

@@ -184,7 +184,7 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
 async fn tell_loops(routes: &[Route], courier: &Settings) -> bool {
     let checked = routing::check(routes, courier).await;
     checked.loops.iter().for_each(|why| tracing::error!("{why}"));
-    checked.doubts.iter().for_each(|why| tracing::warn!("{why}; mail for it waits until that is mended"));
+    checked.tell_doubts();
     checked.loops.is_empty()
 }
 

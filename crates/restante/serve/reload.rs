@@ -136,7 +136,7 @@ impl Reloading {
         if !checked.loops.is_empty() {
             return Err(Invalid::Flags(checked.loops));
         }
-        checked.doubts.iter().for_each(|why| tracing::warn!("{why}; mail for it waits until that is mended"));
+        checked.tell_doubts();
         let (tls, files) = (self.parts.tls.clone(), new.certificate.clone());
         // Nothing else is taken with a certificate that cannot be served.
         let certificate = beside_the_workers(move || tls.reload(files.as_ref()))

@@ -13,16 +13,19 @@ fn answer() -> Answer {
 #[test]
 fn the_last_answer_helps_while_the_dns_is_down_and_not_for_ever() {
     let (mut last, start) = (LastGood::default(), Instant::now());
-    assert_eq!(last.instead_of(&question(1), start), None);
+    let no = || "no answer".to_owned();
+    assert_eq!(last.instead_of(question(1), no(), start), Err(no()));
+    assert_eq!(last.instead_of_asking(&question(1), start), Some(Err(no())), "twenty couriers ask once");
+    assert_eq!(last.instead_of_asking(&question(1), start + ASK_AGAIN_WITHOUT), None);
     last.learn(question(1), answer(), start);
     // As long as it answers, it is asked.
     assert_eq!(last.instead_of_asking(&question(1), start), None);
     let outage = start + Duration::from_secs(86_400);
-    assert_eq!(last.instead_of(&question(1), outage), Some(answer()));
+    assert_eq!(last.instead_of(question(1), no(), outage), Ok(answer()));
     // Not with every connection, but soon again.
-    assert_eq!(last.instead_of_asking(&question(1), outage + ASK_AGAIN / 2), Some(answer()));
+    assert_eq!(last.instead_of_asking(&question(1), outage + ASK_AGAIN / 2), Some(Ok(answer())));
     assert_eq!(last.instead_of_asking(&question(1), outage + ASK_AGAIN), None);
-    assert_eq!(last.instead_of(&question(1), start + LAST_GOOD_MAX), None);
+    assert_eq!(last.instead_of(question(1), no(), start + LAST_GOOD_MAX), Err(no()));
 }
 
 #[test]
@@ -30,11 +33,11 @@ fn that_there_was_nothing_is_no_answer_to_go_by() {
     let (mut last, now) = (LastGood::default(), Instant::now());
     for nothing in [Answer::NoSuchName, Answer::Addresses(Vec::new(), None)] {
         last.learn(question(1), nothing, now);
-        assert_eq!(last.instead_of(&question(1), now), None);
+        assert!(last.instead_of(question(1), "no answer".to_owned(), now).is_err());
     }
     // But no MX record is one: the domain is its own host.
     last.learn(question(1), Answer::Mx(Vec::new()), now);
-    assert_eq!(last.instead_of(&question(1), now), Some(Answer::Mx(Vec::new())));
+    assert_eq!(last.instead_of(question(1), String::new(), now), Ok(Answer::Mx(Vec::new())));
 }
 
 #[test]
@@ -45,7 +48,9 @@ fn what_is_remembered_is_bounded_and_the_oldest_goes() {
     }
     assert_eq!(last.0.len(), LAST_GOOD_COUNT_MAX);
     let now = start + Duration::from_secs(60);
-    assert_eq!((last.instead_of(&question(0), now), last.instead_of(&question(1), now)), (None, Some(answer())));
+    let mut ask = |n| last.instead_of(question(n), "no answer".to_owned(), now);
+    assert_eq!((ask(LAST_GOOD_COUNT_MAX), ask(1), ask(0)), (Ok(answer()), Ok(answer()), Err("no answer".to_owned())));
+    assert_eq!(last.0.len(), LAST_GOOD_COUNT_MAX);
 }
 
 /// Asked for over the wire, as the daemon does.
@@ -126,6 +131,9 @@ async fn domains_of_one_route_that_part_ways_are_named() {
     let names: Vec<String> = (0..40).map(|n| format!("d{n}.test")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     assert_eq!(follow(&Dns::new(vec![server.address], 7), &names).await, "mail.test[192.0.2.1]");
+    // One that expired goes along; it has no primary of its own.
+    let with_expired: Vec<&str> = ["expired.test"].into_iter().chain(names.iter().copied()).collect();
+    assert_eq!(follow(&Dns::new(vec![server.address], 7), &with_expired).await, "mail.test[192.0.2.1]");
     server.mx("d31.test", &[(10, "other.test")]);
     assert_eq!(
         follow(&Dns::new(vec![server.address], 7), &names).await,
@@ -143,6 +151,8 @@ async fn while_the_dns_is_down_the_last_answer_leads_the_way() {
     let why = follow(&dns, &["a.test"]).await;
     assert!(why.starts_with("look up a.test: "), "{why}");
     server.breaks(false);
+    // As when a moment has passed.
+    dns.last().0.clear();
     assert_eq!(follow(&dns, &["a.test"]).await, "mail.test[192.0.2.1]");
     server.breaks(true);
     // As when the answers in the cache have had their time.
@@ -165,5 +175,6 @@ async fn servers_that_are_others_now_are_asked() {
     *dns.resolver.lock().unwrap() = Some((nobody, "nobody".to_owned()));
     let why = follow(&dns, &["a.test"]).await;
     assert!(why.starts_with("look up a.test: "), "{why}");
+    dns.last().0.clear();
     assert_eq!(follow(&dns, &["a.test"]).await, "a.test[192.0.2.1]");
 }

@@ -100,12 +100,12 @@ fn one_broken_family_does_not_use_up_all_tries() {
 fn domains_agree_by_name_or_by_address_and_in_order() {
     let of = |records: &[(u16, &str)]| preferred("a.test", resolved(&mx(records)), true).unwrap();
     let one = of(&[(10, "h1.a.test"), (20, "h2.a.test")]);
-    assert!(one.leads_where(&of(&[(5, "h1.a.test"), (6, "h2.a.test")])));
-    assert!(one.leads_where(&of(&[(5, "h1.b.test"), (6, "h2.b.test")])), "other names for the same machines");
+    assert!(one.is_as(&of(&[(5, "h1.a.test"), (6, "h2.a.test")])));
+    assert!(one.is_as(&of(&[(5, "h1.b.test"), (6, "h2.b.test")])), "other names for the same machines");
     for other in
         [&[(10, "h2.a.test"), (20, "h1.a.test")][..], &[(10, "h1.a.test"), (10, "h2.a.test")], &[(10, "h1.a.test")]]
     {
-        assert!(!one.leads_where(&of(other)), "{other:?}");
+        assert!(!one.is_as(&of(other)), "{other:?}");
     }
 }
 
