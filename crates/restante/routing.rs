@@ -121,7 +121,7 @@ impl Checked {
     /// What is doubtful, as lines of the daemon's own log.
     pub(crate) fn tell_doubts(&self) {
         for why in self.doubts.iter().take(DOUBTS_TOLD_MAX) {
-            tracing::warn!("{why}; mail for it waits until that is mended");
+            tracing::warn!("{why}; the probes go on asking");
         }
         let more = self.doubts.len().saturating_sub(DOUBTS_TOLD_MAX);
         if more > 0 {
@@ -163,7 +163,9 @@ pub(crate) async fn check(routes: &[Route], settings: &Settings) -> Checked {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(why))) => checked.loops.push(format!("route {route}: {why}")),
             Ok(Err(why)) => checked.doubts.push(format!("route {route}: {why}")),
-            Err(_late) => checked.doubts.push(format!("route {route}: nobody could tell in time where {target} is")),
+            Err(_late) => {
+                checked.doubts.push(format!("route {route}: the DNS did not tell in time where {target} leads"))
+            }
         }
     }
     checked

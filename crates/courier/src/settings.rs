@@ -6,6 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Domains that are named in a sentence; a route may have hundreds.
+const DOMAINS_NAMED_MAX: usize = 3;
+
 /// Whom to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Target {
@@ -22,12 +25,17 @@ pub enum Target {
 }
 
 impl fmt::Display for Target {
-    /// `host:port`, an IPv6 address in brackets; or `MX of a.test, b.test`.
+    /// `host:port`, an IPv6 address in brackets; or `MX of a.test, b.test`, of many domains `MX of a.test and 99 more`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Host { host, port } => write!(f, "{host}:{port}"),
-            Self::MxOf(domains) => write!(f, "MX of {}", domains.join(", ")),
+            Self::MxOf(domains) => match domains.as_slice() {
+                [first, rest @ ..] if domains.len() > DOMAINS_NAMED_MAX => {
+                    write!(f, "MX of {first} and {} more", rest.len())
+                }
+                some => write!(f, "MX of {}", some.join(", ")),
+            },
         }
     }
 }

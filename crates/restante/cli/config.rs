@@ -94,18 +94,12 @@ fn sentence(config: &Config) -> String {
 }
 
 fn route_in_words(route: &config::Route) -> String {
-    let primary = routing::shown(&routing::targets(route));
-    // A hundred domains have one primary, and are counted elsewhere.
-    let primary = match (route.primary.is_empty(), primary.as_slice()) {
-        (true, [first, _, .., _]) => format!("{first} and {} more", primary.len() - 1),
-        (true, _) => primary.join(", "),
-        (false, _) => primary.join(", then "),
-    };
+    let primary: Vec<String> = routing::targets(route).iter().map(ToString::to_string).collect();
     let recipients = match &route.recipients {
         Some(list) => counted(list.len(), "recipient"),
         None => "any recipient".to_owned(),
     };
-    format!("{} to {primary} ({recipients})", route.name)
+    format!("{} to {} ({recipients})", route.name, primary.join(", then "))
 }
 
 fn counted(n: usize, what: &str) -> String {

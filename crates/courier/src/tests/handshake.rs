@@ -164,6 +164,8 @@ async fn an_idle_connection_that_ended_is_not_taken_from_the_pool() {
 fn an_ipv6_target_does_not_run_into_its_port() {
     assert_eq!(Target::Host { host: "::1".into(), port: 25 }.to_string(), "[::1]:25");
     assert_eq!(Target::Host { host: "mail.example.test".into(), port: 25 }.to_string(), "mail.example.test:25");
+    let mx_of = |n: usize| Target::MxOf((0..n).map(|n| format!("{n}.test")).collect()).to_string();
+    assert_eq!((mx_of(2).as_str(), mx_of(300).as_str()), ("MX of 0.test, 1.test", "MX of 0.test and 299 more"));
 }
 
 #[test]

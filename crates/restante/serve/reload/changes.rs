@@ -57,7 +57,7 @@ fn of_route(old: &Route, new: &Route) -> Vec<String> {
 }
 
 fn whereto(route: &Route) -> String {
-    routing::shown(&routing::targets(route)).join(", ")
+    joined(&routing::targets(route))
 }
 
 /// How a route's recipients changed, if they did.
