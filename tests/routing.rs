@@ -193,9 +193,12 @@ mod needs_root {
         }
         place.configure(&[(&["a.test", "b.test", "*.b.test"], None)]);
         let mut daemon = place.start();
-        let (_, digest) = offer(&daemon, "x@a.test", 1);
+        let (id, digest) = offer(&daemon, "x@a.test", 1);
         assert_eq!(second.wait_for(1)[0].sha256, digest);
         daemon.wait_until_empty();
+        // The daemon is told by the command to follow MX, too.
+        cli(&place.data(), &["replay", "--id", &id, "--reason", "its disk died"]).expect_code(0);
+        second.wait_for(2);
         let line = cli(&place.data(), &["log"]).expect_code(0).out;
         assert!(line.contains("relay=second.test[127.44.1.2]:25"), "{line}");
         // The courier's connection ends after a while; a stop ends it now.
