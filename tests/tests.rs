@@ -66,6 +66,8 @@ mod replay;
 #[cfg(test)]
 mod retention;
 #[cfg(test)]
+mod routing;
+#[cfg(test)]
 #[path = "dialogue/script.rs"]
 mod script;
 #[cfg(test)]

@@ -6,6 +6,7 @@ mod config;
 mod import;
 mod merge;
 mod replay;
+mod routing;
 mod serve;
 
 use clap::Parser as _;

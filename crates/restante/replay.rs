@@ -150,12 +150,12 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Of the journal in `storage`; `us` is what we call ourselves.
-    pub(crate) fn new(order: Order, us: String, storage: DirStorage, primaries: Vec<Vec<Target>>) -> Self {
+    /// Of the journal in `storage`; connects as `settings` say.
+    pub(crate) fn new(order: Order, settings: Settings, storage: DirStorage, primaries: Vec<Vec<Target>>) -> Self {
         let primary = |next_hops| Primary { next_hops, connection: None, broken_in_a_row: 0, is_left: false };
         Self {
             order,
-            settings: Settings::new(us),
+            settings,
             reader: Reader::new(storage),
             primaries: primaries.into_iter().map(primary).collect(),
             seed: clock::entropy(),

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod daemon;
+pub mod dns;
 pub mod exim;
 pub mod ledger;
 pub mod load;
@@ -16,6 +17,7 @@ pub mod trace;
 
 pub use client::{Client, Message, Reply, queued_id, stuffed};
 pub use daemon::{Daemon, Serve};
+pub use dns::Dns;
 pub use ledger::Ledger;
 pub use sink::{Received, Sink};
 pub use small::Small;

@@ -81,6 +81,16 @@ impl Sink {
         }
     }
 
+    /// Reserves port 25 of an address, where MX records lead. Needs root; the address is one that no other test has.
+    pub fn closed_at(ip: &str) -> Self {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        let address = SocketAddr::new(ip.parse().unwrap(), 25);
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&address.into()).unwrap_or_else(|e| panic!("cannot have {address}: {e}"));
+        let (socket, state, goes_on) = (Arc::new(socket), Arc::default(), Arc::default());
+        Self { port: address.port(), socket, state, goes_on, acceptor: None }
+    }
+
     /// Reserved and open.
     pub fn opened() -> Self {
         let mut sink = Self::closed();

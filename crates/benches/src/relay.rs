@@ -29,7 +29,7 @@ pub(crate) fn bench(criterion: &mut Criterion) {
 fn relay(ledger: Ledger, probe: Result<(), String>) -> Relay {
     let settings = RouteSettings {
         name: RouteName::new(ROUTE),
-        domains: vec![DomainName::parse("example.test").unwrap()],
+        domains: vec![DomainName::parse("example.test").unwrap().into()],
         next_hops: vec!["mail.example.test:25".into()],
         recipients: None,
         max_connections: MAX_CONNECTIONS_DEFAULT,

@@ -1,8 +1,9 @@
-//! From a name to a connection that has said EHLO, encrypted where that works. Tries each address in turn, in clear once
-//! more where encryption broke it; follows no MX and never tries again otherwise.
+//! From a name to a connection that has said EHLO, encrypted where that works. Tries each host and address in turn, in clear
+//! once more where encryption broke it; never tries again otherwise, and never connects to ourselves.
 
 use crate::connection::Mail;
 use crate::failure::{Failure, Stage, describe};
+use crate::mx::{NextHost, NoHop};
 use crate::reply_reader::VerbatimReply;
 use crate::stream::Stream;
 use crate::wire::Wire;
@@ -16,6 +17,11 @@ use tokio::time::timeout;
 
 /// RFC 5321 section 5.1 wants at least two tried; more than this only adds connect timeouts when all are down.
 const ADDRESSES_MAX: usize = 8;
+/// SMTP's, where MX records tell the host.
+const SMTP_PORT: u16 = 25;
+/// Of several addresses of mail hosts, each is given so long for the TCP handshake: three SYNs. With more, a probe's twenty
+/// seconds would be over before the second host of a domain whose first one is silent.
+const ONE_OF_SEVERAL_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Why there is no connection. With several addresses: of the one where we got furthest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -27,6 +33,17 @@ pub enum ConnectError {
         host: String,
         /// The resolver's words.
         reason: String,
+    },
+    /// MX records lead nowhere.
+    #[error(transparent)]
+    NoHop(#[from] NoHop),
+    /// Mail sent there would come back.
+    #[error("{host} is ourselves: it leads to {addr}, where we listen")]
+    Loop {
+        /// As configured.
+        host: String,
+        /// Its address.
+        addr: SocketAddr,
     },
     /// The TCP handshake failed.
     #[error("connect to {addr}: {reason}")]
@@ -77,7 +94,7 @@ impl ConnectError {
     /// How far we got: the most telling of several errors is the furthest.
     fn progress(&self) -> u8 {
         match self {
-            Self::Resolve { .. } => 0,
+            Self::Resolve { .. } | Self::NoHop(_) | Self::Loop { .. } => 0,
             Self::Connect { .. } => 1,
             Self::Timeout { .. } | Self::Closed { .. } | Self::Protocol { .. } => 2,
             Self::Greeting(_) => 3,
@@ -146,27 +163,69 @@ struct Greeted {
 /// Connects to `target`, says EHLO, or HELO to a server that does not know EHLO, and encrypts as [`Settings::tls`] says.
 pub async fn connect(target: &Target, settings: &Settings) -> Result<Connection, ConnectError> {
     let started = Instant::now();
-    let unresolved = |reason| ConnectError::Resolve { host: target.host.clone(), reason };
-    let lookup = timeout(settings.resolve_timeout, lookup_host((target.host.as_str(), target.port)));
-    let addresses = match lookup.await {
-        Ok(Ok(addresses)) => addresses,
-        Ok(Err(error)) => return Err(unresolved(describe(&error))),
-        Err(_) => return Err(ConnectError::Timeout { stage: Stage::Resolve }),
-    };
-    let mut furthest = unresolved("it has no address".into());
-    for addr in addresses.take(ADDRESSES_MAX) {
-        match open(addr, &target.host, settings).await {
+    let addresses = resolve(target, settings).await?;
+    let several =
+        Settings { connect_timeout: settings.connect_timeout.min(ONE_OF_SEVERAL_TIMEOUT), ..settings.clone() };
+    let is_one_of_several = matches!(target, Target::MxOf(_)) && addresses.len() > 1;
+    let mut furthest: Option<ConnectError> = None;
+    for (host, addr) in addresses {
+        match open(addr, &host, if is_one_of_several { &several } else { settings }).await {
             Ok(Greeted { wire, extensions, tls, tls_failure }) => {
-                let next_hop = NextHop { host: target.host.clone(), ip: addr.ip(), port: addr.port(), tls };
+                let next_hop = NextHop { host, ip: addr.ip(), port: addr.port(), tls };
                 let connect_ms = milliseconds(started.elapsed());
                 let settings = settings.clone();
                 return Ok(Connection::new(wire, extensions, next_hop, tls_failure, connect_ms, settings));
             }
-            Err(error) if error.progress() > furthest.progress() => furthest = error,
+            Err(error) if furthest.as_ref().is_none_or(|before| error.progress() > before.progress()) => {
+                furthest = Some(error);
+            }
             Err(_) => {}
         }
     }
-    Err(furthest)
+    let nowhere = || ConnectError::Resolve { host: target.to_string(), reason: "it has no address".into() };
+    Err(furthest.unwrap_or_else(nowhere))
+}
+
+/// Whether mail to `target` would only come back: a name for ourselves, or MX records in which nobody is preferred over us.
+/// In words, if so. Where the DNS does not tell, nobody knows.
+///
+/// # Errors
+/// Whatever else keeps mail from going there, as far as names tell.
+pub async fn leads_only_to_us(target: &Target, settings: &Settings) -> Result<Option<String>, ConnectError> {
+    match resolve(target, settings).await {
+        Ok(_) => Ok(None),
+        Err(why @ (ConnectError::Loop { .. } | ConnectError::NoHop(NoHop::OnlyUs { .. }))) => Ok(Some(why.to_string())),
+        Err(why) => Err(why),
+    }
+}
+
+/// Where to connect to, in order, each with the name of its host. Never empty, and never ourselves.
+async fn resolve(target: &Target, settings: &Settings) -> Result<Vec<(String, SocketAddr)>, ConnectError> {
+    match target {
+        Target::Host { host, port } => named(host, *port, settings).await,
+        Target::MxOf(domains) => {
+            let Settings { dns, hostname, ourselves, .. } = settings;
+            let hosts = dns.next_hosts(domains, hostname, ourselves).await?;
+            let all = hosts.into_iter().flat_map(|NextHost { host, addresses }| {
+                addresses.into_iter().map(move |address| (host.clone(), SocketAddr::new(address, SMTP_PORT)))
+            });
+            Ok(all.take(ADDRESSES_MAX).collect())
+        }
+    }
+}
+
+/// By the system's resolver: `/etc/hosts` counts.
+async fn named(host: &str, port: u16, settings: &Settings) -> Result<Vec<(String, SocketAddr)>, ConnectError> {
+    let unresolved = |reason| ConnectError::Resolve { host: host.to_owned(), reason };
+    let addresses: Vec<SocketAddr> = match timeout(settings.resolve_timeout, lookup_host((host, port))).await {
+        Ok(Ok(addresses)) => addresses.take(ADDRESSES_MAX).collect(),
+        Ok(Err(error)) => return Err(unresolved(describe(&error))),
+        Err(_) => return Err(ConnectError::Timeout { stage: Stage::Resolve }),
+    };
+    let first = addresses.first().copied().ok_or_else(|| unresolved("it has no address".into()))?;
+    let others = addresses.into_iter().filter(|addr| !settings.ourselves.listens_on(*addr));
+    let others: Vec<_> = others.map(|addr| (host.to_owned(), addr)).collect();
+    if others.is_empty() { Err(ConnectError::Loop { host: host.to_owned(), addr: first }) } else { Ok(others) }
 }
 
 /// Connects and greets; encrypted if the server offers that and it works.

@@ -1,22 +1,42 @@
 //! Whom we talk to and how long we wait. Plain values: nothing is read or resolved here.
 
+use crate::dns::Dns;
+use crate::ourselves::Ourselves;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-/// A server to connect to.
+/// Domains that are named in a sentence; a route may have hundreds.
+const DOMAINS_NAMED_MAX: usize = 3;
+
+/// Whom to connect to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Target {
-    /// A name (A and AAAA are followed, MX is not) or an IP address without brackets.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
+pub enum Target {
+    /// A server that an operator named.
+    Host {
+        /// A name (A and AAAA are followed, `/etc/hosts` too, MX is not) or an IP address without brackets.
+        host: String,
+        /// TCP port.
+        port: u16,
+    },
+    /// The mail hosts of all these domains, which must be the same, as far as they are preferred over us (RFC 5321 section
+    /// 5.1); on port 25. Domains in lower case.
+    MxOf(Vec<String>),
 }
 
 impl fmt::Display for Target {
-    /// `host:port`; an IPv6 address in brackets.
+    /// `host:port`, an IPv6 address in brackets; or `MX of a.test, b.test`, of many domains `MX of a.test and 99 more`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { host, port } = self;
-        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+        match self {
+            Self::Host { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Host { host, port } => write!(f, "{host}:{port}"),
+            Self::MxOf(domains) => match domains.as_slice() {
+                [first, rest @ ..] if domains.len() > DOMAINS_NAMED_MAX => {
+                    write!(f, "MX of {first} and {} more", rest.len())
+                }
+                some => write!(f, "MX of {}", some.join(", ")),
+            },
+        }
     }
 }
 
@@ -30,13 +50,17 @@ pub enum TlsPolicy {
 }
 
 /// Our name and the limits on waiting. [`Settings::new`] gives the values of RFC 5321 section 4.5.3.2.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// What we call ourselves in EHLO: a domain name, or an address literal with brackets.
     pub hostname: String,
     /// Whether to encrypt.
     pub tls: TlsPolicy,
-    /// Looking up the target's name.
+    /// What is asked for MX records.
+    pub dns: Arc<Dns>,
+    /// Where no connection may lead.
+    pub ourselves: Ourselves,
+    /// Looking up the name of a server that was named.
     pub resolve_timeout: Duration,
     /// The TCP handshake with one address.
     pub connect_timeout: Duration,
@@ -61,12 +85,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// The standard's limits, under the name `hostname`.
+    /// The standard's limits, under the name `hostname`; the system's DNS, and no listener.
     pub fn new(hostname: String) -> Self {
         const MINUTE_S: u64 = 60;
         Self {
             hostname,
             tls: TlsPolicy::Opportunistic,
+            dns: Dns::new(Vec::new(), 0),
+            ourselves: Ourselves::default(),
             // glibc's resolver gives up by itself after 2 rounds of 5 s over at most 3 name servers.
             resolve_timeout: Duration::from_secs(30),
             // SYN is repeated after 1, 3 and 7 s: whoever is silent to four of them is down, and a backup MX should

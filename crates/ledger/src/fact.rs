@@ -276,9 +276,9 @@ pub struct Served {
 pub struct RouteRecord {
     /// Its name.
     pub name: String,
-    /// The domains it takes mail for.
+    /// The domains it takes mail for: names, or `*.` and a name for all below it.
     pub domains: Vec<String>,
-    /// Next hops in order of preference, each `host:port`.
+    /// Next hops in order of preference, each `host:port`; none: the MX of the domains were followed.
     pub primary: Vec<String>,
 }
 

@@ -105,8 +105,12 @@ impl Ledger {
 
     /// A daemon starts: the one before was there until its last record at least.
     fn begins(&mut self, served: &Served) {
-        self.watches.values_mut().for_each(|watch| watch.ended(self.seen_at));
-        (self.served, self.seen_at) = (Some(served.clone()), served.at);
+        // The record of a start is written again, with its time, when the segment leaves that has it.
+        if self.served.as_ref().is_none_or(|before| before.at != served.at) {
+            self.watches.values_mut().for_each(|watch| watch.ended(self.seen_at));
+            self.seen_at = served.at;
+        }
+        self.served = Some(served.clone());
     }
 
     fn watched(&mut self, watched: &Watched) {

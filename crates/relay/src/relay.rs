@@ -472,6 +472,7 @@ impl Relay {
             let counts = lane.schedule.counts();
             RouteStatus {
                 name: lane.name.clone(),
+                next_hops: lane.next_hops.clone(),
                 state: lane.state(),
                 since: lane.since(),
                 reason: lane.reason().to_owned(),

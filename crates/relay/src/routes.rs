@@ -1,8 +1,9 @@
 //! The route table and admission: is this recipient ours, and which route takes it?
 //!
 //! Built once from the configuration and then only read, so every session shares it. It never looks anything up
-//! elsewhere, and no table lets mail for strangers through: a domain that is not listed is not ours.
+//! elsewhere, and no table lets mail for strangers through: a domain that is not listed, or below a listed `*.`, is not ours.
 
+use crate::DomainPattern;
 use restante_envelope::{DomainName, ForwardPath, RouteName};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +22,9 @@ pub struct RouteSettings {
     /// Its name, unlike any other's.
     pub name: RouteName,
     /// The domains it takes mail for; at least one.
-    pub domains: Vec<DomainName>,
-    /// Next hops in order of preference, each `host:port`, to be shown. Empty if they follow from MX records.
+    pub domains: Vec<DomainPattern>,
+    /// Where its mail goes, to be shown: next hops in order of preference, each `host:port`; or in words whose MX is
+    /// followed.
     pub next_hops: Vec<String>,
     /// The addresses that exist, in any order; none: take any.
     pub recipients: Option<Vec<String>>,
@@ -65,8 +67,8 @@ pub enum RouteError {
     /// A domain is listed twice, in two routes or in one.
     #[error("domain {domain} is listed twice: in route {first} and in route {second}")]
     SameDomain {
-        /// The domain.
-        domain: DomainName,
+        /// The domain, or the wildcard.
+        domain: DomainPattern,
         /// The route that lists it first.
         first: RouteName,
         /// The route that lists it again.
@@ -91,7 +93,9 @@ pub enum Admit {
 #[derive(Debug, Clone)]
 pub struct Routes {
     routes: Vec<RouteSettings>,
-    by_domain: BTreeMap<DomainName, usize>,
+    exact: BTreeMap<Box<str>, usize>,
+    /// By the domain above all that are meant.
+    below: BTreeMap<Box<str>, usize>,
 }
 
 impl Routes {
@@ -101,7 +105,7 @@ impl Routes {
             return Err(RouteError::NoRoute);
         }
         let mut names = BTreeMap::new();
-        let mut owners: BTreeMap<DomainName, (usize, RouteName)> = BTreeMap::new();
+        let mut owners: BTreeMap<DomainPattern, (usize, RouteName)> = BTreeMap::new();
         for (index, route) in routes.iter_mut().enumerate() {
             let name = &route.name;
             if names.insert(name.clone(), index).is_some() {
@@ -125,24 +129,40 @@ impl Routes {
                 known.dedup();
             }
         }
-        let by_domain = owners.into_iter().map(|(domain, (index, _))| (domain, index)).collect();
-        Ok(Self { routes, by_domain })
+        let (mut exact, mut below) = (BTreeMap::new(), BTreeMap::new());
+        for (domain, (index, _)) in owners {
+            let table = if matches!(domain, DomainPattern::Exact(_)) { &mut exact } else { &mut below };
+            table.insert(domain.name().as_str().into(), index);
+        }
+        Ok(Self { routes, exact, below })
     }
 
     /// The route that takes this domain's mail.
     pub fn of_domain(&self, domain: &DomainName) -> Option<&RouteName> {
-        self.by_domain.get(domain).and_then(|index| self.routes.get(*index)).map(|route| &route.name)
+        self.taking(domain.as_str()).map(|route| &route.name)
     }
 
-    /// Whether we take mail for `path`. The domain must match exactly, in any case; so must the whole address where
-    /// the route lists its recipients, but for the mailbox `postmaster` (RFC 5321 section 4.5.1).
+    /// By the most specific entry: the domain itself, else the longest wildcard above it. A domain has 128 labels at most
+    /// (RFC 1035 section 2.3.4), so as many looks do.
+    fn taking(&self, domain: &str) -> Option<&RouteSettings> {
+        let mut found = self.exact.get(domain);
+        let mut above = domain.split_once('.').filter(|_| !self.below.is_empty());
+        while let (None, Some((_, name))) = (found, above) {
+            found = self.below.get(name);
+            above = name.split_once('.');
+        }
+        found.and_then(|index| self.routes.get(*index))
+    }
+
+    /// Whether we take mail for `path`. The domain must be listed or below a listed `*.`, in any case; where the route
+    /// lists its recipients, the whole address must be, but for the mailbox `postmaster` (RFC 5321 section 4.5.1).
     pub fn admit(&self, path: &ForwardPath) -> Admit {
         let Some(domain) = path.domain() else {
             // The bare `postmaster`: there is no other path without a domain.
             return self.routes.first().map_or(Admit::NotOurs, |route| Admit::Accept(route.name.clone()));
         };
-        let ours = DomainName::parse(domain).ok().and_then(|domain| self.by_domain.get(&domain));
-        let Some(route) = ours.and_then(|index| self.routes.get(*index)) else { return Admit::NotOurs };
+        let ours = DomainName::parse(domain).ok();
+        let Some(route) = ours.and_then(|domain| self.taking(domain.as_str())) else { return Admit::NotOurs };
         if path.has_sender_specified_route() {
             return Admit::SenderSpecifiedRoute;
         }
@@ -177,7 +197,7 @@ mod tests {
     fn route(name: &str, domains: &[&str], recipients: Option<&[&str]>) -> RouteSettings {
         RouteSettings {
             name: RouteName::new(name),
-            domains: domains.iter().map(|d| DomainName::parse(d).unwrap()).collect(),
+            domains: domains.iter().map(|d| DomainPattern::parse(d).unwrap()).collect(),
             next_hops: vec!["mail.test:25".into()],
             recipients: recipients.map(|r| r.iter().map(|a| (*a).to_string()).collect()),
             max_connections: MAX_CONNECTIONS_DEFAULT,
@@ -284,16 +304,74 @@ mod tests {
         assert_eq!(
             error(vec![route("a", &["a.test"], None), route("b", &["A.test"], None)]),
             RouteError::SameDomain {
-                domain: DomainName::parse("a.test").unwrap(),
+                domain: DomainPattern::parse("a.test").unwrap(),
                 first: name("a"),
                 second: name("b")
             }
         );
+        let twice = RouteError::SameDomain {
+            domain: DomainPattern::parse("*.a.test").unwrap(),
+            first: name("a"),
+            second: name("b"),
+        };
+        assert_eq!(error(vec![route("a", &["a.test", "*.a.test"], None), route("b", &["*.A.test"], None)]), twice);
         let none = RouteSettings { max_connections: 0, ..route("a", &["a.test"], None) };
         assert_eq!(error(vec![none]), RouteError::NoConnection(name("a")));
     }
 
+    #[test]
+    fn the_most_specific_entry_takes_the_mail() {
+        let routes = Routes::new(vec![
+            route("wide", &["*.example.com"], None),
+            route("lab", &["*.lab.example.com", "lab.example.com"], None),
+            route("one", &["one.lab.example.com"], Some(&["info@one.lab.example.com"])),
+        ])
+        .unwrap();
+        let admit = |path: &str| routes.admit(&ForwardPath::parse(path).unwrap());
+        for (path, name) in [
+            ("a@sub.example.com", "wide"),
+            ("a@deep.deep.deep.EXAMPLE.com", "wide"),
+            ("a@lab.example.com", "lab"),
+            ("a@two.lab.example.com", "lab"),
+            ("a@below.one.lab.example.com", "lab"),
+            ("info@one.lab.example.com", "one"),
+        ] {
+            assert_eq!(admit(path), taken_by(name), "{path}");
+        }
+        // A list of the most specific entry holds: nobody gets round it by the wildcard.
+        assert_eq!(admit("other@one.lab.example.com"), Admit::UnknownRecipient);
+        for path in ["a@example.com", "a@xexample.com", "a@sub.example.com.org", "a@com", "a@[127.0.0.1]"] {
+            assert_eq!(admit(path), Admit::NotOurs, "{path}");
+        }
+        let longest = format!("a@{}example.com", "x.".repeat(120));
+        assert_eq!(
+            admit(&longest),
+            if ForwardPath::parse(&longest).is_ok() { taken_by("wide") } else { Admit::NotOurs }
+        );
+    }
+
+    /// All that is short and made of two labels in several depths, so that names, entries and wildcards meet often.
+    const SHORT_NAME: &str = "([ab]\\.){0,3}[ab]\\.[ab]";
+
     proptest! {
+        #[test]
+        fn an_address_is_admitted_exactly_if_the_most_specific_entry_says_so(
+            entries in prop::collection::btree_set((any::<bool>(), SHORT_NAME), 1..12),
+            domain in SHORT_NAME,
+        ) {
+            let text = |(star, name): &(bool, String)| if *star { format!("*.{name}") } else { name.clone() };
+            let settings = entries.iter().enumerate().map(|(n, entry)| route(&n.to_string(), &[&text(entry)], None));
+            let routes = Routes::new(settings.collect()).unwrap();
+            // Naively: of all entries that mean the domain, an exact one, else the longest.
+            let means = |(star, name): &(bool, String)| match star {
+                true => domain.ends_with(&format!(".{name}")),
+                false => domain == *name,
+            };
+            let best = entries.iter().enumerate().filter(|(_, entry)| means(entry)).max_by_key(|(_, (star, name))| (!star, name.len()));
+            let expected = best.map_or(Admit::NotOurs, |(n, _)| taken_by(&n.to_string()));
+            prop_assert_eq!(routes.admit(&ForwardPath::parse(&format!("a@{domain}")).unwrap()), expected);
+        }
+
         #[test]
         fn only_listed_domains_are_admitted(local in "[a-zA-Z.%!+]{1,12}", domain in "([a-z]{1,3}\\.){0,2}(example|school)\\.(com|test|org)") {
             if let Ok(path) = ForwardPath::parse(&format!("{local}@{domain}")) {

@@ -139,6 +139,8 @@ impl Counts {
 pub struct RouteStatus {
     /// The route.
     pub name: RouteName,
+    /// Where its mail goes, as in [`RouteSettings::next_hops`](crate::RouteSettings::next_hops).
+    pub next_hops: Vec<String>,
     /// Its primary's state.
     pub state: RouteState,
     /// Since when.

@@ -69,7 +69,7 @@ fn deferred(n: u128) -> Outcome {
 fn relay() -> Relay {
     let route = RouteSettings {
         name: RouteName::new("a"),
-        domains: vec![DomainName::parse("a.test").unwrap()],
+        domains: vec![DomainName::parse("a.test").unwrap().into()],
         next_hops: Vec::new(),
         recipients: None,
         max_connections: 20,

@@ -4,6 +4,7 @@ use super::args::{Cli, Config as Command};
 use super::exit;
 use super::output::Output;
 use crate::config::{self, Config, Invalid, Setting, Value, toml_string};
+use crate::routing;
 use crate::serve::tls;
 use serde_json::json;
 
@@ -58,7 +59,7 @@ fn say_valid(config: &Config, output: Output) {
         let route = |route: &config::Route| {
             json!({
                 "name": route.name, "domains": route.domains.len(),
-                "primary": route.primary.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "primary": routing::shown(&routing::targets(route)),
                 "recipients": route.recipients.as_ref().map(Vec::len),
             })
         };
@@ -93,7 +94,7 @@ fn sentence(config: &Config) -> String {
 }
 
 fn route_in_words(route: &config::Route) -> String {
-    let primary: Vec<String> = route.primary.iter().map(ToString::to_string).collect();
+    let primary: Vec<String> = routing::targets(route).iter().map(ToString::to_string).collect();
     let recipients = match &route.recipients {
         Some(list) => counted(list.len(), "recipient"),
         None => "any recipient".to_owned(),
@@ -129,7 +130,7 @@ fn object(setting: &Setting) -> serde_json::Value {
         (section, None) => format!("{section}.{}", setting.key),
     };
     let value = match &setting.value {
-        Value::Text(text) => json!(text),
+        Value::Text(text) | Value::Inline(text) => json!(text),
         Value::Number(number) => json!(number),
         Value::List(list) => json!(list),
         Value::Unset(_) => json!(null),
@@ -152,6 +153,7 @@ fn as_toml(settings: &[Setting]) -> String {
         let (key, origin) = (setting.key, super::log_line::printable(&setting.origin));
         let value = match &setting.value {
             Value::Text(text) => toml_string(text),
+            Value::Inline(text) => text.clone(),
             Value::Number(number) => number.to_string(),
             Value::List(list) => {
                 format!("[{}]", list.iter().map(|text| toml_string(text)).collect::<Vec<_>>().join(", "))

@@ -10,6 +10,7 @@ use super::progress::{Progress, Unit};
 use crate::clock;
 use crate::config::{self, Config, HostPort, Invalid};
 use crate::replay::connect_to_any;
+use crate::routing;
 use crate::serve::attempt::{self, Job, Message, Tried};
 use crate::serve::log::{Line, LogHandle};
 use restante_courier::{Connection, Settings, Target};
@@ -29,8 +30,8 @@ const TRIES: u32 = 2;
 
 /// What is to be delivered, and whereto.
 pub(crate) struct Plan {
-    /// What we call ourselves.
-    pub(crate) us: String,
+    /// As whom we connect, and how.
+    pub(crate) settings: Settings,
     pub(crate) routes: Vec<RoutePlan>,
 }
 
@@ -89,7 +90,7 @@ pub(crate) fn plan(cli: &Cli, to: Option<&HostPort>, ledger: &Ledger) -> Result<
     for (index, (jobs, newest)) in jobs(ledger) {
         let Some(name) = ledger.route(index).cloned() else { continue };
         let next_hops = match to {
-            Some(to) => vec![target(to)],
+            Some(to) => vec![routing::target(to)],
             None => next_hops(&name, config.as_ref(), served),
         };
         routes.push(RoutePlan { name, next_hops, jobs, newest });
@@ -97,21 +98,17 @@ pub(crate) fn plan(cli: &Cli, to: Option<&HostPort>, ledger: &Ledger) -> Result<
     if !routes.is_empty() && routes.iter().all(|route| route.next_hops.is_empty()) {
         return Err(NoPlan::NoPrimary(routes.into_iter().map(|route| route.name).collect()));
     }
-    Ok(Plan { us: us.unwrap_or("localhost").to_owned(), routes })
-}
-
-pub(crate) fn target(address: &HostPort) -> Target {
-    Target { host: address.host.clone(), port: address.port }
+    let us = us.unwrap_or("localhost").to_owned();
+    Ok(Plan { settings: routing::without_daemon(config.as_ref(), us, clock::entropy()), routes })
 }
 
 pub(crate) fn next_hops(name: &RouteName, config: Option<&Config>, served: Option<&Served>) -> Vec<Target> {
     let configured = config.and_then(|config| config.routes.iter().find(|route| route.name == name.as_str()));
     if let Some(route) = configured {
-        return route.primary.iter().map(target).collect();
+        return routing::targets(route);
     }
     let recorded = served.and_then(|served| served.routes.iter().find(|route| route.name == name.as_str()));
-    let addresses = recorded.map(|route| route.primary.as_slice()).unwrap_or_default();
-    addresses.iter().filter_map(|address| address.parse::<HostPort>().ok()).map(|address| target(&address)).collect()
+    recorded.map(routing::recorded).unwrap_or_default()
 }
 
 /// What can be tried, by route.
@@ -152,7 +149,7 @@ pub(crate) fn run(plan: Plan, book: &mut Book, log: Option<&LogHandle>, output: 
             reader: Reader::new(book.storage().clone()),
             book,
             log,
-            settings: Settings::new(plan.us),
+            settings: plan.settings,
             seed: clock::entropy(),
             progress: Progress::new(output, "deliver", Unit::Messages, messages),
             interrupts,

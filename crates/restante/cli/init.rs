@@ -10,7 +10,7 @@ use super::exit;
 use super::output::Output;
 use crate::config::{self, HostPort, HostPortError, Invalid, toml_string};
 use anyhow::{Context as _, bail};
-use restante_envelope::DomainName;
+use restante_relay::DomainPattern;
 use serde_json::json;
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, BufRead, IsTerminal as _, Read as _, Write as _};
@@ -30,7 +30,7 @@ const FILE_MODE: u32 = 0o644;
 #[derive(Debug, PartialEq, Eq)]
 struct Answers {
     hostname: String,
-    domains: Vec<DomainName>,
+    domains: Vec<DomainPattern>,
     primary: HostPort,
     /// As it will stand in the file.
     recipients: Option<PathBuf>,
@@ -214,8 +214,13 @@ fn toml(answers: &Answers, path: &Path, data: Option<&Path>) -> anyhow::Result<S
     ))
 }
 
-fn first(domains: &[DomainName]) -> &str {
-    domains.first().map_or("example.com", DomainName::as_str)
+/// A domain that the route takes mail for.
+fn first(domains: &[DomainPattern]) -> String {
+    match domains.first() {
+        Some(DomainPattern::Exact(domain)) => domain.to_string(),
+        Some(DomainPattern::Below(domain)) => format!("office.{domain}"),
+        None => "example.com".to_owned(),
+    }
 }
 
 /// A new file, whole or not at all.
@@ -241,7 +246,7 @@ fn tell(answers: &Answers, path: &Path, output: Output) {
         ),
         format!("restante log -f --config {file}"),
     ];
-    let domains: Vec<&str> = answers.domains.iter().map(DomainName::as_str).collect();
+    let domains: Vec<String> = answers.domains.iter().map(ToString::to_string).collect();
     let dns = advice::dns(&answers.hostname, &domains);
     let primary = advice::primary(&answers.hostname);
     if output.json {

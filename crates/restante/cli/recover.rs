@@ -219,7 +219,7 @@ fn start_log(dir: &Path, book: &Book, plan: Option<&Plan>, output: Output) -> Op
         return None;
     }
     let served = book.ledger.served().map(|served| served.hostname.as_str());
-    let node = plan.map(|plan| plan.us.as_str()).or(served).unwrap_or("localhost");
+    let node = plan.map(|plan| plan.settings.hostname.as_str()).or(served).unwrap_or("localhost");
     // The cursor stays: what the crash kept from the log is for the next start to tell, before what is told now.
     match log::start(dir.join("log"), node.to_owned(), Arc::new(Metrics::default()), LogLimits::default(), None) {
         Ok(log) => {

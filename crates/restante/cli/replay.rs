@@ -22,6 +22,7 @@ use super::{exit, owner};
 use crate::clock;
 use crate::config::{self, Config, Invalid};
 use crate::replay::{Item, Order, Tally};
+use crate::routing;
 use account::{Account, Plan};
 use anyhow::Context as _;
 use hand::{Hand, Interrupts};
@@ -159,7 +160,9 @@ fn work(
     let us = us.filter(|us| !us.is_empty()).unwrap_or_else(|| "localhost".to_owned());
     let interrupts = Interrupts::listen().context("cannot listen for signals")?;
     let mut hand = match book {
-        Some(book) => Hand::ours(order, us, book, &primaries)?,
+        Some(book) => {
+            Hand::ours(order, routing::without_daemon(config.as_ref(), us, clock::entropy()), book, &primaries)?
+        }
         None => match Hand::daemon(cli, order, end, &primaries) {
             Ok(hand) => hand,
             Err(no) => {
@@ -191,7 +194,7 @@ fn primaries(
     is_live: bool,
 ) -> Vec<Vec<Target>> {
     let of = |route: &RouteName| match &args.to {
-        Some(to) => vec![deliver::target(to)],
+        Some(to) => vec![routing::target(to)],
         None => {
             let running = if is_live { deliver::next_hops(route, None, served) } else { Vec::new() };
             if running.is_empty() { deliver::next_hops(route, config, served) } else { running }

@@ -10,6 +10,9 @@ use serde_json::Value;
 /// What is further away is nothing to tell each time: a year.
 const SAID_WITHIN_S: u64 = 365 * 86_400;
 
+/// Servers, or domains whose MX is followed, that are named behind the first; of more, the number says more.
+const TARGETS_NAMED_MAX: usize = 2;
+
 pub(crate) fn run(cli: &Cli, daemon: &Daemon, output: Output) -> u8 {
     let asked = Client::new(cli, daemon.admin.as_ref()).and_then(|c| c.ask(hyper::Method::GET, "/api/v1/status"));
     let answer = match asked {
@@ -64,6 +67,16 @@ fn route_in_words(route: &Value) -> String {
     let mut line = format!("{name}: {state} since {}", text(route, "since"));
     if let Some(reason) = route.get("reason").and_then(Value::as_str) {
         line += &format!(" ({reason})");
+    }
+    let to: Vec<&str> =
+        route.get("primary").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+    match to.as_slice() {
+        [] => {}
+        [one] => line += &format!(", to {one}"),
+        [first, rest @ ..] if rest.len() > TARGETS_NAMED_MAX => {
+            line += &format!(", to {first} and {} more", rest.len())
+        }
+        some => line += &format!(", to {}", some.join(", ")),
     }
     let pending = number(route, "pending");
     if pending == 0 {
@@ -120,6 +133,10 @@ mod tests {
             "office: down since 2026-11-22T14:53:20.118Z (connect to 127.0.0.1:25: connection refused), \
              3 pending, 2.0 KiB, 2 waiting, 1 on hold, oldest 1 min 30 s"
         );
+        let followed = |n: usize| (0..n).map(|n| format!("MX of {n}.test")).collect::<Vec<_>>();
+        let route = |n| json!({"name": "office", "state": "up", "since": "x", "pending": 0, "primary": followed(n)});
+        assert_eq!(route_in_words(&route(1)), "office: up since x, to MX of 0.test, nothing pending");
+        assert_eq!(route_in_words(&route(9)), "office: up since x, to MX of 0.test and 8 more, nothing pending");
         let quiet = json!({"name": "office", "state": "up", "since": "x", "pending": 0});
         assert_eq!(route_in_words(&quiet), "office: up since x, nothing pending");
     }

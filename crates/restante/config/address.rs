@@ -134,6 +134,14 @@ pub(super) fn listen_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| form.to_owned())
 }
 
+/// A DNS server: an IP address, and a port if it is not 53 (RFC 1035 section 4.2).
+pub(super) fn dns_server(text: &str) -> Result<SocketAddr, String> {
+    const DNS_PORT: u16 = 53;
+    let form = "a DNS server is IP or IP:PORT, such as \"127.0.0.1\" or \"[::1]:5353\"";
+    let address = text.parse().or_else(|_| text.parse().map(|ip: IpAddr| SocketAddr::new(ip, DNS_PORT)));
+    address.ok().filter(|address| address.port() != 0).ok_or_else(|| form.to_owned())
+}
+
 /// A block of IP addresses, e.g. `127.0.0.0/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Network {
@@ -254,6 +262,16 @@ mod tests {
             ("mail.example.com:25", "[::]:25"),
         ] {
             assert!(!back(primary, listen), "{primary} {listen}");
+        }
+    }
+
+    #[test]
+    fn a_dns_server_is_an_address_and_never_a_name() {
+        for (text, server) in [("127.0.0.1", "127.0.0.1:53"), ("::1", "[::1]:53"), ("[::1]:5353", "[::1]:5353")] {
+            assert_eq!(dns_server(text), Ok(server.parse().unwrap()));
+        }
+        for bad in ["", "localhost", "127.0.0.1:0", "127.0.0.1:x", "1.1"] {
+            assert!(dns_server(bad).is_err(), "{bad}");
         }
     }
 

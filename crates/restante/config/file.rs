@@ -37,8 +37,8 @@ const A_MINUTE: RangeInclusive<u32> = 0..=10_000_000;
 
 pub(super) const ROOT: Keys = Keys {
     title: "",
-    known: &["hostname", "journal", "smtp", "tls", "admin", "limits", "log", "route"],
-    reserved: &["metrics", "status", "notify", "dns", "cluster"],
+    known: &["hostname", "journal", "smtp", "tls", "admin", "limits", "log", "dns", "route"],
+    reserved: &["metrics", "status", "notify", "cluster"],
 };
 const JOURNAL: Keys = Keys { title: "[journal]", known: &["dir", "retain"], reserved: &[] };
 const SMTP: Keys = Keys {
@@ -49,6 +49,7 @@ const SMTP: Keys = Keys {
 const ADMIN: Keys = Keys { title: "[admin]", known: &["http"], reserved: &[] };
 const TLS: Keys = Keys { title: "[tls]", known: &["certificate", "key"], reserved: &[] };
 const LOG: Keys = Keys { title: "[log]", known: &["max_size", "keep"], reserved: &[] };
+const DNS: Keys = Keys { title: "[dns]", known: &["servers"], reserved: &[] };
 const LIMITS: Keys = Keys {
     title: "[limits]",
     known: &[
@@ -144,6 +145,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
     let limits = limits(walk, root);
     let certificate = tls(walk, root, base);
     let log = log(walk, root);
+    let dns_servers = dns(walk, root);
 
     let listen = if given.listen.is_empty() { listen } else { given.listen.clone() };
     let replaced = !given.routes.is_empty();
@@ -167,6 +169,7 @@ fn root(walk: &mut Walk, root: &DeTable<'_>, base: &Path, given: &Given, around:
         trusted,
         certificate,
         log,
+        dns_servers,
         file: None,
     })
 }
@@ -301,6 +304,20 @@ fn log(walk: &mut Walk, root: &DeTable<'_>) -> LogSettings {
         settings.keep = keep;
     }
     settings
+}
+
+fn dns(walk: &mut Walk, root: &DeTable<'_>) -> Vec<SocketAddr> {
+    let Some(section) = walk.section(root, "dns") else { return Vec::new() };
+    walk.check_keys(section, &DNS);
+    walk.check_not_empty(section, "servers", "leave it out to ask those of the system");
+    let mut servers = Vec::new();
+    for (text, span) in walk.strings(section, "servers", "127.0.0.1").unwrap_or_default() {
+        match address::dns_server(text) {
+            Ok(server) => servers.push(server),
+            Err(help) => walk.error(span, "bad address in `servers`", help),
+        }
+    }
+    servers
 }
 
 fn limits(walk: &mut Walk, root: &DeTable<'_>) -> Limits {

@@ -66,7 +66,7 @@ pub(crate) fn hostname(text: &str) -> Result<String, String> {
 
 fn all_routes(texts: &[String], errors: &mut Vec<String>) -> Vec<Route> {
     let mut seen = BTreeSet::new();
-    let mut routes = Vec::new();
+    let mut routes: Vec<Route> = Vec::new();
     for text in texts {
         let route = match route(text) {
             Ok(route) => route,
@@ -77,6 +77,15 @@ fn all_routes(texts: &[String], errors: &mut Vec<String>) -> Vec<Route> {
         };
         for domain in route.domains.iter().filter(|domain| !seen.insert((*domain).clone())) {
             errors.push(format!("--route `{text}`: the domain {domain} is there twice"));
+        }
+        // Of `x.test` and `*.x.test`: their domains differ, and the name is of the domain alone.
+        if let Some(same) =
+            routes.iter().find(|other| other.name == route.name && other.domains.first() != route.domains.first())
+        {
+            let name = &same.name;
+            errors.push(format!(
+                "--route `{text}`: another route has the name {name}: begin with another domain, or name both in a file"
+            ));
         }
         routes.push(route);
     }
@@ -90,6 +99,6 @@ fn route(text: &str) -> Result<Route, String> {
     let domains: Vec<_> = domains.split(',').map(|domain| routes::domain(domain.trim())).collect::<Result<_, _>>()?;
     let next_hop = |text: &str| text.trim().parse::<HostPort>().map_err(|why| why.to_string());
     let primary: Vec<_> = primary.split(',').map(next_hop).collect::<Result<_, _>>()?;
-    let name = domains.first().ok_or(form)?.as_str().to_owned();
-    Ok(Route { name, domains, primary, recipients: None, listed: Vec::new(), quota: None })
+    let name = domains.first().ok_or(form)?.name().as_str().to_owned();
+    Ok(Route::new(name, domains, primary, None, Vec::new()))
 }

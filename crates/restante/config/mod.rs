@@ -27,7 +27,7 @@ pub(crate) use units::{duration, duration_text, quota_text, size, size_text};
 
 use flags::Given;
 use restante_envelope::DomainName;
-use restante_relay::{Floor, Quota};
+use restante_relay::{DomainPattern, Floor, Quota};
 use restante_smtp::BareLineEnds;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -86,6 +86,8 @@ pub(crate) struct Config {
     pub(crate) certificate: Option<CertificateFiles>,
     /// How much of the delivery log is kept.
     pub(crate) log: LogSettings,
+    /// The DNS servers to ask for MX; none: those of the system.
+    pub(crate) dns_servers: Vec<SocketAddr>,
     /// The file that was read, if one was.
     pub(crate) file: Option<PathBuf>,
 }
@@ -120,8 +122,8 @@ pub(crate) struct Route {
     /// Letters, digits, `.`, `-` and `_`; no other route has it.
     pub(crate) name: String,
     /// Never empty.
-    pub(crate) domains: Vec<DomainName>,
-    /// The next hops, in order; never empty.
+    pub(crate) domains: Vec<DomainPattern>,
+    /// The next hops, in order; none: follow the MX of the domains.
     pub(crate) primary: Vec<HostPort>,
     /// The addresses taken, as they were written, files already read; none: any address of the domains.
     pub(crate) recipients: Option<Vec<String>>,
@@ -129,6 +131,37 @@ pub(crate) struct Route {
     pub(crate) listed: Vec<Listed>,
     /// How much it may hold, if it was said.
     pub(crate) quota: Option<Quota>,
+    /// How long mail may wait while the primary can be reached, and how long at all.
+    pub(crate) expire: Duration,
+    pub(crate) expire_cap: Duration,
+    /// Connections to the primary at once.
+    pub(crate) connections: usize,
+    /// Messages a minute that it is given at most.
+    pub(crate) per_minute: Option<u32>,
+}
+
+impl Route {
+    /// With nothing said about how its mail is handled.
+    pub(crate) fn new(
+        name: String,
+        domains: Vec<DomainPattern>,
+        primary: Vec<HostPort>,
+        recipients: Option<Vec<String>>,
+        listed: Vec<Listed>,
+    ) -> Self {
+        Self {
+            name,
+            domains,
+            primary,
+            recipients,
+            listed,
+            quota: None,
+            expire: restante_relay::EXPIRE_DEFAULT,
+            expire_cap: restante_relay::EXPIRE_CAP_DEFAULT,
+            connections: restante_relay::MAX_CONNECTIONS_DEFAULT,
+            per_minute: None,
+        }
+    }
 }
 
 /// Who is believed what it says of others.
@@ -275,6 +308,7 @@ fn without_file(given: &Given, around: &Surroundings) -> Config {
         trusted: Trusted::default(),
         certificate: None,
         log: LogSettings::default(),
+        dns_servers: Vec::new(),
         file: None,
     }
 }

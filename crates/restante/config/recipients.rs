@@ -7,7 +7,8 @@ use super::Route;
 use super::diagnostic::{Diagnostic, Source};
 use super::file::read_bounded;
 use super::fingerprint::Fingerprint;
-use restante_envelope::{DomainName, ForwardPath};
+use restante_envelope::ForwardPath;
+use restante_relay::DomainPattern;
 use std::path::{Path, PathBuf};
 
 /// About half a million addresses: a university with its aliases.
@@ -80,7 +81,7 @@ pub(crate) fn read(route: &Route, changed: &[PathBuf]) -> Result<Route, String> 
 }
 
 /// One address a line, with `#` comments.
-pub(super) fn file(path: &Path, domains: &[DomainName]) -> Result<Vec<String>, NoList> {
+pub(super) fn file(path: &Path, domains: &[DomainPattern]) -> Result<Vec<String>, NoList> {
     let text = read_bounded(path, RECIPIENTS_FILE_BYTES_MAX).map_err(|why| NoList::Unreadable(why.to_string()))?;
     let source = Source::new(path, &text);
     let (mut addresses, mut shown) = (Vec::new(), Vec::new());
@@ -114,11 +115,11 @@ fn without_comment(line: &str) -> &str {
 }
 
 /// Checks an address of `recipients`; what is wrong comes as message and help.
-pub(super) fn address(text: &str, domains: &[DomainName]) -> Result<String, (String, String)> {
+pub(super) fn address(text: &str, domains: &[DomainPattern]) -> Result<String, (String, String)> {
     let help = "such as info@example.com; a file is named \"file:PATH\"";
     let path =
         ForwardPath::parse_utf8(text).map_err(|why| (format!("`{text}` is no recipient: {why}"), help.to_owned()))?;
-    let ours = path.domain_ascii().is_some_and(|domain| domains.iter().any(|ours| ours.as_str() == domain));
+    let ours = path.domain_ascii().is_some_and(|domain| domains.iter().any(|ours| ours.takes(&domain)));
     // Without a good domain in the route, the domains are what is wrong.
     if ours || domains.is_empty() {
         Ok(path.as_str().to_owned())

@@ -8,12 +8,14 @@ use super::file::ROOT;
 use super::fingerprint::Fingerprint;
 use super::recipients::{self, Listed, NoList};
 use super::units;
-use super::walk::{Keys, Text, Walk};
-use restante_envelope::DomainName;
+use super::walk::{Keys, Walk};
+use restante_relay::{DomainPattern, PatternError};
+use restante_relay::{EXPIRE_CAP_DEFAULT, EXPIRE_DEFAULT, MAX_CONNECTIONS_DEFAULT};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::path::Path;
+use std::time::Duration;
 use toml::de::DeTable;
 
 /// A route's name is a label of metrics and a word of the command line; as long as a domain may be.
@@ -21,22 +23,17 @@ const NAME_BYTES_MAX: usize = 255;
 
 const ROUTE: Keys = Keys {
     title: "[[route]]",
-    known: &["name", "domains", "primary", "recipients", "quota"],
-    reserved: &[
-        "accept",
-        "expire",
-        "expire_cap",
-        "retry",
-        "probe",
-        "drain",
-        "tls",
-        "hold",
-        "maintenance",
-        "notify",
-        "xclient",
-        "bounce",
-    ],
+    known: &["name", "domains", "primary", "recipients", "quota", "expire", "expire_cap", "drain"],
+    reserved: &["accept", "retry", "probe", "tls", "hold", "maintenance", "notify", "xclient", "bounce"],
 };
+
+const DRAIN: Keys = Keys { title: "`drain`", known: &["connections", "per_minute"], reserved: &[] };
+/// Shorter than an hour would give mail up for a restart of a mail server that went wrong; longer than what is remembered of
+/// primaries cannot be counted.
+const LIFETIME: RangeInclusive<Duration> = Duration::from_secs(3_600)..=Duration::from_secs(90 * 86_400);
+/// What a mail server expects of one peer; see [`MAX_CONNECTIONS_DEFAULT`].
+const CONNECTIONS: RangeInclusive<u32> = 1..=20;
+const PER_MINUTE: RangeInclusive<u32> = 1..=1_000_000;
 
 /// What a route must not lead back to.
 pub(super) struct Ourselves<'a> {
@@ -46,15 +43,20 @@ pub(super) struct Ourselves<'a> {
     pub(super) routes_may_be_missing: bool,
 }
 
-/// A domain that we take mail for.
-pub(crate) fn domain(text: &str) -> Result<DomainName, String> {
-    match DomainName::parse(text) {
-        Ok(name) if address::looks_like_ipv4(&name) => Err(format!("`{text}` is an address, not a domain")),
-        Ok(name) => Ok(name),
-        Err(_) if text == "*" => Err("`*` would take mail for everybody: name the domains".to_owned()),
-        Err(_) if text.starts_with("*.") => Err(format!("`{text}` is a pattern: name each subdomain")),
-        Err(_) if text.is_empty() => Err("a domain is missing".to_owned()),
-        Err(_) => Err(format!("`{text}` is not a domain name")),
+/// A domain that we take mail for, or `*.` in front of one: all below it.
+pub(crate) fn domain(text: &str) -> Result<DomainPattern, String> {
+    match DomainPattern::parse(text) {
+        Ok(domain) if address::looks_like_ipv4(domain.name()) => Err(format!("`{text}` is an address, not a domain")),
+        Ok(domain) => Ok(domain),
+        Err(PatternError::Everybody) => Err("`*` would take mail for everybody: name the domains".to_owned()),
+        Err(PatternError::TopLevel) => {
+            Err(format!("`{text}` would take mail for a whole top-level domain: name the domains below it"))
+        }
+        Err(PatternError::Name(_)) if text.is_empty() => Err("a domain is missing".to_owned()),
+        Err(PatternError::Name(_)) if text.contains('*') => {
+            Err(format!("`{text}` is no pattern: a star stands alone in front, such as *.example.com"))
+        }
+        Err(PatternError::Name(_)) => Err(format!("`{text}` is not a domain name")),
     }
 }
 
@@ -83,7 +85,7 @@ struct Reader<'a> {
     base: &'a Path,
     ourselves: &'a Ourselves<'a>,
     /// With the line that has it.
-    domains: BTreeMap<DomainName, usize>,
+    domains: BTreeMap<DomainPattern, usize>,
     names: BTreeMap<String, usize>,
 }
 
@@ -91,19 +93,64 @@ impl Reader<'_> {
     fn route(&mut self, header: Range<usize>, table: &DeTable<'_>) -> Option<Route> {
         self.walk.check_keys(table, &ROUTE);
         let domains = self.domains(&header, table);
-        let primary = self.primary(&header, table);
+        let primary = self.primary(table);
         let name = self.name(header, table, domains.first());
         let (recipients, listed) = self.recipients(table, &domains);
         let quota = self.walk.parsed(table, "quota", "10GiB", units::quota);
-        let complete = !domains.is_empty() && !primary.is_empty();
-        name.filter(|_| complete).map(|name| Route { name, domains, primary, recipients, listed, quota })
+        // Without the key MX is followed; a key that names nobody is an error, noted already.
+        let complete = !domains.is_empty() && primary.is_empty() != table.contains_key("primary");
+        let (expire, expire_cap) = self.lifetime(table);
+        let (connections, per_minute) = self.drain(table);
+        let route = |name| Route {
+            quota,
+            expire,
+            expire_cap,
+            connections,
+            per_minute,
+            ..Route::new(name, domains, primary, recipients, listed)
+        };
+        name.filter(|_| complete).map(route)
     }
 
-    fn name(&mut self, header: Range<usize>, table: &DeTable<'_>, first_domain: Option<&DomainName>) -> Option<String> {
+    fn lifetime(&mut self, table: &DeTable<'_>) -> (Duration, Duration) {
+        let mut within = |key: &'static str, example: &str, default: Duration| {
+            let long = |text: &str| match units::duration(text)? {
+                time if LIFETIME.contains(&time) => Ok(time),
+                _ => Err("from \"1h\" to \"90d\"".to_owned()),
+            };
+            self.walk.parsed(table, key, example, long).unwrap_or(default)
+        };
+        let expire = within("expire", "5d", EXPIRE_DEFAULT);
+        let expire_cap = within("expire_cap", "30d", EXPIRE_CAP_DEFAULT.max(expire));
+        if let Some(value) = table.get("expire_cap").filter(|_| expire_cap < expire) {
+            let help = "it counts all the time, `expire` only that in which the primary can be reached";
+            self.walk.error(value.span(), "`expire_cap` is less than `expire`", help);
+        }
+        (expire, expire_cap)
+    }
+
+    fn drain(&mut self, table: &DeTable<'_>) -> (usize, Option<u32>) {
+        let Some(value) = table.get("drain") else { return (MAX_CONNECTIONS_DEFAULT, None) };
+        let Some(drain) = value.get_ref().as_table() else {
+            self.walk.error(value.span(), "bad `drain`", "such as drain = { connections = 5, per_minute = 600 }");
+            return (MAX_CONNECTIONS_DEFAULT, None);
+        };
+        self.walk.check_keys(drain, &DRAIN);
+        let connections = self.walk.whole_number(drain, "connections", CONNECTIONS);
+        let connections = connections.and_then(|n| usize::try_from(n).ok()).unwrap_or(MAX_CONNECTIONS_DEFAULT);
+        (connections, self.walk.whole_number(drain, "per_minute", PER_MINUTE))
+    }
+
+    fn name(
+        &mut self,
+        header: Range<usize>,
+        table: &DeTable<'_>,
+        first_domain: Option<&DomainPattern>,
+    ) -> Option<String> {
         let (name, span) = if table.contains_key("name") {
             self.walk.string(table, "name", "office")?
         } else {
-            (first_domain?.as_str(), header)
+            (first_domain?.name().as_str(), header)
         };
         let label = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
         if name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(label) {
@@ -123,9 +170,14 @@ impl Reader<'_> {
         Some(name.to_owned())
     }
 
-    fn domains(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<DomainName> {
+    fn domains(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<DomainPattern> {
         let mut domains = Vec::new();
-        for (text, span) in self.filled_list(header, table, "domains", "example.com", "whose mail is it?") {
+        let help = "whose mail is it?";
+        if !table.contains_key("domains") {
+            self.walk.missing(table, &ROUTE, "domains", header.clone(), help);
+        }
+        self.walk.check_not_empty(table, "domains", help);
+        for (text, span) in self.walk.strings(table, "domains", "example.com").unwrap_or_default() {
             let name = match domain(text) {
                 Ok(name) => name,
                 Err(why) => {
@@ -143,10 +195,10 @@ impl Reader<'_> {
         domains
     }
 
-    fn primary(&mut self, header: &Range<usize>, table: &DeTable<'_>) -> Vec<HostPort> {
+    fn primary(&mut self, table: &DeTable<'_>) -> Vec<HostPort> {
         let mut primary = Vec::new();
-        let help = "following MX is not there yet: name the primary";
-        for (text, span) in self.filled_list(header, table, "primary", "mail.example.com:25", help) {
+        self.walk.check_not_empty(table, "primary", "name the primary, or leave it out to follow MX");
+        for (text, span) in self.walk.strings(table, "primary", "mail.example.com:25").unwrap_or_default() {
             let next_hop = match text.parse::<HostPort>() {
                 Ok(next_hop) => next_hop,
                 Err(why) => {
@@ -163,23 +215,7 @@ impl Reader<'_> {
         primary
     }
 
-    /// A list that must be there and not be empty.
-    fn filled_list<'t>(
-        &mut self,
-        header: &Range<usize>,
-        table: &'t DeTable<'t>,
-        key: &str,
-        example: &str,
-        help: &str,
-    ) -> Vec<Text<'t>> {
-        if !table.contains_key(key) {
-            self.walk.missing(table, &ROUTE, key, header.clone(), help);
-        }
-        self.walk.check_not_empty(table, key, help);
-        self.walk.strings(table, key, example).unwrap_or_default()
-    }
-
-    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainName]) -> (Option<Vec<String>>, Vec<Listed>) {
+    fn recipients(&mut self, table: &DeTable<'_>, domains: &[DomainPattern]) -> (Option<Vec<String>>, Vec<Listed>) {
         let errors_before = self.walk.errors();
         let Some(texts) = self.walk.strings(table, "recipients", "info@example.com") else { return (None, Vec::new()) };
         let (mut recipients, mut listed) = (Vec::new(), Vec::new());

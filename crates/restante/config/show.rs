@@ -13,6 +13,8 @@ use toml::de::DeTable;
 pub(crate) enum Value {
     /// A string.
     Text(String),
+    /// A table in a line.
+    Inline(String),
     /// A number.
     Number(u64),
     /// A list of strings.
@@ -75,6 +77,12 @@ struct Lister<'t> {
     list: Vec<Setting>,
 }
 
+/// As the file would have it.
+fn drain(route: &Route) -> String {
+    let most = route.per_minute.map_or(String::new(), |most| format!(", per_minute = {most}"));
+    format!("{{ connections = {}{most} }}", route.connections)
+}
+
 impl Lister<'_> {
     fn all(&mut self, flags: &Flags, config: &Config) {
         let given = |flag: &'static str, is: bool| is.then_some(flag);
@@ -117,6 +125,11 @@ impl Lister<'_> {
         self.add("limits", "min_free_percent", percent, None);
         self.add("log", "max_size", Value::Text(units::size_text(config.log.max_bytes)), None);
         self.add("log", "keep", Value::Text(units::duration_text(config.log.keep)), None);
+        let servers = match config.dns_servers.as_slice() {
+            [] => Value::Unset("those of /etc/resolv.conf are asked"),
+            servers => texts(servers.iter().map(ToString::to_string).collect()),
+        };
+        self.add("dns", "servers", servers, None);
         let flag = given("--route", !flags.routes.is_empty());
         config.routes.iter().enumerate().for_each(|(index, route)| self.route(index, route, flag));
     }
@@ -141,14 +154,21 @@ impl Lister<'_> {
             Some(_) => Value::List(route.listed.iter().map(listed).collect()),
             None => Value::Unset("any address of the domains is taken"),
         };
+        let primary = match route.primary.as_slice() {
+            [] => Value::Unset("the MX of the domains are followed, to every host preferred over us"),
+            primary => Value::List(primary.iter().map(ToString::to_string).collect()),
+        };
         let unset = Value::Unset("of several routes each may hold half of the room");
         let quota = route.quota.map_or(unset, |quota| Value::Text(units::quota_text(quota)));
         for (key, value) in [
             ("name", Value::Text(route.name.clone())),
             ("domains", Value::List(route.domains.iter().map(ToString::to_string).collect())),
-            ("primary", Value::List(route.primary.iter().map(ToString::to_string).collect())),
+            ("primary", primary),
             ("recipients", recipients),
             ("quota", quota),
+            ("expire", Value::Text(units::duration_text(route.expire))),
+            ("expire_cap", Value::Text(units::duration_text(route.expire_cap))),
+            ("drain", Value::Inline(drain(route))),
         ] {
             let origin = self.origin(table, key, flag);
             self.list.push(Setting { section: "route", route: Some(route.name.clone()), key, value, origin });

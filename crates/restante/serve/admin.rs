@@ -40,6 +40,8 @@ pub(crate) struct Admin {
     pub(crate) operating: Arc<Semaphore>,
     /// How far they are.
     pub(crate) progress: operate::Progress,
+    /// How a replay connects.
+    pub(crate) courier: restante_courier::Settings,
     pub(crate) last_replayed: replay::LastReplayed,
     /// How long settled mail is kept.
     pub(crate) retain: Duration,
@@ -190,6 +192,7 @@ fn route_json(route: &RouteStatus, space: &Space, now: restante_envelope::Timest
         "connections": route.connections,
         "per_minute": route.speed_milli.map(per_minute),
         "per_minute_max": route.limit_milli.map(per_minute),
+        "primary": route.next_hops,
         "next_probe_at": route.next_probe.map(|at| at.to_string()),
     })
 }

@@ -15,13 +15,7 @@ const ACTOR: &str = "restante";
 /// What is to be written down.
 pub(crate) enum Decision {
     /// About a message.
-    Operate {
-        id: TransactionId,
-        position: Position,
-        action: Action,
-        recipients: Vec<RecipientIndex>,
-        reason: String,
-    },
+    Operate { id: TransactionId, position: Position, action: Action, recipients: Vec<RecipientIndex>, reason: String },
     /// About a primary.
     Watch(Watched),
 }
@@ -42,7 +36,9 @@ impl Clerk {
         let mut reader = Reader::new(self.storage);
         while let Some(decision) = decisions.recv().await {
             let (id, position, action, recipients, reason) = match decision {
-                Decision::Operate { id, position, action, recipients, reason } => (id, position, action, recipients, reason),
+                Decision::Operate { id, position, action, recipients, reason } => {
+                    (id, position, action, recipients, reason)
+                }
                 Decision::Watch(watched) => {
                     self.settlements.record(Fact::Watched(watched), None).await;
                     continue;

@@ -88,7 +88,7 @@ pub(crate) struct Boot {
 
 impl Sink for Boot {
     fn fact(&mut self, position: Position, fact: &Fact) {
-        if !matches!(fact, Fact::Served(_) | Fact::Carried(_)) {
+        if !matches!(fact, Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_)) {
             self.last = Some(position);
         }
         self.end = Some(position);
@@ -199,7 +199,7 @@ impl Sink for Teller<'_> {
                 Fact::Operated(operated) => self.about(operated.id),
                 // What was sent is not in the ledger any more.
                 Fact::Replayed(replayed) => self.read(replayed.position, replayed.id),
-                Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => None,
+                Fact::Accepted(_) | Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) => None,
             };
             self.tell(position, Line::of(fact, about.as_ref()));
         }

@@ -177,7 +177,7 @@ impl Metrics {
                     *(if reply.class() == ReplyClass::Positive { taken } else { refused }) += 1;
                 }
             }
-            Fact::Served(_) | Fact::Carried(_) => {}
+            Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) => {}
         }
     }
 

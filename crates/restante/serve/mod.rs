@@ -49,11 +49,12 @@ use crate::cli::account::in_words;
 use crate::cli::exit;
 use crate::clock;
 use crate::config::{Config, Flags, Limits, Route};
+use crate::routing;
 use anyhow::{Context as _, bail};
 use listener::Entrance;
 use log_cursor::Boot;
 use reserve::Reserve;
-use restante_courier::Target;
+use restante_courier::{Settings, Target};
 use restante_envelope::RouteName;
 use restante_index::Origin;
 use restante_journal::{
@@ -160,19 +161,38 @@ async fn start(config: Config, flags: Flags, inherited: Inherited, stop_with_std
         }
         Err(error) => return Err(error).context("cannot make a certificate for STARTTLS"),
     };
+    let courier = routing::courier_settings(&config, config.listen.clone(), clock::entropy());
+    if !tell_loops(&config.routes, &courier).await {
+        return Ok(Ended::Misconfigured);
+    }
     let sockets = Sockets::open(&config, inherited)?;
+    let courier = at_our_ports(courier, &sockets)?;
     notify::starting();
     let reserve = Arc::new(Reserve::in_directory(&config.data_dir));
     let Opened { boot, origin, writer, damage, carried, unrecorded } = open_journal(&config, &storage, &reserve)?;
     let index = index::start(&config.data_dir, storage.clone(), origin, boot.end)?;
     index.0.left(boot.ledger.base().first);
-    let means = reload::Means { flags, hangups };
+    let means = reload::Means { flags, hangups, courier };
     let daemon =
         Daemon::assemble(&config, storage.clone(), boot, index, (writer, carried, unrecorded), (tls, reserve), means)?;
     let metrics = daemon.door.metrics.clone();
     let scrub = scrub::Scrub::start(storage, &damage, metrics).context("cannot start reading the journal again")?;
     daemon.run(config, sockets, signals, stop_with_stdin, scrub).await?;
     Ok(Ended::Stopped)
+}
+
+/// Says what is wrong with where mail would go; false if some of it would come back.
+async fn tell_loops(routes: &[Route], courier: &Settings) -> bool {
+    let checked = routing::check(routes, courier).await;
+    checked.loops.iter().for_each(|why| tracing::error!("{why}"));
+    checked.tell_doubts();
+    checked.loops.is_empty()
+}
+
+/// Port 0 was any; now it is one.
+fn at_our_ports(mut courier: Settings, sockets: &Sockets) -> anyhow::Result<Settings> {
+    courier.ourselves.listen = sockets.smtp.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
+    Ok(courier)
 }
 
 /// The journal, ready to be written to.
@@ -300,14 +320,14 @@ fn open_log(
 }
 
 fn office(
-    config: &Config,
+    settings: Settings,
     storage: &DirStorage,
     journal: &journal::Journal,
     reports: mpsc::Sender<couriers::Report>,
     memory: memory::Memory,
 ) -> Arc<couriers::Office> {
     Arc::new(couriers::Office {
-        settings: restante_courier::Settings::new(config.hostname.clone()),
+        settings,
         storage: storage.clone(),
         settlements: settlements::Settlements::new(journal.clone()),
         seed: clock::entropy(),
@@ -373,7 +393,7 @@ impl Daemon {
         // Whoever read the journal before we had it does not know what was replayed since.
         let end = boot.end;
         let memory = memory::Memory::new();
-        let office = office(config, &storage, &journal, report_sender, memory.clone());
+        let office = office(means.courier.clone(), &storage, &journal, report_sender, memory.clone());
         let settlements = office.settlements.clone();
         let (decisions, decided) = mpsc::unbounded_channel();
         let relay = relay::RelayTask {
@@ -436,6 +456,7 @@ impl Daemon {
             relay: request_sender,
             operating,
             progress: operate::Progress::default(),
+            courier: means.courier.clone(),
             last_replayed: Arc::new(tokio::sync::Mutex::new(end)),
             retain: config.retain,
             reload: order_sender,
@@ -537,9 +558,9 @@ fn route_settings(route: &Route) -> RouteSettings {
     RouteSettings {
         name: RouteName::new(&route.name),
         domains: route.domains.clone(),
-        next_hops: route.primary.iter().map(ToString::to_string).collect(),
+        next_hops: routing::shown(&routing::targets(route)),
         recipients: route.recipients.clone(),
-        max_connections: MAX_CONNECTIONS_DEFAULT,
+        max_connections: route.connections,
         attempts_ahead: couriers::ATTEMPTS_AHEAD,
         per_minute: route.per_minute,
         expire: route.expire,
@@ -548,6 +569,5 @@ fn route_settings(route: &Route) -> RouteSettings {
 }
 
 fn next_hops(route: &Route) -> (RouteName, Arc<[Target]>) {
-    let target = |hop: &crate::config::HostPort| Target { host: hop.host.clone(), port: hop.port };
-    (RouteName::new(&route.name), route.primary.iter().map(target).collect())
+    (RouteName::new(&route.name), routing::targets(route).into())
 }

@@ -140,6 +140,7 @@ impl RelayTask {
         let mut stopped = false;
         let mut minutes = tokio::time::interval(TICK);
         minutes.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.tell_unconfigured();
         loop {
             // What is sent while that cannot be recorded is sent again after the next start.
             let is_stuck = self.office.settlements.are_stuck();
@@ -311,6 +312,18 @@ impl RelayTask {
         }
         before.values().for_each(|desk| self.close(desk));
         self.relay.set_routes(routes, clock::now());
+        self.tell_unconfigured();
+    }
+
+    /// Mail whose route the configuration does not have waits for ever, unless somebody is told.
+    fn tell_unconfigured(&self) {
+        let routes = self.relay.route_status(clock::now());
+        for RouteStatus { name, pending, .. } in routes.iter().filter(|route| !self.desks.contains_key(&route.name)) {
+            let s = if *pending == 1 { " waits" } else { "s wait" };
+            tracing::warn!(
+                "route {name} is not configured, and {pending} message{s} for it: they go on when a route has that name again"
+            );
+        }
     }
 
     fn answer(&mut self, request: Request) {
@@ -435,7 +448,9 @@ fn announce(event: &Event) {
             );
         }
         Event::Expiring { route, messages } => {
-            tracing::warn!("route {route}: {messages} messages will be given up within two days: `expire` of their route");
+            tracing::warn!(
+                "route {route}: {messages} messages will be given up within two days: `expire` of their route"
+            );
         }
         Event::BreakerReset { route } => {
             tracing::info!("route {route}: the primary takes mail again, all that it refused is tried again");
@@ -460,7 +475,7 @@ mod tests {
         let route = RouteName::new("example.test");
         let settings = restante_relay::RouteSettings {
             name: route.clone(),
-            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap()],
+            domains: vec![restante_envelope::DomainName::parse("x.test").unwrap().into()],
             next_hops: Vec::new(),
             recipients: None,
             max_connections: 1,

@@ -14,6 +14,8 @@ use super::space::{Rules, Space};
 use super::tls::Tls;
 use super::{limit_connections_to_files, next_hops, route_record, route_settings, served};
 use crate::config::{self, Config, Fingerprint, Flags, Invalid, Limits, Listed, Route};
+use crate::routing;
+use restante_courier::Settings;
 use restante_journal::Prepared;
 use restante_ledger::Fact;
 use restante_relay::Routes;
@@ -49,6 +51,8 @@ pub(crate) struct Reloaded {
 pub(crate) struct Means {
     pub(crate) flags: Flags,
     pub(crate) hangups: Signal,
+    /// How couriers connect.
+    pub(crate) courier: Settings,
 }
 
 /// The parts of the daemon that go by the configuration.
@@ -68,6 +72,7 @@ pub(crate) struct Reloading {
     config: Config,
     flags: Flags,
     hangups: Signal,
+    courier: Settings,
     parts: Parts,
     orders: mpsc::Receiver<Order>,
     watched: Watched,
@@ -77,10 +82,10 @@ pub(crate) struct Reloading {
 
 impl Reloading {
     pub(crate) fn new(config: Config, means: Means, parts: Parts, orders: mpsc::Receiver<Order>) -> Self {
-        let Means { mut flags, hangups, .. } = means;
+        let Means { mut flags, hangups, courier } = means;
         // A file that appears at a place looked at earlier is not the one that was asked for.
         flags.config = config.file.clone().or(flags.config);
-        Self { config, flags, hangups, parts, orders, watched: Watched::default(), unrecorded: None }
+        Self { config, flags, hangups, courier, parts, orders, watched: Watched::default(), unrecorded: None }
     }
 
     /// Runs until the daemon stops.
@@ -127,6 +132,11 @@ impl Reloading {
     async fn swap(&mut self, mut new: Config) -> Result<Reloaded, Invalid> {
         limit_connections_to_files(&mut new);
         let routes = table(&new.routes).map_err(|why| Invalid::Flags(vec![why]))?;
+        let checked = routing::check(&new.routes, &self.courier).await;
+        if !checked.loops.is_empty() {
+            return Err(Invalid::Flags(checked.loops));
+        }
+        checked.tell_doubts();
         let (tls, files) = (self.parts.tls.clone(), new.certificate.clone());
         // Nothing else is taken with a certificate that cannot be served.
         let certificate = beside_the_workers(move || tls.reload(files.as_ref()))

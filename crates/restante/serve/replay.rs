@@ -5,8 +5,8 @@ use super::admin::{Admin, Desk, Params, Refusal};
 use super::journal::Entry;
 use super::memory::Share;
 use super::relay::Request;
-use crate::config::HostPort;
 use crate::replay::{Item, Order, Round, TURN, Tally, position};
+use crate::routing;
 use axum::Json;
 use axum::body::{Body, to_bytes};
 use axum::extract::{Query, State};
@@ -49,7 +49,7 @@ pub(super) async fn some(
         let why = "another replay wrote something since this one read the journal: run the same command again";
         return Err(Refusal(StatusCode::CONFLICT, why.to_owned()));
     }
-    let round = Round::new(Order { job, actor, reason }, admin.hostname.clone(), admin.storage.clone(), primaries);
+    let round = Round::new(Order { job, actor, reason }, admin.courier.clone(), admin.storage.clone(), primaries);
     // A task of its own: what the primary takes is recorded, though the client leaves.
     let working = async move {
         let tally = deliver(&admin, round, &items).await;
@@ -114,7 +114,7 @@ async fn record(admin: &Admin, replayed: Replayed, about: Option<Arc<Accepted>>)
     Ok(receipt.position())
 }
 
-/// A line for each primary, `to HOST:PORT ...`; then one for each message, `mail PRIMARY ID SEGMENT:OFFSET RECIPIENT ...`.
+/// A line for each primary, `to HOST:PORT ...` or `to mx=DOMAIN,DOMAIN...`; then one for each message, `mail PRIMARY ID SEGMENT:OFFSET RECIPIENT ...`.
 pub(crate) fn listed(list: &[u8]) -> Result<(Vec<Vec<Target>>, Vec<Item>), String> {
     let list = str::from_utf8(list).map_err(|error| error.to_string())?;
     let (mut primaries, mut items) = (Vec::new(), Vec::new());
@@ -123,8 +123,7 @@ pub(crate) fn listed(list: &[u8]) -> Result<(Vec<Vec<Target>>, Vec<Item>), Strin
         let mut words = line.split_ascii_whitespace();
         match words.next() {
             Some("to") => {
-                let hops = words.map(|word| word.parse::<HostPort>().map_err(|_| wrong()));
-                let hops = hops.map(|hop| hop.map(|hop| Target { host: hop.host, port: hop.port }));
+                let hops = words.map(|word| routing::from_word(word).ok_or_else(wrong));
                 primaries.push(hops.collect::<Result<_, _>>()?);
             }
             Some("mail") => items.push(item(words).ok_or_else(wrong)?),

@@ -3,7 +3,6 @@
 
 use super::journal::{Entry, Journal, Refused};
 use super::memory::Share;
-use restante_envelope::TransactionId;
 use restante_journal::{Prepared, Receipt};
 use restante_ledger::{Accepted, Fact};
 use std::collections::VecDeque;
@@ -146,6 +145,7 @@ impl Settlements {
 mod tests {
     use super::*;
     use crate::clock;
+    use restante_envelope::TransactionId;
     use restante_ledger::{Attempted, Timings};
     use std::sync::atomic::Ordering;
 

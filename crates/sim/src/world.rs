@@ -77,7 +77,7 @@ fn routes_of(max_connections: usize) -> Result<Arc<Routes>, Failure> {
         let domain = DomainName::parse(&format!("{name}.test")).ok();
         RouteSettings {
             name: RouteName::new(name),
-            domains: domain.into_iter().collect(),
+            domains: domain.into_iter().map(Into::into).collect(),
             next_hops: vec![format!("mail.{name}.test:25")],
             recipients: None,
             max_connections,

@@ -1,7 +1,7 @@
 //! Connecting, greeting, EHLO, and taking leave.
 
 use super::*;
-use crate::{ConnectError, Stage, Target};
+use crate::{ConnectError, Ourselves, Stage, Target, leads_only_to_us};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
@@ -18,24 +18,40 @@ async fn a_primary_that_is_down_is_told_in_words() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     drop(listener);
-    let target = Target { host: "127.0.0.1".into(), port: addr.port() };
+    let target = Target::Host { host: "127.0.0.1".into(), port: addr.port() };
     let error = connect(&target, &settings()).await.unwrap_err();
     assert_eq!(error.to_string(), format!("connect to {addr}: connection refused"));
 }
 
 #[tokio::test]
 async fn a_name_that_cannot_be_looked_up_is_not_a_dead_server() {
-    let target = Target { host: "no\0name".into(), port: 25 };
+    let target = Target::Host { host: "no\0name".into(), port: 25 };
     assert!(matches!(connect(&target, &settings()).await, Err(ConnectError::Resolve { .. })));
+}
+
+#[tokio::test]
+async fn a_named_primary_that_turns_out_to_be_ourselves_is_never_connected_to() {
+    let server = plain().start().await;
+    let ourselves = Ourselves { listen: vec![server.address] };
+    let ourselves = Settings { ourselves, ..settings() };
+    let target = Target::Host { host: "localhost".into(), port: server.address.port() };
+    // Where localhost is ::1 too, nobody listens there.
+    let error = connect(&target, &ourselves).await.unwrap_err().to_string();
+    let expected = format!("localhost is ourselves: it leads to {}, where we listen", server.address);
+    assert!(error == expected || error.starts_with("connect to [::1]"), "{error}");
+    let target = server.target();
+    assert_eq!(leads_only_to_us(target, &ourselves).await, Ok(Some(expected.replace("localhost", "127.0.0.1"))));
+    assert_eq!(leads_only_to_us(target, &settings()).await, Ok(None));
 }
 
 #[tokio::test]
 async fn a_name_with_a_dead_address_is_reached_by_the_other() {
     // Where localhost is ::1 first, nobody listens there.
     let server = plain().start().await;
-    let target = Target { host: "localhost".into(), ..server.target().clone() };
+    let port = server.address.port();
+    let target = Target::Host { host: "localhost".into(), port };
     let connection = connect(&target, &settings()).await.unwrap();
-    assert_eq!(connection.next_hop().to_string(), format!("localhost[127.0.0.1]:{}", target.port));
+    assert_eq!(connection.next_hop().to_string(), format!("localhost[127.0.0.1]:{port}"));
 }
 
 #[tokio::test]
@@ -146,8 +162,10 @@ async fn an_idle_connection_that_ended_is_not_taken_from_the_pool() {
 
 #[test]
 fn an_ipv6_target_does_not_run_into_its_port() {
-    assert_eq!(Target { host: "::1".into(), port: 25 }.to_string(), "[::1]:25");
-    assert_eq!(Target { host: "mail.example.test".into(), port: 25 }.to_string(), "mail.example.test:25");
+    assert_eq!(Target::Host { host: "::1".into(), port: 25 }.to_string(), "[::1]:25");
+    assert_eq!(Target::Host { host: "mail.example.test".into(), port: 25 }.to_string(), "mail.example.test:25");
+    let mx_of = |n: usize| Target::MxOf((0..n).map(|n| format!("{n}.test")).collect()).to_string();
+    assert_eq!((mx_of(2).as_str(), mx_of(300).as_str()), ("MX of 0.test, 1.test", "MX of 0.test and 299 more"));
 }
 
 #[test]
@@ -158,5 +176,5 @@ fn a_delivery_can_run_on_any_thread_of_the_runtime() {
         deliver(&mut connection, &["a@example.test"]).await;
         connection.quit().await;
     }
-    is_send(&whole(Target { host: "127.0.0.1".into(), port: 25 }));
+    is_send(&whole(Target::Host { host: "127.0.0.1".into(), port: 25 }));
 }

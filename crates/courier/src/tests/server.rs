@@ -1,6 +1,7 @@
 //! A server that follows a script: a connection for each, and no mercy for a client that departs from it.
 
 use crate::Target;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -120,7 +121,8 @@ impl Script {
     pub(super) async fn start_each(scripts: impl IntoIterator<Item = Self>) -> Server {
         let scripts: Vec<Self> = scripts.into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let target = Target { host: "127.0.0.1".into(), port: listener.local_addr().unwrap().port() };
+        let address = listener.local_addr().unwrap();
+        let target = Target::Host { host: "127.0.0.1".into(), port: address.port() };
         let task = tokio::spawn(async move {
             let mut seen = Vec::new();
             for script in scripts {
@@ -130,12 +132,13 @@ impl Script {
             }
             seen
         });
-        Server { target, task }
+        Server { target, address, task }
     }
 }
 
 pub(super) struct Server {
     target: Target,
+    pub(super) address: SocketAddr,
     task: JoinHandle<Vec<Seen>>,
 }
 

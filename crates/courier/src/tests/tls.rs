@@ -74,7 +74,7 @@ async fn the_second_connection_to_a_server_resumes_the_session() {
     let scripts = [encrypted(&config), encrypted(&config)].map(|s| s.expect("QUIT").send("221 bye\r\n"));
     let server = Script::start_each(scripts).await;
     // No other test asks for this name: tickets are kept by name.
-    let target = Target { host: "localhost".into(), ..server.target().clone() };
+    let target = Target::Host { host: "localhost".into(), port: server.address.port() };
     for _ in 0..2 {
         connect(&target, &settings()).await.unwrap().quit().await;
     }

@@ -24,7 +24,7 @@ pub(crate) fn name(route: &str) -> RouteName {
 pub(crate) fn routes(list: &[(&str, usize, u32)]) -> Arc<Routes> {
     let settings = |(route, max_connections, n): &(&str, usize, u32)| RouteSettings {
         name: name(route),
-        domains: vec![DomainName::parse(&format!("{route}.test")).unwrap()],
+        domains: vec![DomainName::parse(&format!("{route}.test")).unwrap().into()],
         next_hops: vec![format!("mail{n}.{route}.test:25")],
         recipients: None,
         max_connections: *max_connections,

@@ -2,5 +2,6 @@
 
 mod drains;
 mod facts;
+mod lifetimes;
 mod rules;
 mod simulation;

@@ -2,7 +2,7 @@
 //! behind address translation we do not either.
 
 /// The lines for the zones.
-pub(super) fn dns(hostname: &str, domains: &[&str]) -> Vec<String> {
+pub(super) fn dns(hostname: &str, domains: &[String]) -> Vec<String> {
     let mut lines: Vec<String> = domains
         .iter()
         .map(|domain| format!("{domain}.  MX  20  {hostname}.    ; any number higher than the primary's"))

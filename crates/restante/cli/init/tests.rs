@@ -46,6 +46,17 @@ fn joined<T: ToString>(list: &[T]) -> String {
 }
 
 #[test]
+fn a_wildcard_is_written_as_it_was_asked_for() {
+    let answers = gather(&given("mx2.example.net --domain *.a.test --primary h.test"), None).unwrap().unwrap();
+    let text = toml(&answers, Path::new("restante.toml"), None).unwrap();
+    // The commented example, too, is an address that the route would take.
+    for text in [text.clone(), text.replace("#recipients", "recipients").replace(", \"file:recipients\"", "")] {
+        let config = config::check_text(Path::new("restante.toml"), &text).unwrap();
+        assert_eq!(joined(&config.routes[0].domains), "*.a.test", "{text}");
+    }
+}
+
+#[test]
 fn the_service_s_journal_is_where_services_keep_theirs() {
     let answers = gather(&given("mx2.example.net --domain a.test --primary h.test"), None).unwrap().unwrap();
     let text = toml(&answers, Path::new("/etc/restante/restante.toml"), None).unwrap();

@@ -46,7 +46,7 @@ impl Sink for Histories {
             Fact::Attempted(attempted) => Step::Attempted(attempted.clone()),
             Fact::Operated(operated) => Step::Operated(operated.clone()),
             Fact::Replayed(replayed) => Step::Replayed(replayed.clone()),
-            Fact::Accepted(_) | Fact::Served(_) | Fact::Carried(_) => return,
+            Fact::Accepted(_) | Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) => return,
         };
         if steps.len() == STEPS_MAX {
             steps.pop_front();

@@ -8,6 +8,7 @@ use crate::cli::log_line::printable;
 use crate::cli::output::Output;
 use crate::cli::words;
 use crate::replay::Tally;
+use crate::routing;
 use restante_courier::Target;
 use restante_journal::{DirStorage, Reader};
 use serde_json::{Map, Value, json};
@@ -58,9 +59,12 @@ impl Plan<'_> {
         let samples = samples(storage, planned);
         if output.json {
             let mut object = self.object();
-            let to = self.choice.routes.iter().zip(self.primaries).map(|(route, hops)| {
-                json!({"route": route.as_str(), "next_hops": hops.iter().map(ToString::to_string).collect::<Vec<_>>()})
-            });
+            let to = self
+                .choice
+                .routes
+                .iter()
+                .zip(self.primaries)
+                .map(|(route, hops)| json!({"route": route.as_str(), "next_hops": routing::shown(hops)}));
             object.extend([
                 ("dry_run".to_owned(), true.into()),
                 ("left".to_owned(), self.left().into()),

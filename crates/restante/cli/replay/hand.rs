@@ -6,8 +6,9 @@ use crate::cli::exit;
 use crate::cli::journal::Book;
 use crate::cli::queue::percent_encoded;
 use crate::replay::{Item, Order, Round, TURN, Tally};
+use crate::routing;
 use hyper::Method;
-use restante_courier::Target;
+use restante_courier::{Settings, Target};
 use restante_journal::CommitError;
 use restante_ledger::{Fact, Position};
 use std::fmt::Write as _;
@@ -76,8 +77,8 @@ impl Hand {
         Ok(Self { kind, names: names(primaries) })
     }
 
-    pub(super) fn ours(order: Order, us: String, book: Book, primaries: &[Vec<Target>]) -> io::Result<Self> {
-        let round = Some(Box::new(Round::new(order, us, book.storage().clone(), primaries.to_vec())));
+    pub(super) fn ours(order: Order, settings: Settings, book: Book, primaries: &[Vec<Target>]) -> io::Result<Self> {
+        let round = Some(Box::new(Round::new(order, settings, book.storage().clone(), primaries.to_vec())));
         let runtime = Box::new(Builder::new_current_thread().enable_all().build()?);
         Ok(Self { kind: Kind::Ours { runtime, round, book: Box::new(book) }, names: names(primaries) })
     }
@@ -158,7 +159,7 @@ fn listed(items: &[Item], primaries: &[Vec<Target>]) -> String {
     for hops in primaries {
         let _infallible = write!(list, "to");
         for hop in hops {
-            let _infallible = write!(list, " {hop}");
+            let _infallible = write!(list, " {}", routing::word(hop));
         }
         list.push('\n');
     }
@@ -185,15 +186,18 @@ mod tests {
             recipients: vec![0, n],
             primary,
         };
-        let target = |host: &str| Target { host: host.into(), port: 25 };
-        let primaries = vec![vec![target("a.test"), target("::1")], vec![], vec![target("192.0.2.1")]];
+        let target = |host: &str| Target::Host { host: host.into(), port: 25 };
+        let primaries = vec![
+            vec![target("a.test"), target("::1")],
+            vec![],
+            vec![Target::MxOf(vec!["b.test".into(), "c.test".into()])],
+        ];
         let items = vec![item(1, 0), item(2, 2)];
         let list = listed(&items, &primaries);
         let read = crate::serve::replay_list(list.as_bytes()).unwrap();
         assert_eq!((read.1, read.0.len()), (items, 3));
-        let hops: Vec<String> = read.0[0].iter().map(ToString::to_string).collect();
-        assert_eq!(hops, primaries[0].iter().map(ToString::to_string).collect::<Vec<_>>());
-        for bad in ["mail 0", "x", "to a:b:c", "mail x 1 1:2 0", "mail 0 00000000000000000000000001 1 0"] {
+        assert_eq!(read.0, primaries);
+        for bad in ["mail 0", "x", "to a:b:c", "to mx=", "mail x 1 1:2 0", "mail 0 00000000000000000000000001 1 0"] {
             assert!(crate::serve::replay_list(bad.as_bytes()).is_err(), "{bad}");
         }
     }

@@ -247,6 +247,7 @@ impl Sink for Past {
                 self.served = Some(served.clone());
             }
             Fact::Operated(operated) => self.met(position, operated.at),
+            Fact::Watched(watched) => self.met(position, watched.at),
         }
     }
     fn damaged(&mut self, position: Position, accepted: &Accepted) {

@@ -16,7 +16,24 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
     let primary = "primary = [\"mail.example.com\"]";
     let route = |domains: &str| format!("domains = {domains}\n{primary}");
     assert_route_error(&route("[\"*\"]"), "bad domain", "3:12", "`*` would take mail for everybody: name the domains");
-    assert_route_error(&route("[\"*.a.test\"]"), "bad domain", "3:12", "`*.a.test` is a pattern: name each subdomain");
+    assert_route_error(
+        &route("[\"*.com\"]"),
+        "bad domain",
+        "3:12",
+        "`*.com` would take mail for a whole top-level domain: name the domains below it",
+    );
+    assert_route_error(
+        &route("[\"*.a.test\", \"a.*.test\"]"),
+        "bad domain",
+        "3:24",
+        "`a.*.test` is no pattern: a star stands alone in front, such as *.example.com",
+    );
+    assert_route_error(
+        &route("[\"*.a.test\", \"a.test\", \"*.A.test\"]"),
+        "the domain *.a.test is there twice",
+        "3:34",
+        "first on line 3",
+    );
     assert_route_error(&route("[\"a_b.-c\"]"), "bad domain", "3:12", "`a_b.-c` is not a domain name");
     assert_route_error(&route("[\"192.0.2.1\"]"), "bad domain", "3:12", "`192.0.2.1` is an address, not a domain");
     assert_route_error(&route("[\"\"]"), "bad domain", "3:12", "a domain is missing");
@@ -31,12 +48,7 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
     assert_route_error(&two, "the domain a.test is there twice", "6:22", "first on line 3");
 
     let to = |primary: &str| format!("domains = [\"a.test\"]\nprimary = {primary}");
-    assert_route_error(
-        "domains = [\"a.test\"]",
-        "missing `primary`",
-        "2:1",
-        "following MX is not there yet: name the primary",
-    );
+    assert_route_error(&to("[]"), "`primary` is empty", "4:11", "name the primary, or leave it out to follow MX");
     assert_route_error(
         &to("[\"mx2.example.net\"]"),
         "the primary mx2.example.net:25 is ourselves",
@@ -56,6 +68,17 @@ fn a_route_that_would_relay_for_anybody_or_in_circles_is_refused() {
         "an IPv6 address stands in brackets, such as [2001:db8::1]:25",
     );
     assert!(only_error("hostname = \"a.test\"\n").contains("missing `route`"));
+}
+
+#[test]
+fn a_route_without_a_primary_follows_mx() {
+    let toml =
+        "hostname = \"a.test\"\n[dns]\nservers = [\"127.0.0.1\"]\n[[route]]\ndomains = [\"b.test\", \"*.b.test\"]\n";
+    let config = Place::with(toml).resolve(&Flags::default()).unwrap();
+    assert_eq!(crate::routing::shown(&crate::routing::targets(&config.routes[0])), ["MX of b.test"]);
+    assert_eq!(config.dns_servers, ["127.0.0.1:53".parse().unwrap()]);
+    let bad = only_error(&toml.replace("127.0.0.1", "localhost"));
+    assert!(bad.contains("a DNS server is IP or IP:PORT"), "{bad}");
 }
 
 #[test]
@@ -119,4 +142,23 @@ error: `y@b.test` is in no domain of this route
 
     let emptied = Place::with(toml).and("list", "# nobody left\n");
     assert!(emptied.refusal(&Flags::default()).0.contains("all mail would be refused"));
+}
+
+#[test]
+fn a_route_of_a_wildcard_has_a_name_that_can_be_typed() {
+    let config = Place::with("").resolve(&routes(&["*.a.test,a.test=h", "*.b.a.test=i"])).unwrap();
+    assert_eq!(config.routes.iter().map(|route| route.name.as_str()).collect::<Vec<_>>(), ["a.test", "b.a.test"]);
+    assert_eq!(config.routes[0].domains[0].to_string(), "*.a.test");
+}
+
+#[test]
+fn an_address_below_a_wildcard_is_a_recipient_of_its_route() {
+    let toml = |address: &str| {
+        format!(
+            "hostname = \"a.test\"\n[[route]]\ndomains = [\"*.b.test\"]\nprimary = [\"h\"]\nrecipients = [\"{address}\"]\n"
+        )
+    };
+    let config = Place::with(&toml("x@c.B.test")).resolve(&Flags::default()).unwrap();
+    assert_eq!(config.routes[0].name, "b.test");
+    assert!(only_error(&toml("x@b.test")).contains("`x@b.test` is in no domain of this route"));
 }

@@ -61,7 +61,7 @@ fn names(fact: &Fact) -> usize {
         Fact::Operated(operated) => operated.recipients.len(),
         Fact::Carried(carried) => carried.recipients.len(),
         Fact::Replayed(replayed) => replayed.results.len(),
-        Fact::Served(_) => 0,
+        Fact::Served(_) | Fact::Watched(_) => 0,
     }
 }
 

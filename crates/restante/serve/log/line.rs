@@ -166,7 +166,7 @@ impl Line {
             Fact::Attempted(attempted) => Self::attempted(attempted, about),
             Fact::Operated(operated) => Self::operated(operated, about),
             Fact::Replayed(replayed) => Self::replayed(replayed, about),
-            Fact::Served(_) | Fact::Carried(_) => Vec::new(),
+            Fact::Served(_) | Fact::Watched(_) | Fact::Carried(_) => Vec::new(),
         }
     }
 

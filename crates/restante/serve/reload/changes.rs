@@ -1,8 +1,8 @@
 //! What is other in a new configuration than in the one in force, in words. Compares; changes nothing.
 
 use crate::config::{Config, Limits, Route, duration_text, quota_text, size_text};
-use restante_envelope::DomainName;
-use restante_relay::Floor;
+use crate::routing;
+use restante_relay::{DomainPattern, Floor};
 use std::fmt::Display;
 
 /// `1 recipient`, `214 recipients`, `any recipient`
@@ -21,7 +21,7 @@ pub(super) fn in_words(old: &Config, new: &Config) -> Vec<String> {
         match old.routes.iter().find(|before| before.name == route.name) {
             Some(before) => changes.extend(of_route(before, route)),
             None => {
-                let (domains, primary) = (joined(&route.domains), joined(&route.primary));
+                let (domains, primary) = (joined(&route.domains), whereto(route));
                 changes.push(format!("route {}: new, {domains} to {primary}, {}", route.name, count(route)));
             }
         }
@@ -38,9 +38,9 @@ fn of_route(old: &Route, new: &Route) -> Vec<String> {
     let name = &new.name;
     let mut changes = Vec::new();
     if old.primary != new.primary {
-        changes.push(format!("route {name}: primary {} -> {}", joined(&old.primary), joined(&new.primary)));
+        changes.push(format!("route {name}: primary {} -> {}", whereto(old), whereto(new)));
     }
-    let only_in = |these: &Route, those: &Route| -> Vec<DomainName> {
+    let only_in = |these: &Route, those: &Route| -> Vec<DomainPattern> {
         these.domains.iter().filter(|domain| !those.domains.contains(domain)).cloned().collect()
     };
     for (verb, domains) in [("takes mail for", only_in(new, old)), ("takes no more mail for", only_in(old, new))] {
@@ -54,6 +54,10 @@ fn of_route(old: &Route, new: &Route) -> Vec<String> {
         changes.push(format!("route {name}: quota {} -> {}", text(old), text(new)));
     }
     changes
+}
+
+fn whereto(route: &Route) -> String {
+    joined(&routing::targets(route))
 }
 
 /// How a route's recipients changed, if they did.
@@ -100,6 +104,10 @@ fn limits(old: &Limits, new: &Limits) -> Vec<String> {
 /// What takes effect at the next start, with both values.
 pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
     let http = |config: &Config| config.admin_http.map_or_else(|| "none".to_owned(), |address| address.to_string());
+    let servers = |config: &Config| match config.dns_servers.as_slice() {
+        [] => "the system's".to_owned(),
+        servers => joined(servers),
+    };
     let log = |config: &Config| format!("{}, {}", size_text(config.log.max_bytes), duration_text(config.log.keep));
     let keys = [
         ("hostname", old.hostname.clone(), new.hostname.clone()),
@@ -112,6 +120,7 @@ pub(super) fn after_restart(old: &Config, new: &Config) -> Vec<String> {
         ("[smtp] xclient", joined(&old.trusted.xclient), joined(&new.trusted.xclient)),
         ("[admin] http", http(old), http(new)),
         ("[log]", log(old), log(new)),
+        ("[dns] servers", servers(old), servers(new)),
     ];
     let changed = keys.into_iter().filter(|(_, old, new)| old != new);
     changed.map(|(key, old, new)| format!("{key} ({old} -> {new})")).collect()

@@ -142,7 +142,7 @@ fn routes_that_met_a_full_disk_are_offered_until_the_journal_knows_them() {
             stopping: watch::channel(false).1,
         };
         let hangups = crate::serve::shutdown::hangups().unwrap();
-        let means = Means { flags: Flags::default(), hangups };
+        let means = Means { flags: Flags::default(), hangups, courier: Settings::new("mx2.test".into()) };
         let mut reloading = Reloading::new(config, means, parts, mpsc::channel(1).1);
         reloading.record().await;
         for _ in 0..2 {
