@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod backup;
 #[cfg(test)]
+mod blackhole;
+#[cfg(test)]
 mod configuration;
 #[cfg(test)]
 mod corpus;

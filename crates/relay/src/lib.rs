@@ -33,6 +33,7 @@ mod tests;
 mod trace;
 mod turns;
 mod verdict;
+mod view;
 
 pub use health::ConnectionTrouble;
 pub use lifetime::{EXPIRE_CAP_DEFAULT, EXPIRE_DEFAULT};

@@ -4,17 +4,17 @@
 //! next report. It never decides what a reply means (see [`judge`](crate::judge)), and never changes the ledger but by
 //! a fact that is already durable.
 
-use crate::breaker::Signs;
 use crate::health::{CLOCK_STEP_BACK, ConnectionTrouble, Health};
-use crate::lane::{Lane, Messages};
+use crate::lane::Lane;
 use crate::load::Loads;
 use crate::schedule::Place;
 use crate::status::{Event, RouteStatus, StateView, TransactionState};
+use crate::view::{View, due_recipients, place_on, places, signs};
 use crate::{RouteSettings, Routes, backoff};
 use restante_envelope::{RouteName, Timestamp, TransactionId};
 use restante_ledger::{
-    Action as Operation, Attempted, Base, Cause, Fact, Ledger, Mailbox, Outcome, Position, RecipientEntry,
-    RecipientIndex, RecipientState, RouteIndex, Transaction, Watched,
+    Action as Operation, Base, Cause, Fact, Ledger, Outcome, Position, RecipientIndex, RecipientState, RouteIndex,
+    Watched,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -219,7 +219,8 @@ impl Relay {
             self.ledger.apply(position, fact);
             return;
         };
-        let mut heard = if let Fact::Attempted(attempted) = fact { self.signs(attempted) } else { BTreeMap::new() };
+        let mut heard =
+            if let Fact::Attempted(attempted) = fact { signs(&self.ledger, attempted) } else { BTreeMap::new() };
         let sent = self.ledger.apply(position, fact);
         self.learn_routes(now);
         let Some(transaction) = sent.as_ref().or_else(|| self.ledger.get(id)) else { return };
@@ -256,33 +257,6 @@ impl Relay {
             lane.settle_drain(now, &mut self.events);
             lane.rewake(number, &mut self.wakes, now);
         }
-    }
-
-    /// What an attempt says of the primaries that were asked, before it is applied: whom they know is the question.
-    fn signs(&self, attempted: &Attempted) -> BTreeMap<RouteIndex, Signs> {
-        let mut signs: BTreeMap<RouteIndex, Signs> = BTreeMap::new();
-        let Some(transaction) = self.ledger.get(attempted.id) else { return signs };
-        for (index, outcome) in &attempted.results {
-            let Some(entry) = transaction.recipients.get(usize::from(*index)) else { continue };
-            let is_known = self.ledger.knows(entry.route, entry.mailbox);
-            let signs = match outcome {
-                Outcome::Sent(_) | Outcome::Held(Cause::Reply(_) | Cause::Content(_)) => signs.entry(entry.route),
-                Outcome::Deferred { cause: Cause::Reply(_) | Cause::Content(_), .. } => signs.entry(entry.route),
-                _ => continue,
-            };
-            let signs = signs.or_default();
-            match outcome {
-                Outcome::Sent(_) => signs.accepted = Some(is_known || signs.accepted == Some(true)),
-                Outcome::Held(cause) => {
-                    signs.refused.push((*index, cause.to_string()));
-                    if is_known && matches!(cause, Cause::Reply(_)) {
-                        signs.refused_known = Some(entry.mailbox);
-                    }
-                }
-                _ => {}
-            }
-        }
-        signs
     }
 
     /// The next thing to do, if there is one.
@@ -529,74 +503,4 @@ impl Relay {
         let routes = self.ledger.get(id).into_iter().flat_map(places);
         routes.filter_map(|(route, _)| self.by_ledger.get(usize::from(route)).copied()).collect()
     }
-}
-
-/// The ledger, as a lane is shown it.
-struct View<'a> {
-    ledger: &'a Ledger,
-    by_ledger: &'a [usize],
-    number: usize,
-}
-
-impl View<'_> {
-    fn first_here(&self, id: TransactionId) -> Option<&RecipientEntry> {
-        let here = |entry: &&RecipientEntry| self.by_ledger.get(usize::from(entry.route)) == Some(&self.number);
-        self.ledger.get(id)?.recipients.iter().find(|entry| here(entry) && !entry.state.is_settled())
-    }
-}
-
-impl Messages for View<'_> {
-    fn mailbox(&self, id: TransactionId) -> Mailbox {
-        self.first_here(id).map(|entry| entry.mailbox).unwrap_or_default()
-    }
-
-    fn is_known(&self, id: TransactionId) -> bool {
-        self.first_here(id).is_some_and(|entry| self.ledger.knows(entry.route, entry.mailbox))
-    }
-}
-
-/// Where a transaction belongs, on each route that has one of its recipients.
-fn places(transaction: &Transaction) -> impl Iterator<Item = (RouteIndex, Place)> {
-    let recipients = &transaction.recipients;
-    // The first recipient of a route speaks for all of them.
-    let speaks = |(nth, recipient): &(usize, &RecipientEntry)| {
-        recipients.iter().take(*nth).all(|earlier| earlier.route != recipient.route)
-    };
-    recipients.iter().enumerate().filter(speaks).filter_map(move |(nth, speaker)| {
-        let on_route = recipients.iter().skip(nth).filter(|recipient| recipient.route == speaker.route);
-        on_route.map(|recipient| Place::from(recipient.state)).min().map(|place| (speaker.route, place))
-    })
-}
-
-/// Where a transaction belongs on this lane, if it has a recipient there.
-fn place_on(by_ledger: &[usize], transaction: &Transaction, lane: usize) -> Option<Place> {
-    let here = |recipient: &&RecipientEntry| by_ledger.get(usize::from(recipient.route)) == Some(&lane);
-    transaction.recipients.iter().filter(here).map(|recipient| Place::from(recipient.state)).min()
-}
-
-/// The recipients of a lane to be tried together; not empty if the transaction is due there.
-fn due_recipients(
-    by_ledger: &[usize],
-    transaction: &Transaction,
-    lane: usize,
-    (flushed, retried): (bool, bool),
-    now: Timestamp,
-) -> Vec<RecipientIndex> {
-    let until = match place_on(by_ledger, transaction, lane) {
-        _ if flushed => Timestamp::from_unix_ms(u64::MAX),
-        // It was woken at this time, wherever the clock stepped since.
-        Some(Place::Deferred(at)) => at.max(now),
-        _ => now,
-    };
-    let is_due = |recipient: &RecipientEntry| {
-        by_ledger.get(usize::from(recipient.route)) == Some(&lane)
-            && match recipient.state {
-                RecipientState::Due => true,
-                RecipientState::Deferred(at) => at <= until,
-                RecipientState::Refused => retried,
-                _ => false,
-            }
-    };
-    let indexed = transaction.recipients.iter().enumerate();
-    indexed.filter(|(_, r)| is_due(r)).filter_map(|(index, _)| RecipientIndex::try_from(index).ok()).collect()
 }
