@@ -158,3 +158,37 @@ fn a_backlog_that_is_mostly_spam_drains_to_the_end() {
     let id = bounced[0]["id"].as_str().unwrap();
     cli(data, &["queue", "undo", "--id", id, "--reason", "the user exists now"]).expect_code(0);
 }
+
+/// Ten thousand, as after a weekend: first into a Postfix without limits, then into one that counts by the minute. Prints how many were
+/// taken in each ten seconds.
+#[test]
+#[ignore = "minutes: cargo test --release --test integration drain::ten_thousand -- --ignored --nocapture"]
+fn ten_thousand_messages_without_limits_and_within_them() {
+    let limits = "smtpd_client_connection_count_limit = 5\nsmtpd_client_message_rate_limit = 3000\n\
+                  smtpd_client_event_limit_exceptions =\n";
+    for limits in ["", limits] {
+        let directory = scratch();
+        let data = directory.path();
+        let port = free_port();
+        let daemon = start(data, port);
+        send_all(daemon.smtp, users(10_000));
+        let postfix = Postfix::start_on(Role::PrimaryWith(limits.into()), port);
+        // Each step within the patience of `eventually`: what stands still for two minutes will not move.
+        for thousands in 1..=10 {
+            eventually("a thousand more", || (postfix.mailbox().len() >= thousands * 1_000).then_some(()));
+        }
+        daemon.wait_until_empty();
+        let sent = seconds_of(data, "sent");
+        let slot = |n: u32| sent.iter().filter(|at| ((**at - sent[0]) / 10.0).floor() == f64::from(n)).count();
+        let slots: Vec<_> = (0..60).map(slot).take_while(|taken| *taken > 0).collect();
+        println!(
+            "limits: {}; taken in each ten seconds: {slots:?}; refused {}",
+            !limits.is_empty(),
+            refusals(&postfix).len()
+        );
+        assert_eq!((sent.len(), logged(data, "bounced").len(), postfix.mailbox().len()), (10_000, 0, 10_000));
+        if limits.is_empty() {
+            assert_eq!(refusals(&postfix), [""; 0]);
+        }
+    }
+}

@@ -49,6 +49,8 @@ pub(crate) struct Lane {
     /// When an attempt ended, or one began while none was under way.
     heard_at: Timestamp,
     drain: Option<Drain>,
+    /// What the primary said when it asked for a slower pace, or turned a connection away.
+    asked: Option<String>,
     /// Its state as it was written down last.
     pub(crate) noted: Option<RouteState>,
     /// Messages that will be given up within two days.
@@ -99,6 +101,7 @@ impl Lane {
             outdated: BTreeSet::new(),
             heard_at: now,
             drain: None,
+            asked: None,
             noted: None,
             expiring: 0,
             warned_at: None,
@@ -153,6 +156,7 @@ impl Lane {
     pub(crate) fn reason(&self) -> &str {
         match self.breaker.tripped() {
             Some((why, _)) if self.health.is_up() => why,
+            None if self.health.is_up() && self.pace.is_slowed() => self.asked.as_deref().unwrap_or_default(),
             _ => &self.health.reason,
         }
     }
@@ -309,9 +313,15 @@ impl Lane {
 
     /// A connection was refused, or a message was not taken for what the server has to do besides: no sign that it is down, if
     /// others work. Returns whether that is so.
-    pub(crate) fn is_busy(&mut self, why: &ConnectionTrouble, now: Timestamp) -> bool {
+    pub(crate) fn is_busy(&mut self, why: &ConnectionTrouble, now: Timestamp, events: &mut Vec<Event>) -> bool {
         match why {
-            ConnectionTrouble::PushedBack(_) => self.pace.pushed_back(now),
+            ConnectionTrouble::PushedBack(said) => {
+                if !self.pace.is_slowed() && self.health.is_up() {
+                    events.push(Event::SlowedDown { route: self.name.clone(), why: said.clone() });
+                }
+                self.asked = Some(format!("it asks for a slower pace: {said}"));
+                self.pace.pushed_back(now);
+            }
             ConnectionTrouble::Refused { open, .. } if *open > 0 => self.pace.refused_connection(*open, now),
             _ => return false,
         }

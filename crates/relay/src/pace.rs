@@ -183,6 +183,11 @@ impl Pace {
         self.speed.milli(now)
     }
 
+    /// Whether it asked for a slower pace, and is given one.
+    pub(crate) fn is_slowed(&self) -> bool {
+        !matches!(self.flow, Flow::Free)
+    }
+
     /// Whether one more may be sent while `active` are under way.
     pub(crate) fn may_begin(&self, active: usize, now: Timestamp) -> bool {
         match self.flow {

@@ -351,7 +351,7 @@ impl Relay {
                 lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
             }
         }
-        if !lane.is_busy(&why, now) {
+        if !lane.is_busy(&why, now, &mut self.events) {
             lane.trouble(&why.to_string(), now, &mut self.events);
         }
         self.replace(number, id);
@@ -453,6 +453,7 @@ impl Relay {
                 connections: lane.pace.connections(),
                 limit_milli: lane.pace.limit_milli(),
                 speed_milli: lane.pace.speed_milli(now),
+                is_tripped: lane.breaker.tripped().is_some(),
                 pending: counts.pending(),
                 bytes: lane.schedule.bytes(),
                 oldest,

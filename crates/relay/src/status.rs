@@ -84,6 +84,13 @@ pub enum Event {
         /// In words.
         why: String,
     },
+    /// It asks for a slower pace, and is given one.
+    SlowedDown {
+        /// Its route.
+        route: RouteName,
+        /// In its words.
+        why: String,
+    },
     /// Mail on this route will be given up soon.
     Expiring {
         /// The route.
@@ -108,6 +115,7 @@ impl Event {
             Self::PrimaryRecovering { .. } => "primary_recovering",
             Self::DrainStarted { .. } => "drain_started",
             Self::DrainFinished { .. } => "drain_finished",
+            Self::SlowedDown { .. } => "slowed_down",
             Self::Expiring { .. } => "expiring",
             Self::BreakerTripped { .. } | Self::BreakerReset { .. } => "breaker",
         }
@@ -147,6 +155,8 @@ pub struct RouteStatus {
     pub since: Timestamp,
     /// Why mail does not just flow; empty if it does.
     pub reason: String,
+    /// It refuses what it should take: nothing but canaries is sent.
+    pub is_tripped: bool,
     /// Connections that may be open now.
     pub connections: usize,
     /// Thousandths of a message a second: the rate that it is held to, if it is.

@@ -189,6 +189,7 @@ fn route_json(route: &RouteStatus, space: &Space, now: restante_envelope::Timest
         "waiting": route.counts.waiting,
         "hold": route.counts.hold,
         "expiring": route.expiring,
+        "breaker": if route.is_tripped { "tripped" } else { "closed" },
         "connections": route.connections,
         "per_minute": route.speed_milli.map(per_minute),
         "per_minute_max": route.limit_milli.map(per_minute),

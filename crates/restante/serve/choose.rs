@@ -90,7 +90,9 @@ fn chosen(id: TransactionId, transaction: &Transaction, action: Action, is_on: i
 
 fn would_change(state: RecipientState, action: Action) -> bool {
     match action {
-        Action::Hold => matches!(state, RecipientState::Due | RecipientState::Deferred(_)),
+        Action::Hold => {
+            matches!(state, RecipientState::Due | RecipientState::Deferred(_) | RecipientState::Refused)
+        }
         Action::Release => matches!(state, RecipientState::Hold | RecipientState::Refused),
         Action::Bounce | Action::Settle | Action::Expire | Action::Remove | Action::Undo => {
             state.after_action(action).is_some()

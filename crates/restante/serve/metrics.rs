@@ -40,6 +40,8 @@ struct ByRoute {
     sent: u64,
     deferred: u64,
     hold: u64,
+    bounced: u64,
+    expired: u64,
     quarantined: u64,
     /// Taken once more, and refused.
     replayed: [u64; 2],
@@ -166,6 +168,16 @@ impl Metrics {
                 }
             }
             Fact::Operated(operated) => {
+                // By rules of ours, of what the primary said or did not say.
+                for index in &operated.recipients {
+                    let Some(route) = route_of(*index) else { continue };
+                    let counts = by_route.entry(route.clone()).or_default();
+                    match operated.action {
+                        Action::Settle => counts.bounced += 1,
+                        Action::Expire => counts.expired += 1,
+                        _ => {}
+                    }
+                }
                 for (_, count) in ACTIONS.iter().zip(&self.operations).filter(|((of, _), _)| *of == operated.action) {
                     count.fetch_add(1, Ordering::Relaxed);
                 }
@@ -229,11 +241,15 @@ impl Metrics {
             for (route, counts) in by_route.iter() {
                 page.line(&format!("restante_messages_accepted_total{{route=\"{route}\"}}"), counts.accepted);
             }
-            page.head("restante_deliveries_total", "counter", "Outcomes of attempts, per recipient.");
+            page.head(
+                "restante_deliveries_total",
+                "counter",
+                "What became of recipients: outcomes of attempts, and refusals that were believed.",
+            );
             for (route, c) in by_route.iter() {
-                for (status, n) in
-                    [("sent", c.sent), ("deferred", c.deferred), ("hold", c.hold), ("quarantined", c.quarantined)]
-                {
+                let settled = [("sent", c.sent), ("bounced", c.bounced), ("expired", c.expired)];
+                let others = [("deferred", c.deferred), ("hold", c.hold), ("quarantined", c.quarantined)];
+                for (status, n) in settled.into_iter().chain(others) {
                     page.line(&format!("restante_deliveries_total{{route=\"{route}\",status=\"{status}\"}}"), n);
                 }
             }
@@ -244,7 +260,7 @@ impl Metrics {
                 }
             }
         }
-        page.head("restante_operations_total", "counter", "What operators did to messages, per message.");
+        page.head("restante_operations_total", "counter", "What operators did to messages, or a rule, per message.");
         for ((_, action), count) in ACTIONS.iter().zip(&self.operations) {
             let series = format!("restante_operations_total{{action=\"{action}\"}}");
             page.line(&series, count.load(Ordering::Relaxed));

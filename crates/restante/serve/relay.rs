@@ -203,7 +203,7 @@ impl RelayTask {
                     self.log_waiting(line, route, why);
                 }
                 // For the operator; the delivery log tells what happened.
-                Event::Expiring { .. } => {}
+                Event::Expiring { .. } | Event::SlowedDown { .. } => {}
                 _ => self.log.write(line),
             }
         }
@@ -447,6 +447,9 @@ fn announce(event: &Event) {
                  `restante queue release --route {route}` tries again at once"
             );
         }
+        Event::SlowedDown { route, why } => {
+            tracing::info!("route {route}: the primary asks for a slower pace, and is given one: {why}");
+        }
         Event::Expiring { route, messages } => {
             tracing::warn!(
                 "route {route}: {messages} messages will be given up within two days: `expire` of their route"
@@ -486,9 +489,9 @@ mod tests {
         };
         let (routes, now) = (Arc::new(Routes::new(vec![settings]).unwrap()), clock::now());
         let mut relay = Relay::new(routes, contents(directory.path()).ledger, 7, now);
-        assert!(matches!(relay.poll(now), Some(Action::Probe { .. })));
+        assert!(std::iter::from_fn(|| relay.poll(now)).any(|action| matches!(action, Action::Probe { .. })));
         relay.probe_ended(&route, Ok(()), now);
-        assert!(matches!(relay.poll(now), Some(Action::Attempt { .. })));
+        assert!(std::iter::from_fn(|| relay.poll(now)).any(|action| matches!(action, Action::Attempt { .. })));
         let (actor, reason, recipients) = ("a".to_owned(), "r".to_owned(), vec![0]);
         let operated = restante_ledger::Operated { id, at: now, action: Operation::Remove, recipients, actor, reason };
         relay.apply(Position { segment: 1, offset: 1 << 20 }, &Fact::Operated(operated), now);

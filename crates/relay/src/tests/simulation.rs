@@ -234,6 +234,7 @@ impl Simulation {
                 | Event::DrainFinished { route, .. }
                 | Event::BreakerTripped { route, .. }
                 | Event::Expiring { route, .. }
+                | Event::SlowedDown { route, .. }
                 | Event::BreakerReset { route } => assert!(self.primaries[index_of(&route)].up),
                 Event::PrimarySuspect { route, .. } => {
                     let primary = &mut self.primaries[index_of(&route)];

@@ -33,7 +33,7 @@ impl Live {
         let retain = status.as_ref().and_then(|status| status.get("node")?.get("retain_s")?.as_u64());
         let retain = retain.map(Duration::from_secs);
         let routes = list(status, "routes");
-        let is_tripped = |route: &&Value| text(route, "state") == "recovering" && !text(route, "reason").is_empty();
+        let is_tripped = |route: &&Value| text(route, "breaker") == "tripped";
         let tripped = routes.iter().filter(is_tripped).map(|r| (text(r, "name"), text(r, "reason"))).collect();
         let routes = routes.iter().map(|r| (text(r, "name"), text(r, "state"))).collect();
         let active = if running { list(ask("/api/v1/active"), "active") } else { Vec::new() };

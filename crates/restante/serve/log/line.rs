@@ -288,9 +288,9 @@ impl Line {
                 let line = line.with("route", route.as_str());
                 down_for.iter().fold(line, |line, down| line.number("down_s", down.as_secs()))
             }
-            Event::PrimarySuspect { route, why } | Event::PrimaryDown { route, why } => {
-                line.with("route", route.as_str()).with("why", why)
-            }
+            Event::PrimarySuspect { route, why }
+            | Event::PrimaryDown { route, why }
+            | Event::SlowedDown { route, why } => line.with("route", route.as_str()).with("why", why),
             Event::DrainStarted { route, messages } => line.with("route", route.as_str()).number("messages", *messages),
             Event::DrainFinished { route, messages, took } => {
                 line.with("route", route.as_str()).number("messages", *messages).number("took_s", took.as_secs())
