@@ -16,6 +16,7 @@
 #![warn(missing_docs)]
 
 mod breaker;
+pub mod dsn;
 mod health;
 mod jitter;
 mod lane;
