@@ -198,13 +198,13 @@ fn head<'a>(notice: &Notice<'a>) -> &'a [u8] {
     notice.head.get(..HEADER_BYTES_MAX).unwrap_or(notice.head)
 }
 
-/// What comes back of the original. Content whose lines are not those of a message cannot stand inside another, which may not encode
-/// it (RFC 2046 section 5.2.1): then its header comes back.
+/// What comes back of the original. Content that is no message cannot stand inside one, which may not encode it (RFC 2046 section
+/// 5.2.1): then its header comes back.
 fn original(notice: &Notice<'_>) -> Original {
     let whole = notice.content.filter(|content| returns_content(notice.kind, notice.envelope, content.len()));
     let utf8 = notice.envelope.smtputf8;
     whole
-        .filter(|content| parts::is_in_lines(content))
+        .filter(|content| parts::is_message(content))
         .map_or_else(|| Original::header(head(notice), utf8), |content| Original::whole(content, utf8))
 }
 

@@ -189,6 +189,13 @@ impl Original {
     }
 }
 
+/// Whether it can stand in a message as one: in lines, and with a header that ends. Without an end, readers were seen to look for it
+/// behind the boundary.
+pub(super) fn is_message(content: &[u8]) -> bool {
+    let ends = content.starts_with(b"\r\n") || content.windows(4).any(|bytes| bytes == b"\r\n\r\n");
+    ends && is_in_lines(content)
+}
+
 /// Whether it consists of lines of a message (RFC 5321 section 2.3.8): CR and LF together alone, none too long, no NUL.
 pub(super) fn is_in_lines(content: &[u8]) -> bool {
     let mut lines = content.split(|b| *b == b'\n').peekable();
