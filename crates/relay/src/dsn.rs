@@ -13,7 +13,8 @@ use mail_builder::headers::raw::Raw;
 use mail_builder::mime::{BodyPart, MimePart};
 use parts::Original;
 use restante_envelope::{
-    BodyType, Envelope, ForwardPath, Notify, Recipient, RecipientDsn, Reply, Ret, RouteName, Timestamp, TransactionId,
+    BodyType, Envelope, ForwardPath, Notify, Recipient, RecipientDsn, Reply, Ret, ReversePath, RouteName, Timestamp,
+    TransactionId,
 };
 use restante_ledger::{Cause, RecipientIndex};
 
@@ -23,8 +24,8 @@ pub const HEADER_BYTES_MAX: usize = 65_536;
 /// Content longer than this does not come back, whatever RET says: RFC 3461 section 6.2 lets us, and who forges a sender must not
 /// have large attachments brought to it. Postfix returns 50,000 bytes (`bounce_size_limit`); a letter with a picture fits here.
 pub const CONTENT_BYTES_MAX: usize = 262_144;
-/// One report tells of at most this many recipients; each is some 500 bytes twice. The others are told of in reports of their own:
-/// the caller hands over the rest in another [`Notice`].
+/// One notification tells of at most this many recipients: each takes 500 bytes, or 6 KiB with the longest addresses and replies.
+/// A caller with more hands them over in several, `reports.chunks(RECIPIENTS_MAX)`: those beyond are left out.
 pub const RECIPIENTS_MAX: usize = 1_000;
 
 /// What happened to a message for some of its recipients.
@@ -190,8 +191,10 @@ pub fn compose(notice: &Notice<'_>) -> Option<Dsn> {
     let body = if content.is_ascii() { BodyType::SevenBit } else { BodyType::EightBitMime };
     let dsn = RecipientDsn { notify: Some(Notify::Never), original: None };
     let recipient = Recipient { forward_path, route: notice.route.clone(), dsn };
-    let null = restante_envelope::ReversePath::null();
-    Some(Dsn { envelope: Envelope { smtputf8: utf8, ..Envelope::new(null, vec![recipient], body) }, content })
+    Some(Dsn {
+        envelope: Envelope { smtputf8: utf8, ..Envelope::new(ReversePath::null(), vec![recipient], body) },
+        content,
+    })
 }
 
 fn head<'a>(notice: &Notice<'a>) -> &'a [u8] {

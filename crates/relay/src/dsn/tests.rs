@@ -319,13 +319,23 @@ fn addresses_in_other_scripts_are_told_in_utf8_only_to_who_has_one() {
 
 #[test]
 fn an_address_with_much_to_escape_is_still_a_final_recipient() {
-    let domain =
-        format!("{}.test", ["\u{fc}\u{fc}".repeat(12), "\u{fc}\u{fc}".repeat(12), "\u{fc}\u{fc}".repeat(12)].join("."));
-    let path = format!("{}@{domain}", "+".repeat(64));
+    let label = "\u{fc}".repeat(30);
+    let path = format!("{}@{label}.{label}.{label}.de", "+".repeat(64));
     let envelope = envelope("ann@client.test", vec![recipient(&path, None, None)]);
     let reports = [report(0, LastWord::None)];
     let message = text(&notice(Kind::Failed, &envelope, &reports));
-    let folded = "\r\nFinal-Recipient: utf-8;\r\n ";
-    assert!(message.contains(folded) || message.contains("\r\nFinal-Recipient: rfc822;\r\n "), "{message}");
+    let domain = ForwardPath::parse_utf8(&path).unwrap().domain_ascii().unwrap().into_owned();
+    let folded = format!("\r\nFinal-Recipient: rfc822;\r\n {}@{domain}\r\nAction: failed\r\n", "+".repeat(64));
+    assert!(message.contains(&folded), "{message}");
     assert!(message.lines().all(|line| line.len() <= 998));
+}
+
+#[test]
+fn more_recipients_than_one_notification_holds_are_told_of_in_several() {
+    let list = (0..=RECIPIENTS_MAX).map(|nth| recipient(&format!("r{nth}@example.com"), None, None));
+    let envelope = envelope("ann@client.test", list.collect());
+    let reports: Vec<Report<'_>> = (0..).take(RECIPIENTS_MAX + 1).map(|nth| report(nth, LastWord::None)).collect();
+    let told = |reports| text(&notice(Kind::Failed, &envelope, reports)).matches("\r\nFinal-Recipient: ").count();
+    assert_eq!(told(&reports), RECIPIENTS_MAX);
+    assert_eq!(reports.chunks(RECIPIENTS_MAX).map(told).collect::<Vec<_>>(), [RECIPIENTS_MAX, 1]);
 }
