@@ -1,4 +1,5 @@
-//! The relay's decisions: whose mail we take, when it is handed to which primary, and what an answer means.
+//! The relay's decisions: whose mail we take, when it is handed to which primary, what an answer means, and what its sender hears
+//! of it.
 //!
 //! ```text
 //!             Accepted                     attempt_failed (nothing recorded)
@@ -16,6 +17,7 @@
 #![warn(missing_docs)]
 
 mod breaker;
+pub mod dsn;
 mod health;
 mod jitter;
 mod lane;

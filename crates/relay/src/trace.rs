@@ -62,7 +62,7 @@ fn words(text: &str) -> String {
 }
 
 /// A host's name as a peer or the configuration gave it: what could end a word, a comment or the line becomes `?`.
-fn name(text: &str) -> String {
+pub(crate) fn name(text: &str) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() || "-._:[]".contains(c) { c } else { '?' };
     if text.is_empty() { "unknown".into() } else { text.chars().take(NAME_BYTES_MAX).map(safe).collect() }
 }
