@@ -8,9 +8,11 @@ use std::process::Command;
 
 const ROUTES: u64 = 99;
 const EACH: u64 = 5;
-/// Nobody answers there, not even to say that nobody is there.
-const NETWORK: &str =
-    "ip link set lo up && ip link add hole type dummy && ip addr add 192.0.2.10/24 dev hole && ip link set hole up";
+/// Nobody answers there, not even to say that nobody is there: packets go to a card that is not the one they are meant for.
+const NETWORK: &str = "ip link set lo up \
+     && ip link add hole type veth peer name nowhere && ip addr add 192.0.2.10/24 dev hole \
+     && ip link set hole up && ip link set nowhere up \
+     && ip neigh add 192.0.2.1 lladdr 02:00:00:00:00:01 dev hole nud permanent";
 
 #[test]
 fn a_primary_that_swallows_packets_delays_nobody_else() {

@@ -81,8 +81,8 @@ const DEFECTS: &[(Broken, Rule, u64)] = &[
     (Broken::StopsAtFirstBadFrame, Rule::Facts, 60),
     (Broken::LosesSettlements, Rule::Settlement, 60),
     // It takes a sync that fails in a commit, no end of the process, and then a crash.
-    (Broken::RetriesSync, Rule::Promise, 200),
-    (Broken::TrustsMemory, Rule::Settlement, 60),
+    (Broken::RetriesSync, Rule::Promise, 1_500),
+    (Broken::TrustsMemory, Rule::Settlement, 200),
     (Broken::ForgetsHolds, Rule::Attempt, 60),
     (Broken::DefersOtherwise, Rule::Ledger, 60),
     (Broken::DefersOtherwiseBesideDamage, Rule::Ledger, 60),
