@@ -5,6 +5,7 @@ use std::mem;
 /// One chunk of content in memory: system calls cost nothing, and the copies that are made of it do not count.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CRLF: &[u8] = b"\r\n";
+const TOO_LONG: &str = "it is longer than it was when accepted";
 
 /// The content of a message, read piece by piece: exactly as accepted, so empty, or lines that end in CRLF without other
 /// CR or LF. Not checked here.
@@ -44,8 +45,6 @@ pub(crate) fn whole(header: &[u8], content: &mut dyn Content, size_bytes: u64) -
     }
     if missing > 0 { Err(too_short(missing)) } else { Ok(message) }
 }
-
-const TOO_LONG: &str = "it is longer than it was when accepted";
 
 fn too_short(missing: u64) -> String {
     format!("it ends {missing} bytes too early")

@@ -16,8 +16,10 @@
 //! So a first chunk brings the first line of our own header, which is no command, and its reply is awaited: once in the life of
 //! a connection, and no more round trips than with DATA. A null chunk would do, but Postfix refuses those.
 
-use super::{CODE_CLOSING, CODES_OF_SYNTAX, Command, Connection, PIPELINED_COMMANDS_MAX, Stop, Transaction};
-use super::{Mail, lines, unexpected};
+use super::{
+    CODE_CLOSING, CODES_OF_SYNTAX, Command, Connection, Mail, PIPELINED_COMMANDS_MAX, RecipientResult, Stop,
+    Transaction, lines, unexpected,
+};
 use crate::connect::Extensions;
 use crate::content::{Content, InMemory, whole};
 use crate::failure::{Failure, Stage};
@@ -137,7 +139,7 @@ impl Connection {
             self.chunking = Chunking::No;
         } else {
             // Where nobody is left it concerns nobody.
-            transaction.decide_rest(&super::RecipientResult::Replied(reply));
+            transaction.decide_rest(&RecipientResult::Replied(reply));
         }
         self.reset_behind_opening().await?;
         Ok(if is_unknown { Opened::NotUnderstood } else { Opened::Over })
