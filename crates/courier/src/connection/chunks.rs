@@ -13,8 +13,10 @@
 //!
 //! The first BDAT of a connection carries no octet of a stranger's. Something between that lets CHUNKING pass and does not know
 //! BDAT would take what stands behind it for commands, and who wrote the message would speak SMTP to our next hop as we.
-//! So a first chunk brings the first line of our own header, which is no command, and its reply is awaited: once in the life of
-//! a connection, and no more round trips than with DATA. A null chunk would do, but Postfix refuses those.
+//! So a first chunk brings one octet, the first of our own header, and its reply is awaited: once in the life of a connection,
+//! and no more round trips than with DATA. Whoever takes that octet for the beginning of a command finds the RSET behind it
+//! unknown, and hears another. (A whole line of a header makes Postfix hang up where it expects a command, and a null chunk
+//! it refuses.)
 
 use super::{
     CODE_CLOSING, CODES_OF_SYNTAX, Command, Connection, Mail, PIPELINED_COMMANDS_MAX, RecipientResult, Stop,
@@ -30,6 +32,9 @@ use std::time::Duration;
 /// Header and content in one write. Any common message; what is larger is many round trips of TCP anyway, and would have to
 /// be in memory as a whole.
 const FLIGHT_OCTETS_MAX: u64 = 64 * 1024;
+
+/// The first chunk of a connection. See above.
+const OPENING_OCTETS: usize = 1;
 
 /// Whether messages go out with BDAT.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +71,7 @@ impl Connection {
         let fits = octets <= FLIGHT_OCTETS_MAX && mail.recipients.len() + 2 <= PIPELINED_COMMANDS_MAX;
         let may_be_asked = match self.chunking {
             Chunking::No => false,
-            Chunking::Offered => first_line_len(mail.trace_header) > 0,
+            Chunking::Offered => !mail.trace_header.is_empty(),
             Chunking::Understood => true,
         };
         fits && may_be_asked && self.ahead.is_none()
@@ -96,7 +101,7 @@ impl Connection {
             self.hear_envelope(transaction, sent.to_the_last).await?;
             sent
         } else {
-            let (opening, rest) = message.split_at(first_line_len(mail.trace_header));
+            let (opening, rest) = message.split_at(message.len().min(OPENING_OCTETS));
             match self.open(transaction, opening).await? {
                 Opened::Agreed => self.launch(Stage::Bdat, &last_chunk(rest)).await?,
                 Opened::Over => return Ok(()),
@@ -145,17 +150,14 @@ impl Connection {
         Ok(if is_unknown { Opened::NotUnderstood } else { Opened::Over })
     }
 
-    /// RSET behind a chunk that was not taken: a server that does not know BDAT first answers our header line as a command.
+    /// RSET behind a chunk that was not taken: said again to a server that read the chunk as the beginning of it.
     async fn reset_behind_opening(&mut self) -> Result<(), Stop> {
-        let limit = self.settings.ehlo_timeout;
-        let lost = |failure| Stop::Lost(Stage::Rset, failure);
-        let mut reply = self.wire.command("RSET\r\n", limit).await.map_err(lost)?.to_reply();
-        if reply.class() == ReplyClass::Permanent {
-            reply = self.wire.reply(limit).await.map_err(lost)?.to_reply();
-        }
-        match reply.class() {
-            ReplyClass::Positive => Ok(()),
-            _ => Err(lost(unexpected(&reply))),
+        self.heed_unasked(Stage::Rset).await?;
+        let reply = self.wire.command("RSET\r\n", self.settings.ehlo_timeout).await;
+        match reply.map_err(|failure| Stop::Lost(Stage::Rset, failure))?.to_reply() {
+            reply if reply.class() == ReplyClass::Positive => Ok(()),
+            reply if reply.class() == ReplyClass::Permanent => self.reset().await,
+            reply => Err(Stop::Lost(Stage::Rset, unexpected(&reply))),
         }
     }
 
@@ -246,9 +248,4 @@ fn broken(stage: Stage, failure: Failure, is_out: bool) -> Stop {
 
 fn last_chunk(octets: &[u8]) -> Vec<u8> {
     [format!("BDAT {} LAST\r\n", octets.len()).as_bytes(), octets].concat()
-}
-
-/// Up to and with the first CRLF; 0 if there is none.
-fn first_line_len(header: &[u8]) -> usize {
-    header.windows(2).position(|pair| pair == b"\r\n").map_or(0, |at| at + 2)
 }

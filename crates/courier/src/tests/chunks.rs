@@ -161,15 +161,14 @@ async fn bdat_that_is_refused_as_unknown_falls_back_to_data_without_a_duplicate(
         script.content().send(format!("250 {name}\r\n"))
     };
     let refused = "250 ok\r\n550 a\r\n250 ok\r\n503 5.5.1 no\r\n";
-    let opening = || opening(2, refused).expect_alone("RSET");
     for (script, before) in [
-        (opening().send("250 ok\r\n"), 0),
-        // A server that took our header line for a command, at once and later.
-        (opening().send("500 what?\r\n250 ok\r\n"), 0),
-        (envelope(chunking(), 2).chunk().send(format!("{refused}502 what?\r\n")).expect("RSET").send("250 ok\r\n"), 0),
+        (opening(2, refused), 0),
+        // A server that took our octet for the beginning of a command.
+        (envelope(chunking(), 2).expect("BDAT 1\r\n").send(refused).expect_alone("RRSET").send("500 what?\r\n"), 0),
         // One that took a chunk once.
-        (flight(understood(), 2).send(refused).expect_alone("RSET").send("250 ok\r\n"), 1),
+        (flight(understood(), 2).send(refused), 1),
     ] {
+        let script = script.expect_alone("RSET\r\n").send("250 ok\r\n");
         // No BDAT any more, and what goes ahead may go ahead.
         let script = again(script, "two").pipelined(1, &format!("250 ok\r\n{go}")).content_and_more();
         let script =

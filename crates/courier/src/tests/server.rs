@@ -82,7 +82,7 @@ impl Script {
         self.then(Step::Content(true))
     }
 
-    /// A chunk that is not the last (RFC 3030), our first line alone, and nothing in the same write behind it.
+    /// A chunk that is not the last (RFC 3030), our header's first octet alone, and nothing in the same write behind it.
     pub(super) fn chunk(self) -> Self {
         self.then(Step::Chunk(false)).silence()
     }
@@ -309,7 +309,7 @@ impl Peer {
         self.chunks.append(&mut self.unread);
         self.unread = rest;
         if !is_last {
-            assert_eq!(String::from_utf8_lossy(&self.chunks).lines().collect::<Vec<_>>(), ["Received: from a by b;"]);
+            assert_eq!(String::from_utf8_lossy(&self.chunks), "R");
         } else {
             self.seen.messages.push(std::mem::take(&mut self.chunks));
         }
