@@ -189,8 +189,8 @@ impl Connection {
     /// (RFC 3030), else only if a server wants it. Each wait for the server is bounded by [`Settings`].
     ///
     /// With `next`, its commands go out right behind the final dot (RFC 2920 section 3.1), one round trip earlier, where
-    /// the server [takes that](Self::takes_ahead) and this is one group; [`is_promised`](Self::is_promised) tells. The next call must
-    /// then be for that mail. What comes of `next` never
+    /// the server [takes that](Self::takes_ahead) and this is one group; [`is_promised`](Self::is_promised) tells. The next
+    /// call must then be for that mail. What comes of `next` never
     /// changes what came of `mail`.
     pub async fn deliver(&mut self, mail: &Mail<'_>, content: &mut dyn Content, next: Option<&Mail<'_>>) -> Delivery {
         let started = Instant::now();

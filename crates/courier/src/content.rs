@@ -1,4 +1,5 @@
-//! Where the content of a message comes from, how it is cut for lettre, or put into one piece. No I/O of its own; looks at line ends alone.
+//! Where the content of a message comes from, how it is cut for lettre, or put into one piece. No I/O of its own; looks at line
+//! ends alone.
 
 use std::mem;
 
