@@ -116,6 +116,8 @@ pub(crate) struct Extensions {
     pub(crate) smtputf8: bool,
     /// RFC 3461.
     pub(crate) dsn: bool,
+    /// RFC 3030.
+    pub(crate) chunking: bool,
     /// RFC 3207.
     starttls: bool,
 }
@@ -131,6 +133,7 @@ impl Extensions {
                 "8BITMIME" => offered.eight_bit_mime = true,
                 "SMTPUTF8" => offered.smtputf8 = true,
                 "DSN" => offered.dsn = true,
+                "CHUNKING" => offered.chunking = true,
                 "STARTTLS" => offered.starttls = true,
                 _ => {}
             }

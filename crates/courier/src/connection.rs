@@ -1,17 +1,23 @@
-//! One transaction after the other over a connection (RFC 5321 section 3.3, pipelined by RFC 2920 where offered).
+//! One transaction after the other over a connection (RFC 5321 section 3.3, pipelined by RFC 2920 and in one flight by RFC 3030
+//! where offered).
 //!
 //! Says for every recipient what happened to it, and nothing about what should happen next.
+
+mod chunks;
+mod transaction;
 
 use crate::Settings;
 use crate::connect::{Extensions, milliseconds};
 use crate::content::{Content, InMemory};
 use crate::failure::{Failure, Stage};
 use crate::wire::{ContentError, Wire};
+use chunks::Chunking;
 use restante_envelope::{BodyType, DsnRequest, Recipient, Reply, ReplyClass, ReversePath};
 use restante_ledger::NextHop;
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
+use transaction::{Command, Transaction, lines};
 
 /// Commands in one write: MAIL, DATA and the 100 recipients that RFC 5321 section 4.5.3.1.8 makes every server take.
 /// At most 28 KiB out and as little in: either fits the smallest socket buffers, so that nobody can end up waiting for
@@ -59,9 +65,10 @@ pub struct Delivery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RecipientResult {
     /// The reply that decides: the refusal of MAIL, RCPT or DATA, a 421 at any time, or whatever was said to the
-    /// final dot. The server took responsibility if, and only if, it is positive. Never intermediate (3yz).
+    /// final dot or to BDAT. The server took responsibility if, and only if, it is positive. Never intermediate (3yz).
     Replied(Reply),
-    /// The connection failed, or our own copy could not be read, before the final dot was sent: the server has nothing.
+    /// The connection failed, or our own copy could not be read, before the final dot or the last octet was sent: the server
+    /// has nothing.
     Lost {
         /// When.
         stage: Stage,
@@ -73,7 +80,8 @@ pub enum RecipientResult {
         /// A status code (RFC 3463) and a phrase for people.
         why: String,
     },
-    /// The connection failed after the final dot was sent (RFC 1047): the server may have the message.
+    /// The connection failed after the final dot, or the last octet of `BDAT LAST`, was sent (RFC 1047): the server may have
+    /// the message.
     InDoubt {
         /// A phrase for people.
         why: String,
@@ -92,6 +100,7 @@ pub struct Connection {
     /// The commands that were sent behind the last content: their replies are the next to come.
     ahead: Option<String>,
     ahead_state: Ahead,
+    chunking: Chunking,
 }
 
 /// How the server takes commands that come before its reply to the final dot.
@@ -114,8 +123,18 @@ impl Connection {
         connect_ms: u32,
         settings: Settings,
     ) -> Self {
-        let ahead_state = Ahead::Untried;
-        Self { wire, extensions, next_hop, tls_failure, connect_ms, settings, usable: true, ahead: None, ahead_state }
+        Self {
+            wire,
+            extensions,
+            next_hop,
+            tls_failure,
+            connect_ms,
+            settings,
+            usable: true,
+            ahead: None,
+            ahead_state: Ahead::Untried,
+            chunking: Chunking::offered(extensions),
+        }
     }
 
     /// Whom we talk to.
@@ -139,9 +158,10 @@ impl Connection {
         self.usable
     }
 
-    /// Whether the server takes commands in groups (RFC 2920), and so the next message's behind this one's content.
-    pub fn takes_groups(&self) -> bool {
-        self.extensions.pipelining
+    /// Whether the next message's commands may go out behind this one's content: the server takes commands in groups
+    /// (RFC 2920), and a small message is not one flight anyway (RFC 3030).
+    pub fn takes_ahead(&self) -> bool {
+        self.extensions.pipelining && self.chunking == Chunking::No
     }
 
     /// What came of sending ahead on this connection.
@@ -165,11 +185,12 @@ impl Connection {
         closed
     }
 
-    /// Delivers one message, of which `content` is read once and only if a server wants it. Each wait for the server is
-    /// bounded by [`Settings`].
+    /// Delivers one message, of which `content` is read once: before the server hears of it where all of it is one flight
+    /// (RFC 3030), else only if a server wants it. Each wait for the server is bounded by [`Settings`].
     ///
     /// With `next`, its commands go out right behind the final dot (RFC 2920 section 3.1), one round trip earlier, where
-    /// the server takes groups and this is one. The next call must then be for that mail. What comes of `next` never
+    /// the server [takes that](Self::takes_ahead) and this is one group; [`is_promised`](Self::is_promised) tells. The next
+    /// call must then be for that mail. What comes of `next` never
     /// changes what came of `mail`.
     pub async fn deliver(&mut self, mail: &Mail<'_>, content: &mut dyn Content, next: Option<&Mail<'_>>) -> Delivery {
         let started = Instant::now();
@@ -215,6 +236,19 @@ impl Connection {
             transaction.decide_rest(&RecipientResult::NotOffered { why: why.to_owned() });
             return Ok(());
         }
+        if self.is_one_flight(transaction.mail) {
+            self.converse_in_chunks(transaction, content, next).await
+        } else {
+            self.converse_with_data(transaction, content, next).await
+        }
+    }
+
+    async fn converse_with_data(
+        &mut self,
+        transaction: &mut Transaction<'_>,
+        content: &mut dyn Content,
+        next: Option<&Mail<'_>>,
+    ) -> Result<(), Stop> {
         let commands = Command::all(transaction.mail);
         let mut ahead = self.ahead.take();
         let group_len = if self.extensions.pipelining { PIPELINED_COMMANDS_MAX } else { 1 };
@@ -346,25 +380,24 @@ impl Connection {
             Err(ContentError::Lost(failure)) => return Err(Stop::Lost(Stage::Content, failure)),
             Err(ContentError::InDoubt(failure)) => {
                 ahead.iter().for_each(|_| self.note_ahead_trouble(&failure));
-                return Err(Stop::InDoubt(failure));
+                return Err(Stop::InDoubt(Stage::FinalDot, failure));
             }
         };
         if reply.class() == ReplyClass::Intermediate {
-            return Err(Stop::InDoubt(unexpected(&reply)));
+            return Err(Stop::InDoubt(Stage::FinalDot, unexpected(&reply)));
         }
         if reply.code() == CODE_CLOSING {
             return Err(Stop::Replied(reply));
         }
         self.ahead = ahead;
-        transaction.by_content = transaction.results.iter().map(Option::is_none).collect();
-        transaction.decide_rest(&RecipientResult::Replied(reply));
+        transaction.decide_by_content(reply);
         Ok(())
     }
 
     /// All the commands of a mail, if they are one group.
     fn group_ahead(&self, mail: &Mail<'_>) -> Option<String> {
         let is_understood = self.extensions.lacking(mail).is_none();
-        let sendable = self.extensions.pipelining && is_understood && !mail.recipients.is_empty();
+        let sendable = self.takes_ahead() && is_understood && !mail.recipients.is_empty();
         let commands = Command::all(mail);
         (sendable && commands.len() <= PIPELINED_COMMANDS_MAX).then(|| lines(mail, &commands, self.extensions))
     }
@@ -417,7 +450,7 @@ enum Stop {
     Lost(Stage, Failure),
     /// What was sent ahead got no answer that counts.
     Unheard(Failure),
-    InDoubt(Failure),
+    InDoubt(Stage, Failure),
 }
 
 impl Stop {
@@ -426,136 +459,11 @@ impl Stop {
             Self::Replied(reply) => RecipientResult::Replied(reply),
             Self::Lost(stage, failure) => RecipientResult::Lost { stage, why: format!("{failure} while {stage}") },
             Self::Unheard(failure) => Self::Lost(Stage::Mail, failure).into_result(),
-            Self::InDoubt(failure) => RecipientResult::InDoubt { why: format!("{failure} while {}", Stage::FinalDot) },
+            Self::InDoubt(stage, failure) => RecipientResult::InDoubt { why: format!("{failure} while {stage}") },
         }
     }
 }
 
 fn unexpected(reply: &Reply) -> Failure {
     Failure::Protocol(format!("the server said {reply}"))
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Command {
-    Mail,
-    /// The recipient's place.
-    Rcpt(usize),
-    Data,
-}
-
-impl Command {
-    /// Those of a transaction up to the content.
-    fn all(mail: &Mail<'_>) -> Vec<Self> {
-        let recipients = (0..mail.recipients.len()).map(Self::Rcpt);
-        [Self::Mail].into_iter().chain(recipients).chain([Self::Data]).collect()
-    }
-}
-
-/// A group of commands as it is sent.
-fn lines(mail: &Mail<'_>, group: &[Command], extensions: Extensions) -> String {
-    let mut lines = String::new();
-    for command in group {
-        write_command(mail, *command, extensions, &mut lines);
-    }
-    lines
-}
-
-fn write_command(mail: &Mail<'_>, command: Command, extensions: Extensions, lines: &mut String) {
-    use fmt::Write;
-    // Writing to a String cannot fail.
-    let _ = match command {
-        Command::Mail => {
-            let _ = write!(lines, "MAIL FROM:<{}>", mail.reverse_path);
-            if extensions.size {
-                let size_bytes = mail.size_bytes.saturating_add(mail.trace_header.len() as u64);
-                let _ = write!(lines, " SIZE={size_bytes}");
-            }
-            if mail.body == BodyType::EightBitMime {
-                let _ = write!(lines, " BODY=8BITMIME");
-            }
-            if mail.smtputf8 {
-                let _ = write!(lines, " SMTPUTF8");
-            }
-            if let Some(ret) = mail.dsn.ret.filter(|_| extensions.dsn) {
-                let _ = write!(lines, " RET={}", ret.as_str());
-            }
-            if let Some(envid) = mail.dsn.envid.as_ref().filter(|_| extensions.dsn) {
-                let _ = write!(lines, " ENVID={}", envid.as_str());
-            }
-            lines.write_str("\r\n")
-        }
-        Command::Rcpt(place) => match mail.recipients.get(place) {
-            Some(recipient) => {
-                let _ = write!(lines, "RCPT TO:<{}>", recipient.forward_path);
-                if let Some(notify) = recipient.dsn.notify.filter(|_| extensions.dsn) {
-                    let _ = write!(lines, " NOTIFY={notify}");
-                }
-                if let Some(original) = recipient.dsn.original.as_ref().filter(|_| extensions.dsn) {
-                    let _ = write!(lines, " ORCPT={}", original.as_str());
-                }
-                lines.write_str("\r\n")
-            }
-            None => Ok(()),
-        },
-        Command::Data => lines.write_str("DATA\r\n"),
-    };
-}
-
-/// What the replies so far mean for each recipient.
-struct Transaction<'a> {
-    mail: &'a Mail<'a>,
-    /// None: nothing speaks against this recipient yet.
-    results: Vec<Option<RecipientResult>>,
-    mail_refused: bool,
-    by_content: Vec<bool>,
-    /// The server waits for the content.
-    data_agreed: bool,
-}
-
-impl<'a> Transaction<'a> {
-    fn new(mail: &'a Mail<'a>) -> Self {
-        let results = vec![None; mail.recipients.len()];
-        let by_content = vec![false; mail.recipients.len()];
-        Self { mail, results, mail_refused: false, by_content, data_agreed: false }
-    }
-
-    /// Takes in the reply to a command; an error if no server may say that there.
-    fn note(&mut self, command: Command, reply: Reply) -> Result<(), Failure> {
-        match (command, reply.class()) {
-            (Command::Mail, ReplyClass::Positive) | (Command::Rcpt(_), ReplyClass::Positive) => {}
-            (Command::Mail, ReplyClass::Transient | ReplyClass::Permanent) => {
-                self.mail_refused = true;
-                self.decide_rest(&RecipientResult::Replied(reply));
-            }
-            (Command::Rcpt(place), ReplyClass::Transient | ReplyClass::Permanent) => {
-                if let Some(result) = self.results.get_mut(place) {
-                    result.get_or_insert(RecipientResult::Replied(reply));
-                }
-            }
-            (Command::Data, ReplyClass::Transient | ReplyClass::Permanent) => {
-                self.decide_rest(&RecipientResult::Replied(reply));
-            }
-            (Command::Data, ReplyClass::Intermediate) if reply.code() == CODE_START_MAIL_INPUT => {
-                self.data_agreed = true;
-            }
-            (_, ReplyClass::Positive | ReplyClass::Intermediate) => return Err(unexpected(&reply)),
-        }
-        Ok(())
-    }
-
-    fn is_decided(&self) -> bool {
-        self.results.iter().all(Option::is_some)
-    }
-
-    fn decide_rest(&mut self, result: &RecipientResult) {
-        for open in self.results.iter_mut().filter(|r| r.is_none()) {
-            *open = Some(result.clone());
-        }
-    }
-
-    fn into_results(self) -> Vec<RecipientResult> {
-        // Every way through `deliver` decides all. Should one not, the mail is tried again rather than forgotten.
-        let undecided = || RecipientResult::Lost { stage: Stage::Content, why: "no reply decided".into() };
-        self.results.into_iter().map(|result| result.unwrap_or_else(undecided)).collect()
-    }
 }

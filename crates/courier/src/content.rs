@@ -1,10 +1,12 @@
-//! Where the content of a message comes from, and how it is cut for lettre. No I/O of its own; looks at line ends alone.
+//! Where the content of a message comes from, how it is cut for lettre, or put into one piece. No I/O of its own; looks at line
+//! ends alone.
 
 use std::mem;
 
 /// One chunk of content in memory: system calls cost nothing, and the copies that are made of it do not count.
 const CHUNK_BYTES: usize = 64 * 1024;
 const CRLF: &[u8] = b"\r\n";
+const TOO_LONG: &str = "it is longer than it was when accepted";
 
 /// The content of a message, read piece by piece: exactly as accepted, so empty, or lines that end in CRLF without other
 /// CR or LF. Not checked here.
@@ -31,6 +33,24 @@ impl Content for InMemory<'_> {
     }
 }
 
+/// `header` and then `size_bytes` of `content`, all in memory. An error, too, where the source gives more or less than was
+/// announced: that is not the message that was accepted.
+pub(crate) fn whole(header: &[u8], content: &mut dyn Content, size_bytes: u64) -> Result<Vec<u8>, String> {
+    let size = usize::try_from(size_bytes).unwrap_or_default();
+    let mut message = Vec::with_capacity(header.len() + size);
+    message.extend_from_slice(header);
+    let mut missing = size_bytes;
+    while let Some(chunk) = content.next_chunk()? {
+        missing = missing.checked_sub(chunk.len() as u64).ok_or(TOO_LONG)?;
+        message.extend_from_slice(&chunk);
+    }
+    if missing > 0 { Err(too_short(missing)) } else { Ok(message) }
+}
+
+fn too_short(missing: u64) -> String {
+    format!("it ends {missing} bytes too early")
+}
+
 /// Header and content in one, without the last CRLF: lettre ends what it sends with `CRLF . CRLF` in any case.
 pub(crate) struct Unended<'a> {
     content: &'a mut dyn Content,
@@ -52,7 +72,7 @@ impl<'a> Unended<'a> {
     pub(crate) fn next_chunk(&mut self) -> Result<Option<Vec<u8>>, String> {
         while let Some(chunk) = self.content.next_chunk()? {
             let left = self.missing.checked_sub(chunk.len() as u64);
-            self.missing = left.ok_or("it is longer than it was when accepted")?;
+            self.missing = left.ok_or(TOO_LONG)?;
             if self.held.is_empty() {
                 self.held = chunk;
             } else {
@@ -66,7 +86,7 @@ impl<'a> Unended<'a> {
             }
         }
         if self.missing > 0 {
-            return Err(format!("it ends {} bytes too early", self.missing));
+            return Err(too_short(self.missing));
         }
         let last = mem::take(&mut self.held);
         let last = last.strip_suffix(CRLF).unwrap_or(&last);

@@ -26,6 +26,8 @@ pub enum Stage {
     Content,
     /// Waiting for the reply to the final dot.
     FinalDot,
+    /// Waiting for the reply to BDAT.
+    Bdat,
     /// Waiting for the reply to RSET.
     Rset,
 }
@@ -42,6 +44,7 @@ impl fmt::Display for Stage {
             Self::Data => "waiting for the reply to DATA",
             Self::Content => "sending the content",
             Self::FinalDot => "waiting for the reply to the final dot",
+            Self::Bdat => "waiting for the reply to BDAT",
             Self::Rset => "waiting for the reply to RSET",
         })
     }

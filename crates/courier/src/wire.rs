@@ -12,10 +12,11 @@
 //! - has no limit on any wait but connect's: the tap has a deadline in every read and write;
 //! - writes the content and the final dot apart: the tap holds small content until its dot comes, so that both, and what
 //!   is said ahead behind them (RFC 2920), are one write;
+//! - knows no BDAT (RFC 3030): [`Wire::send`] goes past it;
 //! - sends the final dot when its iterator ends, whatever the reason. So an iterator that cannot go on first
 //!   [severs](TapState::sever) the tap, and no byte of ours goes out any more.
 //!
-//! This file decides nothing about mail. To replace lettre, replace the three calls on `self.smtp`.
+//! This file decides nothing about mail. To replace lettre, replace the calls on `self.smtp`.
 
 use crate::content::{Content, Unended};
 use crate::failure::Failure;
@@ -25,6 +26,7 @@ use lettre::transport::smtp::client::{AsyncSmtpConnection, AsyncTokioStream};
 use lettre::transport::smtp::extension::ClientId;
 use lettre::transport::smtp::{Error, response::Response};
 use std::fmt;
+use std::future::poll_fn;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
@@ -65,6 +67,15 @@ pub(crate) enum ContentError {
     InDoubt(Failure),
 }
 
+/// What became of octets that were sent as they are.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    /// The last of them may have gone out.
+    pub(crate) to_the_last: bool,
+    /// Why they did not all go out, as far as we know. What the server said before may still be read.
+    pub(crate) failure: Option<Failure>,
+}
+
 impl Wire {
     /// Takes over a fresh connection. Nothing is read or written yet.
     pub(crate) async fn new(stream: Stream) -> Result<Self, Failure> {
@@ -88,6 +99,25 @@ impl Wire {
         self.tap.state().start(limit);
         let result = self.smtp.command(lines).await;
         self.tap.state().outcome(result)
+    }
+
+    /// Sends `octets` in one go, past lettre, which knows commands alone: commands, and content that BDAT counted (RFC 3030). All
+    /// must be gone within `limit`. The replies are still to come by [`Wire::reply`].
+    pub(crate) async fn send(&mut self, octets: &[u8], limit: Duration) -> Sent {
+        self.tap.state().start(limit);
+        let mut rest = octets;
+        let sent = poll_fn(|cx| {
+            let mut tap = self.tap.state();
+            while !rest.is_empty() {
+                let written = ready!(tap.poll_write(cx, rest))?;
+                rest = rest.get(written..).unwrap_or_default();
+            }
+            tap.poll_flush(cx)
+        });
+        let failure = sent.await.err();
+        // Of what TLS did not take it may have sent a part.
+        let is_encrypted = matches!(self.tap.state().stream, Stream::Encrypted(_));
+        Sent { to_the_last: rest.is_empty() || (is_encrypted && matches!(failure, Some(Failure::Closed(_)))), failure }
     }
 
     /// Sends `header` and `size_bytes` of `content` dot-stuffed with the final dot, and gives the reply. Each is empty or

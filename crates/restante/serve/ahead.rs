@@ -42,7 +42,7 @@ impl Manners {
     }
 
     pub(crate) fn ask(&self, connection: &Connection) -> Leave {
-        if connection.takes_groups() { self.ask_of(address(connection), Instant::now()) } else { Leave::No }
+        if connection.takes_ahead() { self.ask_of(address(connection), Instant::now()) } else { Leave::No }
     }
 
     fn ask_of(&self, server: SocketAddr, now: Instant) -> Leave {

@@ -91,12 +91,18 @@ async fn a_server_that_hangs_up_behind_the_final_dot_may_have_it() {
 #[tokio::test]
 async fn a_refusal_within_the_content_is_heard_instead_of_pushing_on() {
     // The server has stopped reading: who does not listen here hangs until the block times out.
-    let server = pipelining().pipelined(1, GO).send("552 5.3.4 too big\r\n").stall().start().await;
-    let mut connection = connected(&server).await;
-    let huge = b"line\r\n".repeat(HUGE_BYTES / 6);
-    let results = deliver_to(&mut connection, &["a@example.test"], &huge).await.results;
-    assert_eq!(told(&results), ["552 5.3.4 too big"]);
-    assert!(!connection.is_usable());
+    for words in ["552 5.3.4 too big", "421 4.3.2 shutting down"] {
+        for has_begun in [false, true] {
+            let script = pipelining().pipelined(1, GO);
+            let script = if has_begun { script.hear() } else { script };
+            let server = script.send(format!("{words}\r\n")).stall().start().await;
+            let mut connection = connected(&server).await;
+            let huge = b"line\r\n".repeat(HUGE_BYTES / 6);
+            let results = deliver_to(&mut connection, &["a@example.test"], &huge).await.results;
+            assert_eq!(told(&results), [words]);
+            assert!(!connection.is_usable());
+        }
+    }
 }
 
 #[tokio::test]

@@ -317,6 +317,69 @@ async fn endless_replies_do_not_fill_the_memory() {
 }
 
 #[tokio::test]
+async fn a_flood_of_reply_lines_ends_with_a_reason_at_every_stage() {
+    let lines = "the server sent a reply of more than 100 lines";
+    for (bytes, why) in
+        [("250-x\r\n", lines), ("250-\r\n", lines), ("x", "the server sent a reply line of more than 4096 bytes")]
+    {
+        let go = "250 ok\r\n250 ok\r\n354 go\r\n";
+        for (script, expected) in [
+            (
+                plain().expect("MAIL").flood(&bytes.repeat(10_000)),
+                format!("lost: {why} while waiting for the reply to MAIL"),
+            ),
+            (
+                pipelining().pipelined(1, go).content().flood(bytes),
+                format!("in doubt: {why} while waiting for the reply to the final dot"),
+            ),
+        ] {
+            let server = script.start().await;
+            let mut connection = connected(&server).await;
+            assert_eq!(told(&deliver(&mut connection, &TWO[..1]).await), [expected]);
+            assert!(!connection.is_usable());
+            // What did not fit the sockets was never taken: the server notices that we are gone.
+            drop(connection);
+            server.finish().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_trickles_does_not_put_off_the_end_of_the_wait_byte_by_byte() {
+    let hasty = Settings { mail_timeout: SOON, final_dot_timeout: SOON, ..settings() };
+    for (script, expected) in [
+        (
+            plain().expect("MAIL").send("250 o").trickle("k"),
+            "lost: timed out after 30ms while waiting for the reply to MAIL",
+        ),
+        (
+            plain().expect("MAIL").send("250-o").trickle("k"),
+            "lost: timed out after 30ms while waiting for the reply to MAIL",
+        ),
+        (
+            pipelining().pipelined(1, "250 ok\r\n250 ok\r\n354 go\r\n").content().send("250").trickle(" "),
+            "in doubt: timed out after 30ms while waiting for the reply to the final dot",
+        ),
+    ] {
+        let server = script.start().await;
+        let mut connection = connect(server.target(), &hasty).await.unwrap();
+        assert_eq!(told(&deliver(&mut connection, &TWO[..1]).await), [expected]);
+        assert!(!connection.is_usable());
+    }
+}
+
+#[tokio::test]
+async fn replies_outside_utf_8_are_read_at_every_stage() {
+    let odd = |code: &str| [code.as_bytes(), b" \xff\xc3\x28 caf\xe9\r\n"].concat();
+    let script = Script::new().send(odd("220")).expect("EHLO").send(b"250-\xe9\r\n250-\xfe\xff\r\n250 PIPELINING\r\n");
+    let replies = [odd("250"), odd("550"), odd("250"), odd("354")].concat();
+    let script = script.pipelined(2, "").send(replies).content().send(odd("250"));
+    let (told, usable) = run(script, &TWO).await;
+    let text = "\u{fffd}\u{fffd}( caf\u{fffd}";
+    assert_eq!((told, usable), (vec![format!("550 {text}"), format!("250 {text}")], true));
+}
+
+#[tokio::test]
 async fn a_message_to_nobody_does_not_touch_the_connection() {
     let (told, usable) = run(plain(), &[]).await;
     assert!(told.is_empty() && usable);

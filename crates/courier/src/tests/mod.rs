@@ -1,8 +1,10 @@
 //! The client against a scripted server: each test is named by the failure it guards against.
 
 mod ahead;
+mod chunks;
 mod content;
 mod dialogue;
+mod flights;
 mod handshake;
 mod server;
 mod streaming;
@@ -83,4 +85,11 @@ fn pipelining() -> Script {
         .send("220 ready\r\n")
         .expect("EHLO")
         .send("250-server\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250 8BITMIME\r\n")
+}
+
+fn chunking() -> Script {
+    Script::new()
+        .send("220 ready\r\n")
+        .expect("EHLO")
+        .send("250-server\r\n250-PIPELINING\r\n250-SIZE 1000\r\n250 CHUNKING\r\n")
 }

@@ -15,11 +15,20 @@ use tokio_rustls::{TlsAcceptor, server};
 /// A client that sends less than the script expects fails the test instead of hanging it.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Between two bytes of a server that trickles: many fit any limit, and a line that is too long does not.
+const TRICKLE: Duration = Duration::from_millis(1);
+
 enum Step {
     Send(Vec<u8>),
     Expect(String),
     /// With nothing behind it, or (true) with commands in the same write.
     Content(bool),
+    /// `BDAT n`, or (true) `BDAT n LAST`, and the octets.
+    Chunk(bool),
+    /// Byte by byte, again and again, until the client hangs up.
+    Trickle(Vec<u8>),
+    /// The same again and again, until the client hangs up.
+    Flood(Vec<u8>),
     /// No byte may have come yet behind what was expected.
     Silence,
     /// Anything at all, lines or not.
@@ -74,6 +83,24 @@ impl Script {
         self.then(Step::Content(true))
     }
 
+    /// A chunk that is not the last (RFC 3030), our header's first octet alone, and nothing in the same write behind it.
+    pub(super) fn chunk(self) -> Self {
+        self.then(Step::Chunk(false)).silence()
+    }
+
+    /// The last chunk, which ends a message, and nothing in the same write behind it.
+    pub(super) fn last_chunk(self) -> Self {
+        self.then(Step::Chunk(true)).silence()
+    }
+
+    pub(super) fn trickle(self, bytes: &str) -> Self {
+        self.then(Step::Trickle(bytes.into()))
+    }
+
+    pub(super) fn flood(self, bytes: &str) -> Self {
+        self.then(Step::Flood(bytes.into()))
+    }
+
     /// Nothing has come yet behind what was read.
     pub(super) fn silence(self) -> Self {
         self.then(Step::Silence)
@@ -119,8 +146,18 @@ impl Script {
 
     /// The first connection gets the first script, and so on.
     pub(super) async fn start_each(scripts: impl IntoIterator<Item = Self>) -> Server {
-        let scripts: Vec<Self> = scripts.into_iter().collect();
+        Self::play_on(TcpListener::bind("127.0.0.1:0").await.unwrap(), scripts)
+    }
+
+    /// On a socket that takes little before it is read.
+    pub(super) async fn start_narrow(self) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        socket2::SockRef::from(&listener).set_recv_buffer_size(4_096).unwrap();
+        Self::play_on(listener, [self])
+    }
+
+    fn play_on(listener: TcpListener, scripts: impl IntoIterator<Item = Self>) -> Server {
+        let scripts: Vec<Self> = scripts.into_iter().collect();
         let address = listener.local_addr().unwrap();
         let target = Target::Host { host: "127.0.0.1".into(), port: address.port() };
         let task = tokio::spawn(async move {
@@ -128,7 +165,8 @@ impl Script {
             for script in scripts {
                 let (stream, _) = listener.accept().await.unwrap();
                 let stream = Stream::Clear(stream);
-                seen.push(Peer { stream, unread: Vec::new(), seen: Seen::default() }.play(script.0).await);
+                let peer = Peer { stream, unread: Vec::new(), chunks: Vec::new(), seen: Seen::default() };
+                seen.push(peer.play(script.0).await);
             }
             seen
         });
@@ -199,6 +237,8 @@ impl Stream {
 struct Peer {
     stream: Stream,
     unread: Vec<u8>,
+    /// Of the message that is growing.
+    chunks: Vec<u8>,
     seen: Seen,
 }
 
@@ -213,6 +253,9 @@ impl Peer {
                 Step::Expect(prefix) => {
                     let line = String::from_utf8(self.line().await).unwrap();
                     assert!(line.starts_with(&prefix), "expected {prefix:?}, got {line:?}");
+                    if line == "RSET\r\n" {
+                        self.chunks.clear();
+                    }
                     self.seen.commands.push(line);
                 }
                 Step::Content(and_more) => {
@@ -220,6 +263,17 @@ impl Peer {
                     assert_eq!(!self.unread.is_empty(), and_more, "{:?}", String::from_utf8_lossy(&self.unread));
                     self.seen.messages.push(message);
                 }
+                Step::Chunk(is_last) => self.chunk(is_last).await,
+                Step::Trickle(bytes) => {
+                    let mut ticks = tokio::time::interval(TRICKLE);
+                    for byte in bytes.iter().cycle() {
+                        ticks.tick().await;
+                        if self.stream.io().write_all(&[*byte]).await.is_err() {
+                            break;
+                        }
+                    }
+                }
+                Step::Flood(bytes) => while self.stream.io().write_all(&bytes).await.is_ok() {},
                 Step::Silence => assert_eq!(String::from_utf8_lossy(&self.unread), ""),
                 Step::Hear => {
                     self.fill().await;
@@ -244,6 +298,24 @@ impl Peer {
         let _ = self.stream.io().read_to_end(&mut self.unread).await;
         self.seen.rest = self.unread;
         self.seen
+    }
+
+    async fn chunk(&mut self, is_last: bool) {
+        let line = String::from_utf8(self.line().await).unwrap();
+        let count = line.strip_prefix("BDAT ").and_then(|rest| rest.trim_end().split(' ').next());
+        let octets: usize = count.and_then(|count| count.parse().ok()).unwrap_or_else(|| panic!("got {line:?}"));
+        assert_eq!(line.ends_with(" LAST\r\n"), is_last, "{line:?}");
+        while self.unread.len() < octets {
+            self.fill().await;
+        }
+        let rest = self.unread.split_off(octets);
+        self.chunks.append(&mut self.unread);
+        self.unread = rest;
+        if !is_last {
+            assert_eq!(String::from_utf8_lossy(&self.chunks), "R");
+        } else {
+            self.seen.messages.push(std::mem::take(&mut self.chunks));
+        }
     }
 
     async fn encrypt(&mut self, config: Arc<ServerConfig>) {

@@ -69,6 +69,25 @@ async fn two_messages_go_over_one_encrypted_connection() {
 }
 
 #[tokio::test]
+async fn a_flight_through_tls_arrives_whole_and_is_in_doubt_when_its_reply_is_lost() {
+    let config = server_config(&TLS13);
+    let script = asked().send("220 go ahead\r\n").encrypt(&config).expect_alone("EHLO");
+    let script = script.send("250-server\r\n250-PIPELINING\r\n250 CHUNKING\r\n").expect("MAIL").expect("RCPT").chunk();
+    let script = script.send("250 ok\r\n250 ok\r\n250 go on\r\n").last_chunk().send("250 one\r\n");
+    let flight = |script: Script| script.expect("MAIL").expect("RCPT").last_chunk();
+    let server = flight(flight(script).send("250 ok\r\n250 ok\r\n250 two\r\n")).take_leave().start().await;
+    let mut connection = connected(&server).await;
+    assert_eq!(told(&deliver(&mut connection, &ONE).await), ["250 one"]);
+    // More than one record of TLS.
+    let content = b".line\r\n".repeat(9_000);
+    assert_eq!(told(&deliver_to(&mut connection, &ONE, &content).await.results), ["250 two"]);
+    let doubt = "in doubt: connection closed by the server while waiting for the reply to MAIL";
+    assert_eq!(told(&deliver(&mut connection, &ONE).await), [doubt]);
+    let messages = [[HEADER, CONTENT].concat(), [HEADER, &content].concat(), [HEADER, CONTENT].concat()];
+    assert!(server.finish().await.messages == messages);
+}
+
+#[tokio::test]
 async fn the_second_connection_to_a_server_resumes_the_session() {
     let config = server_config(&TLS13);
     let scripts = [encrypted(&config), encrypted(&config)].map(|s| s.expect("QUIT").send("221 bye\r\n"));
