@@ -129,12 +129,12 @@ impl Breaker {
         }
     }
 
-    /// Whether one more may be tried while `active` are, of which so many as `slow` seem to hang.
-    pub(crate) fn may_begin(&self, active: usize, slow: usize, now: Timestamp) -> bool {
+    /// Whether one more may be tried while `active` are that do not seem to hang.
+    pub(crate) fn may_begin(&self, active: usize, now: Timestamp) -> bool {
         match &self.state {
             State::Believed => true,
             State::Tripped { next_canary, .. } => active == 0 && *next_canary <= now,
-            State::Proving { .. } | State::Doubted { .. } => active <= slow,
+            State::Proving { .. } | State::Doubted { .. } => active == 0,
         }
     }
 

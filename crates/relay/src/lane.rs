@@ -207,8 +207,8 @@ impl Lane {
         self.health.is_up()
             && active < self.attempts_max(now)
             && self.has_candidate()
-            && self.breaker.may_begin(active, self.slow(now), now)
-            && self.pace.may_begin(active, now)
+            && self.breaker.may_begin(active.saturating_sub(self.slow(now)), now)
+            && self.pace.may_begin(active.saturating_sub(self.slow(now)), now)
     }
 
     /// Takes the message whose turn it is, if one may be sent now.
@@ -276,7 +276,7 @@ impl Lane {
     fn company_at(&self, slow: usize) -> Option<Timestamp> {
         let more = u32::try_from(slow).ok()? + 1;
         let is_narrow = self.pace.connections() <= slow + 1 && self.limits?.connections > slow + 1;
-        let is_canary = self.breaker.canary().is_some();
+        let is_canary = self.breaker.canary().is_some() || self.pace.is_slowed();
         let helps = self.active() > slow && more <= COMPANY_MAX && (is_narrow || is_canary);
         helps.then(|| self.heard_at + PATIENCE * more)
     }
@@ -293,11 +293,12 @@ impl Lane {
         if active >= self.attempts_max(now) {
             at = at.max(company?);
         }
-        if !self.breaker.may_begin(active, slow, now) {
-            at = at.max(self.breaker.next_wake(active).or(company)?);
+        let heard = active.saturating_sub(slow);
+        if !self.breaker.may_begin(heard, now) {
+            at = at.max(self.breaker.next_wake(heard).or(company)?);
         }
-        if !self.pace.may_begin(active, now) {
-            at = at.max(self.pace.next_wake(active, now)?);
+        if !self.pace.may_begin(heard, now) {
+            at = at.max(self.pace.next_wake(heard, now).or(company)?);
         }
         Some(at)
     }

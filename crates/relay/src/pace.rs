@@ -188,7 +188,7 @@ impl Pace {
         !matches!(self.flow, Flow::Free)
     }
 
-    /// Whether one more may be sent while `active` are under way.
+    /// Whether one more may be sent while `active` are under way that do not seem to hang.
     pub(crate) fn may_begin(&self, active: usize, now: Timestamp) -> bool {
         match self.flow {
             Flow::Paused { until, .. } => active == 0 && until <= now,

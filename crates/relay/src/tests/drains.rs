@@ -17,6 +17,8 @@ enum Temper {
     Takes,
     Refuses,
     Greylists,
+    /// Says nothing for ten minutes, then takes it.
+    Hangs,
 }
 
 /// A virtual mail server, and how it was treated.
@@ -182,7 +184,11 @@ impl Drain {
             }
             self.busy += 1;
             let temper = (!self.server.is_over(self.now)).then(|| (self.server.temper)(&self.mailboxes[&id], self.now));
-            let takes = if temper.is_some() { TAKES_MS } else { 1 };
+            let takes = match temper {
+                Some(Temper::Hangs) => 10 * MINUTE_MS,
+                Some(_) => TAKES_MS,
+                None => 1,
+            };
             self.ends.insert((self.now + takes, id), temper);
         }
     }
@@ -215,7 +221,7 @@ impl Drain {
 
     fn outcome(&mut self, id: TransactionId, temper: Temper) -> Outcome {
         match temper {
-            Temper::Takes => {
+            Temper::Takes | Temper::Hangs => {
                 self.server.taken.push((self.now, id));
                 sent()
             }
@@ -387,4 +393,18 @@ fn a_flood_for_one_mailbox_leaves_the_others_their_turn() {
     let last_other = drain.server.taken.iter().filter(is_other).map(|(at, _)| *at).max().unwrap();
     let end = drain.now;
     assert!(last_other * 4 < end, "the last of the others after {last_other} ms of {end}");
+}
+
+#[test]
+fn a_message_that_hangs_holds_up_nobody_however_the_primary_is_treated() {
+    let temper = |local: &str, _| if local == "slow" { Temper::Hangs } else { Temper::Takes };
+    for per_minute in [None, Some(60)] {
+        let mut server = Server::new(temper);
+        server.per_minute = per_minute;
+        let messages = ["slow".to_owned()].into_iter().chain(backlog(100));
+        let mut drain = Drain::new(server, &[], messages);
+        drain.run_until(9 * MINUTE_MS);
+        let left = drain.relay.ledger().balance().pending;
+        assert_eq!((left, drain.server.taken.len()), (1, 100), "{per_minute:?}: {:?}", drain.server.pushed_back);
+    }
 }
