@@ -18,7 +18,8 @@
 //!
 //! A first test that is answered leads to *free*: it was a moment's trouble. A later one leads to *limited*: the rate is what the
 //! primary took from the last such moment to this, pauses included, while mail was waiting. So where it counts messages a minute
-//! (`smtpd_client_message_rate_limit`), the rate finds that number. Coming up after an outage leads to *free*.
+//! (`smtpd_client_message_rate_limit`), the rate finds that number. Where it took next to nothing since, it was in trouble, and
+//! nothing is known of a rate: *free* again, with one connection at first. Coming up after an outage leads to *free*.
 
 use restante_envelope::Timestamp;
 use std::time::Duration;
@@ -114,6 +115,8 @@ struct Bucket {
     at: Timestamp,
 }
 
+/// From fewer messages no rate can be told.
+const TAKEN_MIN: u64 = 5;
 /// A threshold below this would make a primary that broke once a slow one for minutes.
 const THRESHOLD_MIN: usize = 4;
 /// A message.
@@ -280,6 +283,11 @@ impl Pace {
     fn found(&mut self, now: Timestamp) {
         // The one that was answered just now belongs to the next.
         let taken = self.epoch.taken.saturating_sub(1);
+        if taken < TAKEN_MIN {
+            (self.epoch, self.flow) = (Epoch { taken: 1, ..Epoch::new(now) }, self.flow_of_limit(now));
+            (self.connections, self.threshold, self.round) = (1, self.ceiling, Round::default());
+            return;
+        }
         let milli = taken.saturating_mul(1_000_000) / self.epoch.busy_ms.max(1_000);
         self.found_milli = Some(milli.clamp(RATE_MIN_MILLI, RATE_FREE_MILLI));
         self.epoch = Epoch { taken: 1, ..Epoch::new(now) };

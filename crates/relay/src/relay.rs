@@ -18,11 +18,17 @@ use restante_ledger::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Broken connections in a row under one transaction after which it still keeps its turn. More cannot be told from a
 /// message that breaks the connection by itself (too large for the path, deadly to a filter); without a wait that one
 /// would be first in line for ever and let nobody pass.
 const BROKEN_IN_TURN_MAX: u16 = 2;
+
+/// A message that is put off by a busy server again and again lets others pass for so long: most likely it has no part in it.
+const PUT_OFF_BRIEFLY: Duration = Duration::from_secs(15);
+/// If it is put off so often, it may be its sender that the server does not like.
+const PUT_OFF_BRIEFLY_MAX: u16 = 50;
 
 /// Why a route is suspect right after its next hops were changed.
 const NEW_PRIMARY: &str = "its primary is another one now, and not probed yet";
@@ -347,8 +353,12 @@ impl Relay {
         // Without the route nobody would wake it from its wait.
         if matches!(why, ConnectionTrouble::Broke(_) | ConnectionTrouble::PushedBack(_)) && lane.is_configured() {
             let times = lane.schedule.broke(id);
-            if times > BROKEN_IN_TURN_MAX {
-                lane.schedule.wait_until(id, now + backoff(times - BROKEN_IN_TURN_MAX, id, self.seed));
+            let is_put_off = matches!(why, ConnectionTrouble::PushedBack(_));
+            let in_turn = if is_put_off { PUT_OFF_BRIEFLY_MAX } else { BROKEN_IN_TURN_MAX };
+            if times > in_turn {
+                lane.schedule.wait_until(id, now + backoff(times - in_turn, id, self.seed));
+            } else if times > BROKEN_IN_TURN_MAX {
+                lane.schedule.wait_until(id, now + PUT_OFF_BRIEFLY);
             }
         }
         if !lane.is_busy(&why, now, &mut self.events) {

@@ -25,6 +25,8 @@ enum Temper {
 struct Server {
     connections_max: usize,
     per_minute: Option<u64>,
+    /// Until then it puts everything off.
+    busy_until: u64,
     /// By the local part and the time.
     temper: fn(&str, u64) -> Temper,
     /// As Postfix counts: from the first message on, a minute at a time.
@@ -41,6 +43,7 @@ impl Server {
         Self {
             connections_max: 100,
             per_minute: None,
+            busy_until: 0,
             temper,
             window: (0, 0),
             refused_connections: Vec::new(),
@@ -52,6 +55,9 @@ impl Server {
     }
 
     fn is_over(&mut self, now: u64) -> bool {
+        if now < self.busy_until {
+            return true;
+        }
         let Some(most) = self.per_minute else { return false };
         if now >= self.window.0 + MINUTE_MS {
             self.window = (now, 0);
@@ -406,5 +412,20 @@ fn a_message_that_hangs_holds_up_nobody_however_the_primary_is_treated() {
         drain.run_until(9 * MINUTE_MS);
         let left = drain.relay.ledger().balance().pending;
         assert_eq!((left, drain.server.taken.len()), (1, 100), "{per_minute:?}: {:?}", drain.server.pushed_back);
+    }
+}
+
+#[test]
+fn a_primary_that_was_busy_for_a_while_is_given_all_when_it_is_not() {
+    for busy_until in [5_000, 30_000, 10 * MINUTE_MS] {
+        let mut server = Server::new(|_, _| Temper::Takes);
+        server.busy_until = busy_until;
+        let mut drain = Drain::new(server, &[], backlog(5_000));
+        drain.run_until(busy_until + MINUTE_MS);
+        let asked = drain.server.pushed_back.len();
+        assert!(drain.all_taken(), "{busy_until}: {:?}", drain.relay.route_status(ms(drain.now)));
+        // Not sooner than a pause is over, and it is not asked all the time.
+        assert!(drain.now < busy_until + 25_000, "{busy_until}: {} ms", drain.now);
+        assert!(asked <= 20 + usize::try_from(busy_until / 10_000).unwrap(), "{busy_until}: asked {asked} times");
     }
 }
