@@ -1,23 +1,26 @@
 //! Whether a primary is believed when it refuses mail for good. One that came back with empty tables refuses everybody: to
 //! believe it would bounce a backlog. Knows mailboxes by 32 bits and transactions by their number; sends nothing.
 //!
-//! A refusal is provisional until the primary takes something *after* it. The states:
+//! **A refusal is believed when the same message is refused twice, and the primary took another in between.** Till then it is
+//! provisional. So it may be broken when it refuses, and repaired when it takes something, and nothing is bounced. The states:
 //!
 //! | | what may be tried | it takes a message | it refuses a mailbox that it took mail for | it refuses another |
 //! |---|---|---|---|---|
 //! | **proving**: it has just come up | one, and one more for each five seconds without an answer | believed | the second such mailbox: tripped | the twentieth message in a row: tripped |
-//! | **believed** | all | all that it refused so far is settled | doubted | believed |
+//! | **believed** | all | what it refused once is tried once more | doubted; tripped if it is the second and a fifth of those it was asked for | the second time: bounced, unless twenty in a row were refused |
 //! | **doubted** | as when proving | one for a mailbox it took mail for, or the third: believed | another such mailbox: tripped | doubted |
 //! | **tripped** | a canary each half minute, later each five | believed: all that was refused is tried again | tripped | tripped |
 //!
 //! Coming up after an outage leads from *believed* and *doubted* to *proving*, and gives a tripped one its next canary at
-//! once; so does the word of an operator. What a believed primary refused within a minute of taking something is also settled
-//! when a minute has passed in which nothing spoke against it: the last of a backlog need not wait for other mail. A refusal of the content says nothing about mailboxes and counts as one of another.
-//! Without the memory of mailboxes that mail was taken for (a new journal), the first twenty refusals decide.
+//! once; so does the word of an operator. What is refused for a mailbox that mail was taken for is never believed by itself: it
+//! stays until somebody decides, or its time is up. The last refusals of a backlog need not wait for other mail: where the primary
+//! took three messages in the minute before, they are tried once more a minute later, and believed then.
+//! A refusal of the content says nothing about mailboxes and counts as one of another. Without the memory of mailboxes that mail
+//! was taken for (a new journal), the first twenty refusals decide.
 
 use restante_envelope::{Timestamp, TransactionId};
 use restante_ledger::{Mailbox, RecipientIndex};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Messages that a primary may refuse after it came up, without having taken one, before nothing more is sent. Where
@@ -35,10 +38,14 @@ const CANARY_DOUBLINGS_MAX: u32 = 3;
 const CANARIES_EARLY: u32 = 20;
 /// Later every so many a canary is another one.
 const UNTRIED_EVERY: u32 = 3;
-/// A refusal so soon after something was taken is believed when as much time has passed again.
+/// What was taken longer ago says nothing of now.
 const QUIET_SECS: u64 = 60;
-/// Refusals that can be settled without another try. Of more than these, the others are tried again.
-const PROVISIONAL_MAX: usize = 10_000;
+/// Messages taken within that time of which a refusal is believed without another.
+const TAKEN_BEFORE_QUIET: usize = 3;
+/// One in so many of the mailboxes it was asked for may be gone; of more, it has lost them.
+const MISSING_ONE_IN: usize = 5;
+/// Mailboxes that are remembered since it came up, to know that.
+const ASKED_MAX: usize = 10_000;
 
 /// Why all stays on hold.
 const REFUSES_KNOWN: &str = "primary refuses known recipients";
@@ -52,15 +59,19 @@ pub(crate) struct Signs {
     pub(crate) refused_known: Option<Mailbox>,
     /// It refused, for good, whatever it was.
     pub(crate) refused: Vec<(RecipientIndex, String)>,
+    /// What it took mail for, or refused, is a mailbox that it had taken mail for.
+    pub(crate) known: Option<Mailbox>,
+    /// It had refused this message before, and it was tried again for that.
+    pub(crate) is_retried: bool,
 }
 
 /// What is to be done because of it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
-    /// Everything it refused so far and that is named by [`Breaker::take_provisional`] is believed.
-    Believed,
-    /// As above; what else was refused is to be tried again.
-    BelievedAgain,
+    /// These are bounced, for these words.
+    Settle(Vec<(RecipientIndex, String)>),
+    /// What was refused is to be tried again, but for [`Breaker::kept`].
+    Retry,
     /// Nothing more is sent.
     Tripped,
 }
@@ -76,22 +87,44 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Breaker {
     state: State,
-    provisional: BTreeMap<(TransactionId, RecipientIndex), String>,
-    /// When it took something last, and when it refused something last.
-    accepted_at: Option<Timestamp>,
+    /// Refused since something was taken.
+    provisional: BTreeSet<TransactionId>,
+    /// Refused for a mailbox that mail was taken for.
+    kept: BTreeSet<TransactionId>,
+    /// Tried once more after a quiet minute.
+    quiet: BTreeSet<TransactionId>,
+    /// Messages refused since something was taken: for the first time, and again.
+    in_row: u32,
+    again_in_row: u32,
+    /// Mailboxes that mail was taken for, and is now, and is not: since it came up.
+    there: BTreeSet<Mailbox>,
+    missing: BTreeSet<Mailbox>,
+    /// When it took the last ones, the newest first, and when it refused something last.
+    accepted_at: [Option<Timestamp>; TAKEN_BEFORE_QUIET],
     refused_at: Timestamp,
 }
 
 impl Breaker {
     /// Nothing is known: it must prove itself.
     pub(crate) fn new(now: Timestamp) -> Self {
-        Self { state: State::proving(), provisional: BTreeMap::new(), accepted_at: None, refused_at: now }
+        Self {
+            state: State::proving(),
+            provisional: BTreeSet::new(),
+            kept: BTreeSet::new(),
+            quiet: BTreeSet::new(),
+            in_row: 0,
+            again_in_row: 0,
+            there: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            accepted_at: [None; TAKEN_BEFORE_QUIET],
+            refused_at: now,
+        }
     }
 
     /// The primary is up, and was not.
     pub(crate) fn came_up(&mut self, now: Timestamp) {
         // Whatever it refused before, it is asked again.
-        self.provisional.clear();
+        self.forget();
         match &mut self.state {
             State::Tripped { next_canary, .. } => *next_canary = now,
             state => *state = State::proving(),
@@ -146,9 +179,19 @@ impl Breaker {
         }
     }
 
-    /// Whether it refused this one, in this process and since it last came up or was believed.
+    fn forget(&mut self) {
+        (self.provisional, self.kept, self.quiet) = Default::default();
+        (self.there, self.missing, self.in_row, self.again_in_row) = Default::default();
+    }
+
+    /// Whether it refused this one since it last came up or took something.
     pub(crate) fn has_just_refused(&self, id: TransactionId) -> bool {
-        self.provisional.range((id, 0)..=(id, RecipientIndex::MAX)).next().is_some()
+        self.provisional.contains(&id) || self.kept.contains(&id)
+    }
+
+    /// What is not tried again though something was taken.
+    pub(crate) fn kept(&self) -> &BTreeSet<TransactionId> {
+        &self.kept
     }
 
     /// An attempt begins.
@@ -169,45 +212,68 @@ impl Breaker {
 
     /// An attempt was answered, and that is durable.
     pub(crate) fn heard(&mut self, id: TransactionId, signs: Signs, now: Timestamp) -> Option<Finding> {
-        let (is_refused, was_tripped) = (!signs.refused.is_empty(), self.tripped().is_some());
-        if is_refused {
+        let was_tripped = self.tripped().is_some();
+        let mut finding = None;
+        if !signs.refused.is_empty() {
             self.refused_at = now;
-        }
-        if signs.accepted.is_some() {
-            self.accepted_at = Some(now);
-        }
-        for (index, why) in signs.refused {
-            if self.provisional.len() < PROVISIONAL_MAX {
-                self.provisional.insert((id, index), why);
+            if signs.accepted.is_none() {
+                let count = if signs.is_retried { &mut self.again_in_row } else { &mut self.in_row };
+                *count = count.saturating_add(1);
             }
+            finding = self.message_refused(id, &signs, now);
         }
+        if let Some(known) = signs.accepted {
+            self.kept.remove(&id);
+            if let Some(mailbox) = signs.known.filter(|_| self.there.len() < ASKED_MAX) {
+                self.there.insert(mailbox);
+                self.missing.remove(&mailbox);
+            }
+            self.accepted_at.rotate_right(1);
+            self.accepted_at[0] = Some(now);
+            (self.in_row, self.again_in_row) = (0, 0);
+            return finding.or(self.accepted(known));
+        }
+        finding.or((!was_tripped && self.tripped().is_some()).then_some(Finding::Tripped))
+    }
+
+    fn message_refused(&mut self, id: TransactionId, signs: &Signs, now: Timestamp) -> Option<Finding> {
         if let Some(mailbox) = signs.refused_known {
+            self.kept.insert(id);
             self.refused_known(mailbox, now);
-        } else if is_refused && signs.accepted.is_none() {
+            return None;
+        }
+        let was_quiet = self.quiet.remove(&id);
+        let is_sane = was_quiet || self.accepted_at[0].is_some_and(|at| now.since(at).as_secs() <= QUIET_SECS);
+        if signs.is_retried && is_sane && self.is_believed() && self.again_in_row < u32::from(REFUSED_IN_ROW_MAX) {
+            self.provisional.remove(&id);
+            return Some(Finding::Settle(signs.refused.clone()));
+        }
+        self.provisional.insert(id);
+        if signs.accepted.is_none() {
             self.refused(now);
         }
-        match signs.accepted {
-            Some(known) => self.accepted(known),
-            None => (!was_tripped && self.tripped().is_some()).then_some(Finding::Tripped),
-        }
+        None
     }
 
-    /// When what it refused is believed though nothing was taken since.
+    /// When what it refused is tried once more though nothing was taken since.
     pub(crate) fn settles_at(&self) -> Option<Timestamp> {
         let quiet = Duration::from_secs(QUIET_SECS);
-        let is_soon = self.accepted_at.is_some_and(|at| self.refused_at.since(at) <= quiet);
-        (is_soon && self.is_believed() && !self.provisional.is_empty()).then(|| self.refused_at + quiet)
+        let is_soon = self.accepted_at.iter().all(|at| at.is_some_and(|at| self.refused_at.since(at) <= quiet));
+        let is_tail = self.provisional.difference(&self.quiet).next().is_some();
+        let is_few = self.in_row < u32::from(REFUSED_IN_ROW_MAX);
+        (is_soon && is_few && is_tail && self.is_believed()).then(|| self.refused_at + quiet)
     }
 
-    /// Refusals to be settled: after [`Finding::Believed`] those of this process, and else none. Whoever takes them settles them.
-    pub(crate) fn take_provisional(&mut self) -> Vec<(TransactionId, RecipientIndex, String)> {
-        let taken = std::mem::take(&mut self.provisional);
-        taken.into_iter().map(|((id, index), why)| (id, index, why)).collect()
+    /// Those that are tried once more now.
+    pub(crate) fn take_quiet(&mut self) -> &BTreeSet<TransactionId> {
+        self.again_in_row = 0;
+        self.quiet = std::mem::take(&mut self.provisional);
+        &self.quiet
     }
 
     fn accepted(&mut self, known: bool) -> Option<Finding> {
         match &mut self.state {
-            State::Believed => return (!self.provisional.is_empty()).then_some(Finding::Believed),
+            State::Believed => {}
             State::Doubted { accepted, .. } if !known && *accepted + 1 < ACCEPTED_ENDS_DOUBT => {
                 *accepted += 1;
                 return None;
@@ -218,28 +284,38 @@ impl Breaker {
                 return None;
             }
             // What it refused then may be repaired by now: each is tried again.
-            State::Tripped { .. } => self.provisional.clear(),
-            State::Proving { .. } | State::Doubted { .. } => {}
+            State::Tripped { .. } | State::Proving { .. } => {
+                self.kept.clear();
+                self.state = State::Believed;
+                self.provisional.clear();
+                return Some(Finding::Retry);
+            }
+            State::Doubted { .. } => self.state = State::Believed,
         }
-        self.state = State::Believed;
-        Some(Finding::BelievedAgain)
+        let was_refused = !std::mem::take(&mut self.provisional).is_empty();
+        was_refused.then_some(Finding::Retry)
     }
 
     fn refused_known(&mut self, mailbox: Mailbox, now: Timestamp) {
+        if self.missing.len() < ASKED_MAX {
+            self.missing.insert(mailbox);
+            self.there.remove(&mailbox);
+        }
+        let asked = self.there.len() + self.missing.len();
+        let are_lost =
+            self.missing.len() >= usize::from(KNOWN_REFUSED_MAX) && self.missing.len() * MISSING_ONE_IN >= asked;
         match &mut self.state {
+            State::Tripped { .. } => {}
+            _ if are_lost => self.trip(REFUSES_KNOWN.into(), now),
             State::Believed => self.state = State::Doubted { about: mailbox, accepted: 0 },
             State::Proving { known, .. } => {
                 if !known.contains(&mailbox) {
                     known.push(mailbox);
                 }
-                if known.len() >= usize::from(KNOWN_REFUSED_MAX) {
-                    self.trip(REFUSES_KNOWN.into(), now);
-                } else {
-                    self.refused(now);
-                }
+                self.refused(now);
             }
             State::Doubted { about, .. } if *about != mailbox => self.trip(REFUSES_KNOWN.into(), now),
-            State::Doubted { .. } | State::Tripped { .. } => {}
+            State::Doubted { .. } => {}
         }
     }
 

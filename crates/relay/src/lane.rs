@@ -375,15 +375,14 @@ impl Lane {
                 events.push(Event::BreakerTripped { route, why });
                 Vec::new()
             }
-            Some(Finding::BelievedAgain) => {
-                let settled = self.breaker.take_provisional();
-                self.schedule.retry_refused(&settled.iter().map(|(id, ..)| *id).collect());
+            Some(Finding::Retry) => {
+                self.schedule.retry_refused(|id| !self.breaker.kept().contains(&id));
                 if was_tripped {
                     events.push(Event::BreakerReset { route });
                 }
-                settled
+                Vec::new()
             }
-            Some(Finding::Believed) => self.breaker.take_provisional(),
+            Some(Finding::Settle(refused)) => refused.into_iter().map(|(index, why)| (id, index, why)).collect(),
             None => Vec::new(),
         }
     }
@@ -394,10 +393,12 @@ impl Lane {
         self.pace.untold();
     }
 
-    /// What it refused and is believed by now.
-    pub(crate) fn settle_due(&mut self, now: Timestamp) -> Vec<(TransactionId, RecipientIndex, String)> {
-        let is_due = self.breaker.settles_at().is_some_and(|at| at <= now);
-        if is_due { self.breaker.take_provisional() } else { Vec::new() }
+    /// What it refused in a sane moment is tried once more.
+    pub(crate) fn retry_quiet(&mut self, now: Timestamp) {
+        if self.breaker.settles_at().is_some_and(|at| at <= now) {
+            let quiet = self.breaker.take_quiet();
+            self.schedule.retry_refused(|id| quiet.contains(&id));
+        }
     }
 
     /// Whether the backlog is gone.

@@ -235,6 +235,9 @@ impl Relay {
                 let recipient = transaction.recipients.get(usize::from(*index));
                 let number = recipient.and_then(|r| self.by_ledger.get(usize::from(r.route)));
                 let Some(lane) = number.and_then(|number| self.lanes.get_mut(*number)) else { continue };
+                if let Some(signs) = recipient.and_then(|r| heard.get_mut(&r.route)) {
+                    signs.is_retried |= lane.schedule.is_retried(id);
+                }
                 lane.schedule.recorded(id);
                 lane.ended(id, now);
                 if let Outcome::Deferred { cause: Cause::Connection(why) | Cause::InDoubt(why), .. } = outcome {
@@ -308,7 +311,7 @@ impl Relay {
     fn look(&mut self, number: usize, now: Timestamp) -> Option<Action> {
         let lane = self.lanes.get_mut(number)?;
         lane.schedule.wake(now);
-        self.settled.extend(lane.settle_due(now));
+        lane.retry_quiet(now);
         if lane.health.next_probe().is_some_and(|at| at <= now) {
             lane.health.probe_begins(self.seed ^ number as u64, now);
             return Some(Action::Probe { route: lane.name.clone() });
@@ -497,7 +500,7 @@ impl Relay {
             (TransactionState::Active, _) => "being delivered now".into(),
             (TransactionState::Hold, _) if lane.schedule.is_refused(id) => match lane.breaker.tripped() {
                 Some((why, _)) => format!("when {route} takes a canary again: {why}"),
-                None => format!("when {route} takes other mail: settled as bounced"),
+                None => format!("tried once more when {route} takes other mail"),
             },
             (TransactionState::Hold, _) => "never by itself: on hold".into(),
             (TransactionState::Deferred, Some(at)) if lane.health.is_up() => format!("retry at {at}"),

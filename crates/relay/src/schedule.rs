@@ -188,14 +188,14 @@ impl Schedule {
         self.refused.iter().map(|(id, ())| id)
     }
 
-    /// What was refused is due once more, but for these.
-    pub(crate) fn retry_refused(&mut self, but: &BTreeSet<TransactionId>) {
+    /// What was refused is due once more, of these.
+    pub(crate) fn retry_refused(&mut self, these: impl Fn(TransactionId) -> bool) {
         for (id, ()) in std::mem::take(&mut self.refused).iter() {
-            if but.contains(&id) {
-                self.refused.insert(id, ());
-            } else {
+            if these(id) {
                 self.due.insert(id);
                 self.retried.insert(id, ());
+            } else {
+                self.refused.insert(id, ());
             }
         }
     }

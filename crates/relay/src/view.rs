@@ -23,7 +23,10 @@ pub(crate) fn signs(ledger: &Ledger, attempted: &Attempted) -> BTreeMap<RouteInd
         };
         let signs = signs.or_default();
         match outcome {
-            Outcome::Sent(_) => signs.accepted = Some(is_known || signs.accepted == Some(true)),
+            Outcome::Sent(_) => {
+                signs.accepted = Some(is_known || signs.accepted == Some(true));
+                signs.known = Some(entry.mailbox);
+            }
             Outcome::Held(cause) => {
                 signs.refused.push((*index, cause.to_string()));
                 if is_known && matches!(cause, Cause::Reply(_)) {

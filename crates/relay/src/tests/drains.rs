@@ -145,8 +145,11 @@ impl Drain {
             assert!(wake.is_none_or(|at| at > self.now), "poll_timeout at {wake:?} asks for what poll did not do");
             let ends = self.ends.first_key_value().map(|((at, _), _)| *at);
             let next = [wake, ends, self.probe_at].into_iter().flatten().min();
-            let next =
-                next.unwrap_or_else(|| panic!("nothing will move it: {:?}", self.relay.route_status(ms(self.now))));
+            let Some(next) = next else {
+                let status = &self.relay.route_status(ms(self.now))[0];
+                assert_eq!(status.counts.hold, status.pending, "nothing will move it: {status:?}");
+                break;
+            };
             assert!(next < 100 * 3_600_000, "{:?}", self.relay.route_status(ms(self.now)));
             self.now = next.min(end);
             self.pass();
@@ -364,7 +367,9 @@ fn one_deleted_mailbox_does_not_stop_the_mail_of_the_others() {
     let mut drain = Drain::new(server, &known, backlog(2_000));
     drain.run_until(MINUTE_MS);
     let balance = drain.relay.ledger().balance();
-    assert_eq!((balance.pending, balance.bounced, drain.count("breaker")), (0, 40, 0));
+    // Its mail waits for somebody's word: the primary took mail for it before.
+    assert_eq!((balance.pending, balance.bounced, drain.count("breaker")), (40, 0, 0));
+    assert!(drain.server.refused.len() <= 45, "it is asked {} times", drain.server.refused.len());
 }
 
 #[test]
@@ -428,4 +433,41 @@ fn a_primary_that_was_busy_for_a_while_is_given_all_when_it_is_not() {
         assert!(drain.now < busy_until + 25_000, "{busy_until}: {} ms", drain.now);
         assert!(asked <= 20 + usize::try_from(busy_until / 10_000).unwrap(), "{busy_until}: asked {asked} times");
     }
+}
+
+#[test]
+fn what_a_broken_primary_refused_is_not_bounced_by_what_a_repaired_one_takes() {
+    // Fifteen refusals while it proves itself, or one message taken first; repaired without going away.
+    for first_taken in [false, true] {
+        let mut drain = Drain::new(Server::new(|_, _| Temper::Takes), &[], std::iter::empty());
+        drain.accept(1_000_000, "first");
+        if first_taken {
+            drain.run_until(1_000);
+        }
+        drain.server.temper = |_, now| if now < 40 * MINUTE_MS { Temper::Refuses } else { Temper::Takes };
+        (1..=15).for_each(|n| drain.accept(1_000_000 + n, &format!("user{n}")));
+        drain.run_until(40 * MINUTE_MS);
+        assert_eq!(drain.bounced, 0, "{first_taken}");
+        drain.now = 40 * MINUTE_MS;
+        drain.accept(2_000_000, "somebody");
+        drain.run_until(50 * MINUTE_MS);
+        assert!(
+            drain.all_taken() && drain.bounced == 0,
+            "{first_taken}: {:?}",
+            drain.relay.route_status(ms(drain.now))
+        );
+    }
+}
+
+#[test]
+fn tables_that_come_back_by_half_bounce_nobody_they_knew() {
+    let temper: fn(&str, u64) -> Temper = |local, now| {
+        let is_even = local.trim_start_matches("user").parse::<u32>().is_ok_and(|n| n % 2 == 0);
+        if is_even || now > 30 * MINUTE_MS { Temper::Takes } else { Temper::Refuses }
+    };
+    let known: Vec<_> = backlog(50).collect();
+    let known: Vec<_> = known.iter().map(String::as_str).collect();
+    let mut drain = Drain::new(Server::new(temper), &known, backlog(400));
+    drain.run_until(30 * MINUTE_MS);
+    assert!(drain.count("breaker") > 0 && drain.bounced == 0, "{} bounced", drain.bounced);
 }

@@ -155,7 +155,7 @@ fn state_and_next(entry: &Entry<'_>, live: &Live) -> (&'static str, String) {
     if states().any(|s| s == RecipientState::Refused) {
         let next = match &entry.tripped {
             Some(why) => format!("tried again when {name} takes a canary: {why}"),
-            None => format!("settled as bounced when {name} takes other mail; `restante queue release` tries it again"),
+            None => format!("tried once more when {name} takes other mail, or `restante queue release` tries it now"),
         };
         return ("hold", next);
     }
