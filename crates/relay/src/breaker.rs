@@ -42,6 +42,8 @@ const UNTRIED_EVERY: u32 = 3;
 const QUIET_SECS: u64 = 60;
 /// Messages taken within that time of which a refusal is believed without another.
 const TAKEN_BEFORE_QUIET: usize = 3;
+/// What an unsure primary refused is tried again after this, if it is all there is.
+const STALE_SECS: u64 = 300;
 /// One in so many of the mailboxes it was asked for may be gone; of more, it has lost them.
 const MISSING_ONE_IN: usize = 5;
 /// Mailboxes that are remembered since it came up, to know that.
@@ -189,6 +191,13 @@ impl Breaker {
         self.provisional.contains(&id) || self.kept.contains(&id)
     }
 
+    /// When what it refused since it came up is tried again though nothing else waits: it may be repaired by then.
+    pub(crate) fn stale_at(&self) -> Option<Timestamp> {
+        let is_unsure = matches!(self.state, State::Proving { .. } | State::Doubted { .. });
+        let has_refused = !self.provisional.is_empty() || !self.kept.is_empty();
+        (is_unsure && has_refused).then(|| self.refused_at + Duration::from_secs(STALE_SECS))
+    }
+
     /// What is not tried again though something was taken.
     pub(crate) fn kept(&self) -> &BTreeSet<TransactionId> {
         &self.kept
@@ -249,7 +258,7 @@ impl Breaker {
             return Some(Finding::Settle(signs.refused.clone()));
         }
         self.provisional.insert(id);
-        if signs.accepted.is_none() {
+        if signs.accepted.is_none() && !signs.is_retried {
             self.refused(now);
         }
         None

@@ -190,14 +190,15 @@ impl Lane {
         self.pace.connections().max(1 + self.slow(now))
     }
 
-    fn has_candidate(&self) -> bool {
-        self.schedule.has_due() || (self.breaker.canary().is_some() && self.refused_canary().is_some())
+    fn has_candidate(&self, now: Timestamp) -> bool {
+        self.schedule.has_due() || (self.breaker.canary().is_some() && self.refused_canary(now).is_some())
     }
 
     /// The oldest of those that it refused, and not since it came up.
-    fn refused_canary(&self) -> Option<TransactionId> {
+    fn refused_canary(&self, now: Timestamp) -> Option<TransactionId> {
         match self.breaker.canary()? {
             Canary::Refused(_) | Canary::Untried => self.schedule.refused().next(),
+            Canary::Next if self.breaker.stale_at().is_some_and(|at| at <= now) => self.schedule.refused().next(),
             Canary::Next => self.schedule.refused().find(|id| !self.breaker.has_just_refused(*id)),
         }
     }
@@ -206,7 +207,7 @@ impl Lane {
         let active = self.active();
         self.health.is_up()
             && active < self.attempts_max(now)
-            && self.has_candidate()
+            && self.has_candidate(now)
             && self.breaker.may_begin(active.saturating_sub(self.slow(now)), now)
             && self.pace.may_begin(active.saturating_sub(self.slow(now)), now)
     }
@@ -216,7 +217,7 @@ impl Lane {
         if !self.may_attempt(now) {
             return None;
         }
-        let id = match self.canary(messages) {
+        let id = match self.canary(messages, now) {
             Some(id) => {
                 self.schedule.begin_this(id, messages.mailbox(id));
                 id
@@ -234,7 +235,7 @@ impl Lane {
         Some(id)
     }
 
-    fn canary(&self, messages: &impl Messages) -> Option<TransactionId> {
+    fn canary(&self, messages: &impl Messages, now: Timestamp) -> Option<TransactionId> {
         let known_or_first = || {
             let oldest = self.schedule.oldest_due(CANARY_LOOK_MAX);
             oldest.iter().copied().find(|id| messages.is_known(*id)).or(oldest.first().copied())
@@ -245,8 +246,8 @@ impl Lane {
                 let place = usize::try_from(n).unwrap_or(0) % round.len().max(1);
                 round.get(place).copied().or_else(known_or_first)
             }
-            Canary::Untried => known_or_first().or_else(|| self.refused_canary()),
-            Canary::Next => known_or_first().or_else(|| self.refused_canary()),
+            Canary::Untried => known_or_first().or_else(|| self.refused_canary(now)),
+            Canary::Next => known_or_first().or_else(|| self.refused_canary(now)),
         }
     }
 
@@ -269,7 +270,9 @@ impl Lane {
         self.limits?;
         let attempt = if self.may_attempt(now) { Some(Timestamp::default()) } else { self.next_attempt(now) };
         let others = [self.health.next_probe(), self.schedule.next_wake(), self.breaker.settles_at()];
-        others.into_iter().chain([attempt]).flatten().min()
+        // What is in the past is part of `attempt`.
+        let stale = self.breaker.stale_at().filter(|at| *at > now && self.health.is_up());
+        others.into_iter().chain([attempt, stale]).flatten().min()
     }
 
     /// When one more seems to hang than `slow`, and that makes a difference.
@@ -284,7 +287,7 @@ impl Lane {
     /// When an attempt may begin that may not now, if nothing is heard before.
     fn next_attempt(&self, now: Timestamp) -> Option<Timestamp> {
         let active = self.active();
-        if !self.health.is_up() || !self.has_candidate() {
+        if !self.health.is_up() || !self.has_candidate(now) {
             return None;
         }
         let mut at = now + Duration::from_millis(1);
@@ -336,7 +339,7 @@ impl Lane {
             Some(Change::Up { down_for }) => {
                 self.breaker.came_up(now);
                 self.pace.came_up(now);
-                if self.has_candidate() {
+                if self.has_candidate(now) {
                     let messages = self.schedule.counts().waiting;
                     let (began, answered, is_believed) = (now, 0, false);
                     self.drain = Some(Drain { began, down_for, messages, answered, is_believed });

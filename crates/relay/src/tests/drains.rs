@@ -471,3 +471,16 @@ fn tables_that_come_back_by_half_bounce_nobody_they_knew() {
     drain.run_until(30 * MINUTE_MS);
     assert!(drain.count("breaker") > 0 && drain.bounced == 0, "{} bounced", drain.bounced);
 }
+
+#[test]
+fn what_is_all_there_is_is_tried_again_though_no_other_mail_comes() {
+    let temper: fn(&str, u64) -> Temper = |_, now| if now < 3 * MINUTE_MS { Temper::Refuses } else { Temper::Takes };
+    let mut drain = Drain::new(Server::new(temper), &[], backlog(3));
+    drain.run_until(20 * MINUTE_MS);
+    assert!(drain.all_taken() && drain.bounced == 0, "{:?}", drain.relay.route_status(ms(drain.now)));
+    // And where it never existed, nobody raises an alarm over it, or asks all the time.
+    let mut drain = Drain::new(Server::new(|_, _| Temper::Refuses), &[], backlog(3));
+    drain.run_until(6 * 60 * MINUTE_MS);
+    assert_eq!((drain.count("breaker"), drain.bounced), (0, 0));
+    assert!(drain.server.refused.len() <= 80, "asked {} times in six hours", drain.server.refused.len());
+}
