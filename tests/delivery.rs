@@ -34,9 +34,9 @@ fn recipients_of_one_message_part_ways_and_the_sent_one_is_not_sent_again() {
     let mut daemon = Serve::new(directory.path(), primary.port).start();
     let id = send_one(&daemon, &Message::new("parts", 1, 3000), &[no, later, yes]);
     let parted = |daemon: &Daemon| {
-        eventually("bounced, deferred and sent", || {
+        eventually("hold, deferred and sent", || {
             let states = [no, later, yes].map(|address| state_of(daemon, &id, address));
-            (states == ["bounced", "deferred", "sent"]).then_some(())
+            (states == ["hold", "deferred", "sent"]).then_some(())
         });
     };
     parted(&daemon);
@@ -47,28 +47,22 @@ fn recipients_of_one_message_part_ways_and_the_sent_one_is_not_sent_again() {
     assert_eq!(state_of(&daemon, &id, yes), "sent");
     let account = cli(directory.path(), &["verify", "--json"]).expect_code(0).account();
     assert_eq!(
-        (&account["transactions"], &account["accepted"], &account["sent"], &account["bounced"]),
-        (&1.into(), &3.into(), &1.into(), &1.into()),
+        (&account["transactions"], &account["accepted"], &account["sent"]),
+        (&1.into(), &3.into(), &1.into()),
         "{account}"
     );
-    // A flush moves what is deferred, and never what is settled.
+    // A flush moves what is deferred, and never what is on hold.
     let tried = primary.attempts(no);
     primary.answer(later, "250 2.1.5 Ok");
     eventually("the deferred recipient's delivery", || {
         daemon.ask(&["queue", "flush", "--all"]);
         (primary.deliveries_to(later) == 1).then_some(())
     });
-    assert_eq!(
-        (primary.attempts(no), primary.deliveries_to(no)),
-        (tried, 0),
-        "a flush moved a recipient that is settled"
-    );
+    assert_eq!((primary.attempts(no), primary.deliveries_to(no)), (tried, 0), "a flush moved a recipient on hold");
     primary.answer(no, "250 2.1.5 Ok");
-    cli(directory.path(), &["queue", "undo", "--id", &id]).expect_code(2);
-    cli(directory.path(), &["queue", "undo", "--id", &id, "--reason", "the user exists now"]).expect_code(0);
-    eventually("the delivery to the recipient whose refusal was undone", || {
-        (primary.deliveries_to(no) == 1).then_some(())
-    });
+    cli(directory.path(), &["queue", "release", "--id", &id]).expect_code(2);
+    cli(directory.path(), &["queue", "release", "--id", &id, "--reason", "the user exists now"]).expect_code(0);
+    eventually("the released recipient's delivery", || (primary.deliveries_to(no) == 1).then_some(()));
     daemon.wait_until_empty();
     assert_eq!(
         (primary.deliveries_to(yes), primary.deliveries_to(later)),
