@@ -301,8 +301,8 @@ impl Breaker {
             }
             State::Doubted { .. } => self.state = State::Believed,
         }
-        let was_refused = !std::mem::take(&mut self.provisional).is_empty();
-        was_refused.then_some(Finding::Retry)
+        self.provisional.clear();
+        Some(Finding::Retry)
     }
 
     fn refused_known(&mut self, mailbox: Mailbox, now: Timestamp) {

@@ -92,7 +92,7 @@ const DEFECTS: &[(Broken, Rule, u64)] = &[
     (Broken::GivesUpAtBadSector, Rule::Recovery, 60),
     (Broken::RecoverAlwaysAdds, Rule::Recovery, 60),
     (Broken::RecoverSetsNothingAside, Rule::Recovery, 60),
-    (Broken::LineWithoutEnd, Rule::Bounds, 60),
+    (Broken::LineWithoutEnd, Rule::Bounds, 600),
     (Broken::KeepsContents, Rule::Bounds, 60),
     (Broken::SegmentForEachBatch, Rule::Bounds, 60),
     (Broken::ConnectsAtWill, Rule::Bounds, 60),
