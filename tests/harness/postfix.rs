@@ -60,14 +60,21 @@ pub struct Postfix {
 impl Postfix {
     /// Starts it on a port of its own.
     pub fn start(role: Role) -> Self {
-        let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = reserved.local_addr().unwrap().port();
-        drop(reserved);
-        Self::start_on(role, port)
+        // The port may be somebody else's by the time that Postfix asks for it.
+        eventually("Postfix to start", || {
+            let reserved = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = reserved.local_addr().unwrap().port();
+            drop(reserved);
+            Self::try_start_on(&role, port)
+        })
     }
 
     /// Starts it on `port` of 127.0.0.1, which must be free.
     pub fn start_on(role: Role, port: u16) -> Self {
+        Self::try_start_on(&role, port).expect("Postfix does not start")
+    }
+
+    fn try_start_on(role: &Role, port: u16) -> Option<Self> {
         require_root();
         let directory = scratch();
         let smtp = SocketAddr::from(([127, 0, 0, 1], port));
@@ -85,12 +92,12 @@ impl Postfix {
                  virtual_uid_maps = static:{NOBODY}\nvirtual_gid_maps = static:{NOBODY}\n"
             ),
             Role::Sender(next) => format!("relayhost = [127.0.0.1]:{next}\n"),
-            Role::SenderWith(next, ref lines) => format!("relayhost = [127.0.0.1]:{next}\n{lines}"),
+            Role::SenderWith(next, lines) => format!("relayhost = [127.0.0.1]:{next}\n{lines}"),
             Role::SenderOverTls(next) => {
                 format!("relayhost = [127.0.0.1]:{next}\nsmtp_tls_security_level = encrypt\n")
             }
         };
-        if let Role::PrimaryWith(lines) = &role {
+        if let Role::PrimaryWith(lines) = role {
             special.push_str(lines);
         }
         if matches!(role, Role::EncryptingPrimary) {
@@ -112,9 +119,11 @@ impl Postfix {
         fs::write(format!("{home}/etc/main.cf"), main).unwrap();
         fs::write(format!("{home}/etc/master.cf"), format!("{smtp} inet n - n - - smtpd\n{SERVICES}")).unwrap();
         let postfix = Self { directory, smtp };
-        run(tool("postfix").args(["-c", &format!("{home}/etc"), "start"])).expect_code(0);
+        if run(tool("postfix").args(["-c", &format!("{home}/etc"), "start"])).code != Some(0) {
+            return None;
+        }
         eventually("Postfix to listen", || TcpStream::connect(smtp).ok());
-        postfix
+        Some(postfix)
     }
 
     /// Sets this in main.cf and has it read.
