@@ -111,7 +111,7 @@ fn warnings(config: &Config) -> Vec<String> {
     let mut warnings: Vec<String> = unlisted
         .map(|route| {
             format!(
-                "route {} has no recipients list: every address is taken, and what the primary refuses lands on hold",
+                "route {} has no recipients list: every address is taken, and what the primary refuses is bounced",
                 route.name
             )
         })
