@@ -80,7 +80,7 @@ Exit codes:
 const INIT_HELP: &str = "\
 On a terminal it asks for what is not given. It writes the file, never over an existing one, and prints the DNS lines and
 what the primary must allow.
-Without a list of recipients every address of the domains is taken, and what the primary refuses later lands on hold.
+Without a list of recipients every address of the domains is taken, and what the primary refuses later is bounced.
 
 Exit codes: 0 written, 1 the file exists or cannot be written, 2 usage, 6 what would be written is invalid";
 

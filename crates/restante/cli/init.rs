@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 /// Behind the errors.
 const NOT_WRITTEN: &str = "nothing was written";
 /// What a route without a list does, in the file and in the question.
-const UNLISTED: &str = "Without a list every address is taken, and what the primary refuses later lands on hold";
+const UNLISTED: &str = "Without a list every address is taken, and what the primary refuses later is bounced";
 /// Longer than any answer that means something.
 const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// There is nothing secret in it, and the daemon's own user must be able to read it.
